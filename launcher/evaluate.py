@@ -1,0 +1,61 @@
+"""Measure the likelihood of held-out data under a consolidated checkpoint.
+
+Autoregressive models give the exact value, non-autoregressive ones an upper bound.
+
+python launcher/evaluate.py --checkpoint exported/quickstart_nar --data data/python_stdlib --output evaluation.json
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from nar_scale.checkpoint import load_exported
+from nar_scale.errors import UserError
+from nar_scale.evaluation import evaluate_dataset
+from nar_scale.files import write_atomically
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a consolidated checkpoint")
+    parser.add_argument("--data", required=True, metavar="DIR", help="a data set that prepare.py wrote")
+    parser.add_argument("--output", required=True, metavar="FILE.json", help="where the result goes")
+    parser.add_argument("--split", default="validation", help="part of the data set (default: validation)")
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N sequences only")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    options = parser.parse_args(arguments)
+    try:
+        model = load_exported(options.checkpoint, options.device)
+        likelihood = evaluate_dataset(
+            model.wrapper,
+            options.data,
+            model.info.vocabulary_size,
+            options.split,
+            options.batch_size,
+            options.limit,
+        )
+        result = {
+            **asdict(likelihood),
+            "perplexity": likelihood.perplexity,
+            "bits_per_byte": likelihood.bits_per_byte,
+            "checkpoint": options.checkpoint,
+            "step": model.info.step,
+            "data": options.data,
+            "split": options.split,
+        }
+        write_atomically(Path(options.output), (json.dumps(result, indent=2) + "\n").encode())
+    except UserError as error:
+        print(f"evaluate: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"evaluate: error: cannot write {options.output}: {error.strerror}", file=sys.stderr)
+        return 2
+    print(f"{likelihood.sequences:,} sequences, {likelihood.tokens:,} tokens: {likelihood}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

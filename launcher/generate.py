@@ -1,0 +1,74 @@
+"""Generate from a consolidated checkpoint: from scratch, from prompts, or into gaps.
+
+python launcher/generate.py --checkpoint exported/quickstart_nar --output samples --num-samples 4
+python launcher/generate.py --checkpoint exported/quickstart_nar --output filled --prompts prompts.jsonl
+
+A line of prompts.jsonl is {"prompt": "def main("} or, for a non-autoregressive model, a text with gaps of so many
+tokens: {"text": "for i in <mask:8>:"}. Results are OUTPUT/part-NNNNN.jsonl.
+"""
+
+import argparse
+import json
+import sys
+from typing import get_args
+
+from nar_scale.decoding import Sampler
+from nar_scale.errors import UserError
+from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
+
+
+def parse_worker(text: str) -> tuple[int, int]:
+    worker, _, workers = text.partition("/")
+    return int(worker), int(workers)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a consolidated checkpoint")
+    parser.add_argument("--output", required=True, metavar="DIR", help="where the results go; finished parts are kept")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompts", metavar="FILE.jsonl", help="what to continue or fill in")
+    source.add_argument("--num-samples", type=int, metavar="N", help="generate so many sequences from scratch")
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
+    parser.add_argument("--top-k", type=float, default=1.0, metavar="FRACTION", help="keep so much of the vocabulary")
+    parser.add_argument(
+        "--sampler",
+        default="confidence",
+        choices=get_args(Sampler),
+        help="non-autoregressive: reveal the surest tokens first, cooling down, or random ones (default: confidence)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="non-autoregressive: network calls (default: the run's)")
+    parser.add_argument("--length", type=int, metavar="N", help="tokens of a sequence, prompt included")
+    parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
+    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
+    parser.add_argument("--worker", type=parse_worker, default=(0, 1), metavar="I/N", help="do share I of N, from 0")
+    parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
+    parser.add_argument("--print", action="store_true", help="show the results on the terminal too")
+    options = parser.parse_args(arguments)
+    try:
+        requests = read_requests(options.prompts) if options.prompts else samples_from_scratch(options.num_samples)
+        parts = generate(
+            options.checkpoint,
+            options.output,
+            requests,
+            SamplingOptions(
+                options.temperature, options.sampler, options.steps, options.top_k, options.length, options.seed
+            ),
+            worker=options.worker[0],
+            workers=options.worker[1],
+            batch_size=options.batch_size,
+            device=options.device,
+        )
+    except UserError as error:
+        print(f"generate: error: {error}", file=sys.stderr)
+        return 2
+    if options.print:
+        for line in (line for part in parts for line in part.read_text(encoding="utf-8").splitlines()):
+            sample = json.loads(line)
+            print(f"--- {sample['number']} ({sample['network_calls']} network calls)\n{sample['generated']}")
+    print(f"{len(parts)} part(s) in {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

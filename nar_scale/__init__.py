@@ -1,0 +1,9 @@
+"""Train and use autoregressive and non-autoregressive token transformers.
+
+>>> from nar_scale import TransformerWrapper, Encoder, NonAutoregressiveWrapper
+"""
+
+from nar_scale.model import Decoder, Encoder, TransformerWrapper
+from nar_scale.objectives import AutoregressiveWrapper, NonAutoregressiveWrapper
+
+__all__ = ["AutoregressiveWrapper", "Decoder", "Encoder", "NonAutoregressiveWrapper", "TransformerWrapper"]

@@ -1,0 +1,22 @@
+"""Checkpoints: the store of a run, the consolidated format, and the way from one to the other."""
+
+from nar_scale.checkpoint.consolidate import TrainingState, consolidate
+from nar_scale.checkpoint.exported import DecodeManifest, LoadedModel, ModelInfo, describe_decoding, load_exported
+from nar_scale.checkpoint.probe import check_probe, run_probe, save_probe
+from nar_scale.checkpoint.store import CheckpointStore, list_files, record_files
+
+__all__ = [
+    "CheckpointStore",
+    "DecodeManifest",
+    "LoadedModel",
+    "ModelInfo",
+    "TrainingState",
+    "check_probe",
+    "consolidate",
+    "describe_decoding",
+    "list_files",
+    "load_exported",
+    "record_files",
+    "run_probe",
+    "save_probe",
+]

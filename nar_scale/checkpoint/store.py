@@ -1,0 +1,163 @@
+"""A directory of checkpoints that are complete or absent, never in between.
+
+A checkpoint is written under a temporary name, its files are recorded with size and checksum and synced, the
+directory is renamed, and only then the `latest` pointer moves, by rename too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from nar_scale.errors import CheckpointError
+from nar_scale.files import sync_directory, write_atomically
+
+MANIFEST = "manifest.json"
+POINTER = "latest"
+_STEP_NAME = re.compile(r"step-(\d+)")
+_WRITING = ".writing-"
+
+FileRecord = dict[str, int | str]
+
+
+class CheckpointStore:
+    """The checkpoints of one run.
+
+    Args:
+        directory: where they are; created when the first is written.
+    """
+
+    def __init__(self, directory: str | Path):
+        self.directory = Path(directory)
+
+    def __repr__(self) -> str:
+        return f"CheckpointStore({str(self.directory)!r}, steps={self.steps()})"
+
+    def path(self, step: int) -> Path:
+        """Where the complete checkpoint of a step is."""
+        return self.directory / f"step-{step:09d}"
+
+    def writing_path(self, step: int) -> Path:
+        """Where the checkpoint of a step is written before it is complete."""
+        return self.directory / f"{_WRITING}{self.path(step).name}"
+
+    def steps(self) -> list[int]:
+        """Steps of the published checkpoints, ascending."""
+        if not self.directory.is_dir():
+            return []
+        names = (_STEP_NAME.fullmatch(entry.name) for entry in self.directory.iterdir() if entry.is_dir())
+        return sorted(int(name[1]) for name in names if name)
+
+    def prepare(self, step: int) -> Path:
+        """Make an empty directory to write the checkpoint of a step into; leftovers are removed.
+
+        Raises:
+            CheckpointError: the directory cannot be written.
+        """
+        path = self.writing_path(step)
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self.directory.glob(f"{_WRITING}*"):
+                shutil.rmtree(leftover)
+            path.mkdir()
+        except OSError as error:
+            raise CheckpointError(f"cannot write checkpoints to {self.directory}: {error.strerror}") from None
+        return path
+
+    def publish(self, step: int, records: dict[str, FileRecord]) -> Path:
+        """Complete the checkpoint of a step, whose files have been written and recorded, and point to it.
+
+        Args:
+            records: size and checksum of every file, from `record_files`.
+
+        Raises:
+            CheckpointError: a file is missing or has another size than recorded, or the disk refuses.
+        """
+        writing, path = self.writing_path(step), self.path(step)
+        try:
+            found = list_files(writing)
+            if sorted(found) != sorted(records):
+                raise CheckpointError(f"{writing} holds {sorted(found)} instead of {sorted(records)}; not published")
+            for name, record in records.items():
+                if (writing / name).stat().st_size != record["size"]:
+                    raise CheckpointError(f"{writing / name} is not {record['size']} bytes long; not published")
+            write_atomically(writing / MANIFEST, json.dumps(records, indent=1).encode())
+            if path.exists():
+                shutil.rmtree(path)
+            os.replace(writing, path)
+            sync_directory(self.directory)
+            write_atomically(self.directory / POINTER, f"{path.name}\n".encode())
+        except OSError as error:
+            raise CheckpointError(f"cannot publish the checkpoint {path}: {error.strerror}") from None
+        return path
+
+    def newest_good(self, report: Callable[[str], None]) -> int | None:
+        """The newest step whose files are all as recorded; damaged ones are reported and passed over.
+
+        Raises:
+            CheckpointError: there are checkpoints, but none is good.
+        """
+        damaged = []
+        for step in reversed(self.steps()):
+            problem = find_damage(self.path(step))
+            if problem is None:
+                return step
+            damaged.append(problem)
+            report(f"checkpoint {self.path(step)} is damaged and passed over: {problem}")
+        if damaged:
+            raise CheckpointError(f"no checkpoint in {self.directory} is good; newest: {damaged[0]}")
+        return None
+
+    def retain(self, keep_last: int, keep_every: int | None) -> None:
+        """Delete all but the last `keep_last` checkpoints and those at multiples of `keep_every` steps."""
+        for step in self.steps()[:-keep_last]:
+            if not keep_every or step % keep_every:
+                shutil.rmtree(self.path(step))
+
+
+def list_files(directory: Path) -> list[str]:
+    """Relative names of all files below a directory but the manifest, sorted."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(directory)) for path in files if path.name != MANIFEST)
+
+
+def record_files(directory: Path, names: Iterable[str]) -> dict[str, FileRecord]:
+    """Sync files to disk and record the size and BLAKE2b checksum of each."""
+    records: dict[str, FileRecord] = {}
+    for name in names:
+        with open(directory / name, "rb") as file:
+            os.fsync(file.fileno())
+            records[name] = {"size": os.fstat(file.fileno()).st_size, "blake2b": _checksum(directory / name)}
+    return records
+
+
+def find_damage(path: Path) -> str | None:
+    """What is wrong with a published directory, in a few words naming the file; None if nothing is."""
+    try:
+        records = json.loads((path / MANIFEST).read_text())
+    except OSError as error:
+        return f"{path / MANIFEST} cannot be read ({error.strerror})"
+    except ValueError:
+        return f"{path / MANIFEST} is not valid JSON"
+    for name, record in records.items():
+        file = path / name
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_size != record["size"]:
+            return f"{file} has {file.stat().st_size} bytes instead of {record['size']}"
+        if _checksum(file) != record["blake2b"]:
+            return f"{file} has a wrong checksum"
+    return None
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with open(path, "rb", buffering=0) as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

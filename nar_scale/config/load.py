@@ -1,0 +1,124 @@
+"""From a YAML file and `section.key=value` overrides to a `Config`."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from nar_scale.config.schema import Config
+from nar_scale.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `3e-4` as a string; here it is the number that everyone means."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read and validate a YAML file.
+
+    Args:
+        path: the YAML file.
+        overrides: `section.key=value` strings, applied over the file; values are YAML.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or value is wrong; one line for each problem.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
+    values = _parse(text, str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as 'model:' and 'training:', found {values!r:.60}")
+    for override in overrides:
+        _apply(values, override)
+    return validate_config(values, source=str(path), default_run_directory=f"runs/{path.stem}")
+
+
+def validate_config(values: dict[str, Any], source: str, default_run_directory: str | None = None) -> Config:
+    """Turn nested dictionaries into a `Config`; `source` names their origin in error messages.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest valid one), a missing key or a wrong value.
+    """
+    training = values.get("training")
+    if default_run_directory and isinstance(training, dict) and training.get("run_directory") is None:
+        values = {**values, "training": {**training, "run_directory": default_run_directory}}
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(problem) for problem in error.errors()) + f" (in {source})") from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML text that `load_config` reads back unchanged."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, value = override.partition("=")
+    *sections, name = key.split(".")
+    if not separator or not sections or not name:
+        raise ConfigError(f"override {override!r} is not of the form section.key=value")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {section!r} is not a section")
+    values[name] = _parse(value, f"override {override!r}")
+
+
+def _explain(problem: Any) -> str:
+    location = [str(part) for part in problem["loc"]]
+    name = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        return f"unknown key {name!r}{_nearest(location)}"
+    if problem["type"] == "missing":
+        return f"missing key {name!r}"
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    if not name:
+        return message
+    if problem["type"] == "value_error":
+        return f"{name}: {message}"
+    return f"{name}: {message}, got {problem['input']!r:.60}"
+
+
+def _nearest(location: Sequence[str]) -> str:
+    valid = {".".join(key) for key in _all_keys(Config)}
+    name = ".".join(location)
+    siblings = [key for key in valid if key.split(".")[:-1] == list(location[:-1])]
+    close = difflib.get_close_matches(name, siblings, 1, 0.6) or difflib.get_close_matches(name, valid, 1, 0.6)
+    elsewhere = [key for key in valid if key.split(".")[-1] == location[-1]]
+    for candidates in (close, elsewhere):
+        if candidates:
+            return f", did you mean {sorted(candidates)[0]!r}?"
+    return f"; valid here: {', '.join(sorted(key.split('.')[-1] for key in siblings))}"
+
+
+def _all_keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterable[tuple[str, ...]]:
+    for name, annotation in get_type_hints(model).items():
+        if name not in model.model_fields:
+            continue
+        yield (*prefix, name)
+        for kind in (annotation, *get_args(annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _all_keys(kind, (*prefix, name))

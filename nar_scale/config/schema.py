@@ -1,0 +1,187 @@
+"""The sections of a YAML file, typed and validated.
+
+Every key has one meaning and one default; an unknown key is an error that names the nearest valid one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import model_validator as validator
+
+Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """Base of every section: no unknown keys, no silent conversion between types, immutable."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class ModelConfig(Section):
+    """The transformer. Whether it is an `Encoder` or a `Decoder` follows from `objective.kind`."""
+
+    dim: PositiveInt
+    depth: PositiveInt
+    heads: PositiveInt
+    max_seq_len: PositiveInt
+    """Tokens in a sequence; the data must have been prepared with this `--seq-len` or a shorter one."""
+    dim_head: PositiveInt | None = None
+    """Channels a head; `dim // heads` if not given."""
+    kv_heads: PositiveInt | None = None
+    """Key/value heads, shared by groups of query heads; as many as `heads` if not given."""
+    feedforward: Literal["swiglu", "geglu", "gelu"] = "swiglu"
+    feedforward_mult: PositiveFloat = 4.0
+    """Hidden width over `dim`; the gated forms use two thirds of it, for the same number of parameters."""
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    positions: Literal["rotary", "learned"] = "rotary"
+    rotary_theta: PositiveFloat = 10_000.0
+    qk_norm: bool = False
+    tie_embeddings: bool = False
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass instead of keeping its activations."""
+
+    @validator(mode="after")
+    def _heads_fit(self) -> ModelConfig:
+        if self.dim_head is None and self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not divisible by heads {self.heads}; give dim_head or change one")
+        if self.kv_heads is not None and self.heads % self.kv_heads:
+            raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
+        return self
+
+
+class ObjectiveConfig(Section):
+    """What is learned. Keys after `kind` belong to the kind named beside them."""
+
+    kind: Literal["non_autoregressive", "autoregressive"]
+    schedule: Literal["linear", "cosine", "uniform_count"] = "linear"
+    """Non-autoregressive: masked fraction over the progress of unmasking, in training and decoding."""
+    loss: Literal["mdlm", "maskgit"] = "mdlm"
+    """Non-autoregressive: `mdlm` weighs the loss into a likelihood bound, `maskgit` is the unweighted choice."""
+    steps: PositiveInt = 18
+    """Non-autoregressive: network calls in `generate`."""
+    no_replace_prob: Probability = 0.0
+    """Non-autoregressive: fraction of masked tokens left as they are (BERT), in half of the sequences."""
+    random_token_prob: Probability = 0.0
+    """Non-autoregressive: fraction of masked tokens replaced by random ones (BERT), in half of the sequences."""
+    self_conditioning: bool = False
+    """Non-autoregressive: condition each pass on the embeddings of the one before."""
+    self_conditioning_train_prob: Probability = 0.75
+    self_token_critic: bool = False
+    """Non-autoregressive: let the net itself judge which tokens to keep while decoding."""
+    critic_loss_weight: NonNegativeFloat = 1.0
+    mask_prob: float = Field(0.0, ge=0.0, lt=1.0)
+    """Autoregressive: fraction of input tokens hidden in training (forgetful causal masking)."""
+    attention_z_loss: bool = False
+    """Autoregressive: add the attention z-loss."""
+
+
+class DataConfig(Section):
+    """Where the shards are and how they are read."""
+
+    directory: str
+    """A directory that `launcher/prepare.py` wrote, or any folder of WebDataset shards."""
+    train: str = "train/*.tar"
+    """Shards to train on, a glob pattern below `directory`."""
+    validation: str = "validation/*.tar"
+    """Held-out shards; an empty string if there are none."""
+    field: str = "tokens.npy"
+    """The member of each sample that holds the token ids, a one-dimensional integer array."""
+    tokenizer: str | None = None
+    """`byte` or a tokenizer file; what `dataset.json` names if not given."""
+    vocabulary_size: PositiveInt | None = None
+    """Number of token ids; what `dataset.json` says if not given."""
+    index_directory: str | None = None
+    """Where shard indices are kept when they cannot stand beside the shards."""
+    shuffle_window: PositiveInt = 8
+    """Shards among which samples are mixed at a time."""
+    loader_workers: NonNegativeInt = 1
+    """Reading processes a rank."""
+
+
+class OptimizerConfig(Section):
+    """AdamW; matrices are decayed, vectors (norms, biases) and embeddings are not."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: PositiveFloat
+    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegativeFloat = 0.1
+    gradient_clipping: NonNegativeFloat = 1.0
+    """Largest global gradient norm; 0 switches clipping off."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate over the run, as a factor of `optimizer.learning_rate`."""
+
+    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    warmup_steps: NonNegativeInt = 0
+    decay_fraction: float = Field(0.2, gt=0.0, le=1.0)
+    """`wsd`: the last part of the run, in which the rate falls linearly."""
+    final_factor: float = Field(0.1, ge=0.0, le=1.0)
+    """The factor at the last step of `cosine` and `wsd`."""
+
+
+class TrainingConfig(Section):
+    """How long, how wide and in which precision."""
+
+    steps: PositiveInt
+    global_batch_size: PositiveInt
+    """Sequences in one optimizer step, over all ranks and accumulation."""
+    micro_batch_size: PositiveInt
+    """Sequences in one forward pass of one rank; accumulation follows from the other numbers."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    seed: NonNegativeInt = 0
+    run_directory: str | None = None
+    """Checkpoints, logs and samples; `runs/NAME` with the name of the YAML file if not given."""
+
+
+class CheckpointConfig(Section):
+    """When checkpoints are written and which are kept."""
+
+    every: PositiveInt = 1000
+    """Steps between checkpoints; one is also written at the end and on a stop signal."""
+    keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    """Steps whose multiples are never deleted."""
+
+
+class LoggingConfig(Section):
+    """What is reported during a run, and how often."""
+
+    every: PositiveInt = 10
+    """Steps between lines in the metrics log, TensorBoard and the progress display."""
+    evaluate_every: NonNegativeInt = 0
+    """Steps between evaluations on held-out data; 0 for none. One more runs at the end of training."""
+    evaluation_samples: PositiveInt = 1024
+    """Held-out sequences in an evaluation."""
+    sample_every: NonNegativeInt = 0
+    """Steps between generated samples in TensorBoard; 0 for none."""
+    samples: PositiveInt = 2
+    """Sequences generated each time."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    model: ModelConfig
+    objective: ObjectiveConfig
+    data: DataConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    training: TrainingConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    logging: LoggingConfig = LoggingConfig()
+    deepspeed: dict[str, Any] = {}
+    """Raw DeepSpeed settings, merged over what the other sections derive: they win."""
+
+    @validator(mode="after")
+    def _warmup_fits(self) -> Config:
+        if self.schedule.warmup_steps >= self.training.steps:
+            raise ValueError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} is not below training.steps {self.training.steps}"
+            )
+        return self

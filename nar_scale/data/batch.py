@@ -1,0 +1,44 @@
+"""A micro-batch of token samples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+PAD_TOKEN = 0
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro-batch; all tensors int64 and on one device.
+
+    Attributes:
+        tokens: [batch, n], with 0 beyond the length of a sample.
+        lengths: [batch], valid tokens in each sample, in [1, n].
+        sample_ids: [batch], number of each sample in its data set.
+        epochs: [batch], how often the stream had passed over the data set before.
+        positions: [batch], place of each sample in the endless stream.
+    """
+
+    tokens: Tensor
+    lengths: Tensor
+    sample_ids: Tensor
+    epochs: Tensor
+    positions: Tensor
+
+    @property
+    def padded(self) -> bool:
+        """Whether any sample is shorter than n; waits for the device if the tensors are on one."""
+        return bool((self.lengths < self.tokens.shape[1]).any())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
+        """Return the batch on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in page-locked memory."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})

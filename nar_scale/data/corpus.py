@@ -1,0 +1,61 @@
+"""Finding the documents of a corpus: files and folders in, a sorted list of files out."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from nar_scale.errors import DataError
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """The files to read, in order, and how many hidden files were passed over."""
+
+    files: list[Path]
+    hidden: int
+
+
+def find_corpus(inputs: Sequence[Path], include: str, exclude: Sequence[str], output: Path) -> Corpus:
+    """List the files of a corpus: inputs in the given order, folders walked in sorted order.
+
+    Args:
+        inputs: files, always taken, and folders, walked recursively. A file reached twice is taken once.
+        include: glob that the name of a file in a folder must match.
+        exclude: globs; a file with any part of its path below the folder matching one is left out.
+        output: a folder never looked into, so that a data set does not swallow itself.
+
+    Raises:
+        DataError: an input does not exist.
+    """
+    files: dict[Path, None] = {}
+    hidden = 0
+    for path in inputs:
+        if not path.exists():
+            raise DataError(f"input {path} does not exist; give existing files or folders")
+        if not path.is_dir():
+            files.setdefault(path.resolve())
+            continue
+        for file in _walk(path, exclude, output.resolve()):
+            if file.name.startswith("."):
+                hidden += 1
+            elif fnmatchcase(file.name, include):
+                files.setdefault(file.resolve())
+    return Corpus(list(files), hidden)
+
+
+def _walk(root: Path, exclude: Sequence[str], output: Path) -> Iterator[Path]:
+    def excluded(name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in exclude)
+
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not excluded(name) and not name.startswith(".") and (Path(folder) / name).resolve() != output
+        )
+        for name in sorted(names):
+            file = Path(folder) / name
+            if file.is_file() and not excluded(name):
+                yield file

@@ -1,0 +1,42 @@
+"""Writing one WebDataset shard of token samples, the same bytes every time."""
+
+import io
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from nar_scale.data.info import TOKENS_FIELD
+
+
+def write_shard(path: Path, tokens: np.ndarray, sequence_length: int, first_sample: int) -> None:
+    """Write a tar with one `<key>.tokens.npy` per sample; the key is the number of the sample, "%09d".
+
+    Args:
+        path: the tar file, overwritten.
+        tokens: unsigned integers [n], cut into samples of `sequence_length`; the last may be shorter.
+        sequence_length: tokens in a sample.
+        first_sample: number of the shard's first sample in its split.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from webdataset import TarWriter
+
+    with open(path, "wb") as file:
+        with TarWriter(file, encoder=False, mtime=0, user="nar_scale", group="nar_scale") as writer:
+            for number, start in enumerate(range(0, len(tokens), sequence_length), start=first_sample):
+                sample = tokens[start : start + sequence_length]
+                header = _npy_header(sample.dtype.str, len(sample))
+                writer.write({"__key__": f"{number:09d}", TOKENS_FIELD: header + sample.tobytes()})
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@lru_cache(maxsize=16)
+def _npy_header(dtype: str, length: int) -> bytes:
+    # np.save spends most of its time on this header, and nearly every sample of a shard has the same one.
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": dtype, "fortran_order": False, "shape": (length,)})
+    return stream.getvalue()

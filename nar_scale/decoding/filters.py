@@ -1,0 +1,86 @@
+"""Logit filters and sampling. All work on `[..., num_tokens]` and set what they drop to -inf."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from nar_scale.errors import ConfigError
+
+LogitFilter = Callable[..., Tensor]
+_COLDEST = 1e-3  # below this temperature sampling is greedy in all but name
+
+
+def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) -> Tensor:
+    """Keep the k largest logits, or `ceil(frac_num_tokens * num_tokens)` of them."""
+    num_tokens = logits.shape[-1]
+    k = min(k or math.ceil(frac_num_tokens * num_tokens), num_tokens)
+    values, indices = logits.topk(max(k, 1), dim=-1)
+    return torch.full_like(logits, -math.inf).scatter(-1, indices, values)
+
+
+def top_p(logits: Tensor, thres: float = 0.9) -> Tensor:
+    """Keep the smallest set of tokens whose probability reaches `thres`, the one that crosses it included."""
+    ordered, indices = logits.sort(descending=True, dim=-1)
+    probabilities = ordered.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    return torch.full_like(logits, -math.inf).scatter(-1, indices, ordered.masked_fill(before >= thres, -math.inf))
+
+
+def min_p(logits: Tensor, min_p: float = 0.1) -> Tensor:
+    """Keep tokens at least `min_p` times as probable as the likeliest (arXiv:2407.01082)."""
+    probabilities = logits.softmax(dim=-1)
+    return logits.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), -math.inf)
+
+
+def top_a(logits: Tensor, min_p_pow: float = 2.0, min_p_ratio: float = 0.02) -> Tensor:
+    """Keep tokens above `min_p_ratio` times the largest probability to the power `min_p_pow`."""
+    probabilities = logits.softmax(dim=-1)
+    limit = probabilities.amax(dim=-1, keepdim=True) ** min_p_pow * min_p_ratio
+    return logits.masked_fill(probabilities < limit, -math.inf)
+
+
+FILTERS: dict[str, LogitFilter] = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "top_a": top_a}
+
+
+def get_filter(name: str | LogitFilter | None) -> LogitFilter:
+    """The filter of that name, the callable itself, or one that keeps everything for None.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name is None:
+        return lambda logits: logits
+    if callable(name):
+        return name
+    if name not in FILTERS:
+        raise ConfigError(f"unknown logit filter {name!r}; use one of {', '.join(FILTERS)} or a callable")
+    return FILTERS[name]
+
+
+def contrastive(expert_logits: Tensor, amateur_logits: Tensor, alpha: float = 0.1, beta: float = 0.5) -> Tensor:
+    """Prefer what the expert knows and the amateur does not (arXiv:2309.09117, appendix A, algorithm 2)."""
+    cutoff = math.log(alpha) + expert_logits.amax(dim=-1, keepdim=True)
+    difference = (1 + beta) * expert_logits - beta * amateur_logits
+    return difference.masked_fill(expert_logits < cutoff, -math.inf)
+
+
+def sample(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
+    """Draw tokens by inverting the cumulative distribution in float64.
+
+    Args:
+        logits: `[..., num_tokens]`.
+        temperature: close to 0 for the likeliest token.
+        uniform: float64 `[...]` in (0, 1), the only source of randomness.
+
+    Returns:
+        int64 `[...]`; never a token whose logit is -inf.
+    """
+    if temperature < _COLDEST:
+        return logits.argmax(dim=-1)
+    cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    threshold = uniform[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, threshold, right=False)[..., 0].clamp(max=logits.shape[-1] - 1)

@@ -1,0 +1,177 @@
+"""Left-to-right decoding with a key/value cache: sampling, contrastive decoding, beam search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nar_scale.decoding.filters import LogitFilter, contrastive, sample
+from nar_scale.errors import ConfigError
+from nar_scale.masking import Noise
+from nar_scale.model import KeyValueCache, TransformerWrapper
+
+
+@dataclass
+class Prompts:
+    """Prompts of different lengths, aligned at their ends.
+
+    Attributes:
+        tokens: int64 `[batch, n]`, padded on the left.
+        padding: int64 `[batch]`, padding tokens of each row.
+    """
+
+    tokens: Tensor
+    padding: Tensor
+
+    @classmethod
+    def align(cls, tokens: Tensor, lengths: Tensor | None, pad_value: int) -> Prompts:
+        """From prompts padded on the right, `[batch, n]`, with their lengths; None if all fill their row."""
+        if lengths is None:
+            return cls(tokens, torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device))
+        padding = tokens.shape[1] - lengths
+        source = torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]
+        aligned = tokens.gather(1, source.clamp(min=0)).masked_fill(source < 0, pad_value)
+        return cls(aligned, padding)
+
+
+@dataclass
+class Predictor:
+    """Next-token logits of a causal net for sequences that grow at the end.
+
+    Within `max_seq_len` each token passes the net once; past it the window slides, and with it all positions
+    change, so that the whole window is computed anew for each token.
+    """
+
+    net: TransformerWrapper
+    padding: Tensor
+    use_cache: bool = True
+    cache: KeyValueCache | None = field(default=None, init=False)
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Logits of the token after `[batch, n]`, float32 `[batch, num_tokens]`."""
+        length, capacity = tokens.shape[1], self.net.max_seq_len
+        if not self.use_cache or length > capacity:
+            self.cache = None
+            window = tokens[:, -capacity:]
+            return self._run(window, (self.padding - (length - window.shape[1])).clamp(min=0), None)
+        if self.cache is None:
+            self.cache = KeyValueCache(capacity)
+        return self._run(tokens, self.padding, self.cache)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep, repeat or reorder the sequences; int64 `[new_batch]`."""
+        self.padding = self.padding[rows]
+        if self.cache is not None:
+            self.cache.select(rows)
+
+    def _run(self, tokens: Tensor, padding: Tensor, cache: KeyValueCache | None) -> Tensor:
+        start = cache.length if cache is not None else 0
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        mask = places >= padding[:, None] if bool(padding.any()) else None
+        positions = (places - padding[:, None]).clamp(min=0)[:, start:]
+        hidden = self.net(tokens[:, start:], mask=mask, positions=positions, cache=cache, return_embeddings=True)
+        return self.net.to_logits(hidden[:, -1]).float()
+
+
+def continue_prompts(
+    net: TransformerWrapper,
+    prompts: Prompts,
+    seq_len: int,
+    *,
+    noise: Noise,
+    temperature: float,
+    logit_filter: LogitFilter,
+    filter_kwargs: dict[str, Any],
+    eos_token: int | None,
+    pad_value: int,
+    amateurs: Sequence[tuple[TransformerWrapper, dict[str, float]]] = (),
+    use_cache: bool = True,
+) -> Tensor:
+    """Sample up to `seq_len` tokens after each prompt, int64 `[batch, generated]`.
+
+    Generation ends early when every sequence has produced `eos_token`; what follows it is `pad_value`.
+    """
+    expert = Predictor(net, prompts.padding, use_cache)
+    rivals = [(Predictor(amateur, prompts.padding, use_cache), settings) for amateur, settings in amateurs]
+    tokens, start = prompts.tokens, prompts.tokens.shape[1]
+    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    for step in range(seq_len):
+        logits = expert(tokens)
+        for rival, settings in rivals:
+            logits = contrastive(logits, rival(tokens), **settings)
+        if temperature == 0:
+            drawn = logits.argmax(dim=-1)
+        else:
+            drawn = sample(logit_filter(logits, **filter_kwargs), temperature, noise.derive(step).uniform())
+        tokens = torch.cat((tokens, drawn.masked_fill(ended, pad_value)[:, None]), dim=1)
+        if eos_token is not None:
+            ended = ended | (drawn == eos_token)
+            if bool(ended.all()):
+                break
+    return tokens[:, start:]
+
+
+def search_beams(
+    net: TransformerWrapper,
+    prompts: Prompts,
+    seq_len: int,
+    *,
+    beams: int,
+    noise: Noise,
+    temperature: float,
+    stochastic: bool,
+    logit_filter: LogitFilter,
+    filter_kwargs: dict[str, Any],
+    eos_token: int | None,
+    pad_value: int,
+    use_cache: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Keep the `beams` best continuations at every step.
+
+    With `stochastic` the candidates are drawn without replacement by Gumbel top-k (arXiv:1903.06059).
+
+    Returns:
+        tokens int64 `[batch, beams, generated]`, best first, and their log-probabilities in nats
+        `[batch, beams]`.
+
+    Raises:
+        ConfigError: more beams than tokens in the vocabulary.
+    """
+    if beams > net.num_tokens:
+        raise ConfigError(f"{beams} beams, but only {net.num_tokens} tokens to choose from")
+    batch, start = prompts.tokens.shape
+    device = prompts.tokens.device
+    predictor = Predictor(net, prompts.padding, use_cache)
+    tokens = prompts.tokens
+    scores = torch.zeros(batch, 1, dtype=torch.float64, device=device)
+    ended = torch.zeros(batch, 1, dtype=torch.bool, device=device)
+    for step in range(seq_len):
+        width = scores.shape[1]
+        logits = predictor(tokens).view(batch, width, -1)
+        log_probs = logits.double().log_softmax(dim=-1)
+        # an ended beam has one continuation, padding, at no cost
+        log_probs = log_probs.masked_fill(ended[..., None], -torch.inf)
+        log_probs[..., pad_value] = torch.where(ended, 0.0, log_probs[..., pad_value])
+        total = scores[..., None] + log_probs
+        ranking = total
+        if stochastic and temperature > 0:
+            drawable = logit_filter(log_probs / temperature, **filter_kwargs)
+            ranking = scores[..., None] + drawable + noise.derive(step).gumbel(width, logits.shape[-1])
+        best = ranking.flatten(1).topk(beams, dim=1).indices
+        scores = total.flatten(1).gather(1, best)
+        parents, chosen = best // logits.shape[-1], best % logits.shape[-1]
+        rows = (torch.arange(batch, device=device)[:, None] * width + parents).flatten()
+        predictor.select(rows)
+        tokens = torch.cat((tokens[rows], chosen.view(-1, 1)), dim=1)
+        ended = ended.gather(1, parents)
+        if eos_token is not None:
+            ended = ended | (chosen == eos_token)
+            if bool(ended.all()):
+                break
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    continuations = tokens[:, start:].view(batch, scores.shape[1], -1)
+    return continuations.gather(1, order[..., None].expand_as(continuations)), scores.gather(1, order)

@@ -1,0 +1,21 @@
+"""The errors that a user can mend."""
+
+
+class UserError(Exception):
+    """A problem the user can mend: bad input, a missing file, a wrong setting.
+
+    The message is one line that names the thing and the remedy. The scripts in `launcher/` print it
+    without a traceback and exit with status 2.
+    """
+
+
+class ConfigError(UserError):
+    """A configuration file or override that is wrong."""
+
+
+class DataError(UserError):
+    """A shard, sample or corpus that cannot be used."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint that cannot be written, found or loaded."""

@@ -1,0 +1,59 @@
+"""The likelihood of a prepared data set under a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nar_scale.data import DatasetIndex, DatasetInfo, sequential_batches
+from nar_scale.errors import DataError
+from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
+from nar_scale.objectives import Wrapper
+
+
+def evaluate_dataset(
+    wrapper: Wrapper,
+    directory: str | Path,
+    vocabulary_size: int,
+    split: str = "validation",
+    batch_size: int = 16,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Likelihood:
+    """Evaluate a model on a split of a data set that `launcher/prepare.py` wrote.
+
+    Args:
+        vocabulary_size: token ids the model knows as data.
+        batch_size: sequences in a forward pass.
+        limit: sequences, the first ones; all if not given.
+
+    Raises:
+        DataError: no such data set or split, or one of another vocabulary or length.
+    """
+    info = DatasetInfo.load(directory)
+    if split not in info.splits:
+        raise DataError(f"{directory} has no split {split!r}, only {', '.join(info.splits)}")
+    if info.vocabulary_size != vocabulary_size:
+        raise DataError(
+            f"{directory} has a vocabulary of {info.vocabulary_size} tokens, the model one of {vocabulary_size}; "
+            "evaluate on data prepared with the model's tokenizer"
+        )
+    index = DatasetIndex.open(directory, f"{split}/*.tar", info.field, progress=progress)
+    batches = sequential_batches(
+        index,
+        sequence_length=wrapper.max_seq_len,
+        vocabulary_size=vocabulary_size,
+        batch_size=batch_size,
+        rank=0,
+        world_size=1,
+        limit=limit,
+    )
+    total = -(-min(index.num_samples, limit or index.num_samples) // batch_size)
+    sizes = info.splits[split]
+    return evaluate_likelihood(
+        wrapper,
+        tqdm(batches, total=total, desc="evaluating", unit="batch", disable=None if progress else True),
+        wrapper.net.token_emb.weight.device,
+        bytes_per_token=sizes.bytes / sizes.tokens,
+    )

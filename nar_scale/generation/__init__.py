@@ -1,0 +1,15 @@
+"""Standalone generation from consolidated checkpoints; needs neither DeepSpeed nor webdataset."""
+
+from nar_scale.generation.requests import Request, read_requests, samples_from_scratch
+from nar_scale.generation.sampling import Sample, SamplingOptions, generate_samples
+from nar_scale.generation.worker import generate
+
+__all__ = [
+    "Request",
+    "Sample",
+    "SamplingOptions",
+    "generate",
+    "generate_samples",
+    "read_requests",
+    "samples_from_scratch",
+]

@@ -1,0 +1,157 @@
+"""From requests to tokens, for either kind of model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from nar_scale.checkpoint import LoadedModel
+from nar_scale.data import Tokenizer
+from nar_scale.decoding import Demasked, Sampler
+from nar_scale.errors import UserError
+from nar_scale.generation.requests import Request, fill_gaps
+from nar_scale.masking import Noise
+from nar_scale.objectives import AutoregressiveWrapper, NonAutoregressiveWrapper
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to sample.
+
+    Attributes:
+        temperature: of the distributions; falls to 0 with the `confidence` sampler.
+        sampler: `confidence` or `random` (non-autoregressive).
+        steps: network calls a sequence (non-autoregressive); the model's own number if None.
+        top_k: fraction of the vocabulary that stays eligible at each token.
+        length: tokens of a sequence, prompt included; the model's maximum if None.
+        seed: of all randomness.
+    """
+
+    temperature: float = 1.0
+    sampler: Sampler = "confidence"
+    steps: int | None = None
+    top_k: float = 1.0
+    length: int | None = None
+    seed: int = 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The options by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A generated sequence.
+
+    Attributes:
+        tokens: the whole sequence, or for an autoregressive model what follows the prompt.
+        text: the tokens as text.
+        network_calls: forward passes it took.
+    """
+
+    request: Request
+    tokens: list[int]
+    text: str
+    network_calls: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """What goes into a line of results."""
+        given = {name: value for name, value in asdict(self.request).items() if value is not None}
+        return {**given, "generated": self.text, "tokens": self.tokens, "network_calls": self.network_calls}
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    request: Request
+    tokens: list[int]
+
+
+def generate_samples(
+    model: LoadedModel, requests: Sequence[Request], options: SamplingOptions, batch_size: int
+) -> Iterator[Sample]:
+    """Generate all requests, in order; the same for a request in any batch.
+
+    Sequences of one length go into a batch together, so that none is padded.
+
+    Raises:
+        UserError: a prompt that is too long, or of the wrong kind for the model.
+    """
+    if model.tokenizer is None:
+        raise UserError("the checkpoint names no tokenizer, so prompts and samples have no text; set data.tokenizer")
+    length = options.length or model.wrapper.max_seq_len
+    if length > model.wrapper.max_seq_len:
+        raise UserError(f"--length {length} exceeds the model's maximum of {model.wrapper.max_seq_len} tokens")
+    encoded = [_Encoded(request, _encode(request, model, model.tokenizer, length)) for request in requests]
+    encoded.sort(key=lambda item: (len(item.tokens), item.request.number))
+    samples: list[Sample] = []
+    for _, same_length in groupby(encoded, key=lambda item: len(item.tokens)):
+        waiting = list(same_length)
+        for start in range(0, len(waiting), batch_size):
+            samples += _generate_batch(model, model.tokenizer, waiting[start : start + batch_size], options, length)
+    return iter(sorted(samples, key=lambda sample: sample.request.number))
+
+
+def _encode(request: Request, model: LoadedModel, tokenizer: Tokenizer, length: int) -> list[int]:
+    """The given tokens, with masks in the gaps and behind the prompt for a non-autoregressive model."""
+    mask_id = model.info.decode.mask_id
+    if request.text is not None:
+        if mask_id is None:
+            raise UserError("an autoregressive model cannot fill gaps; give a 'prompt' instead of a 'text'")
+        tokens = fill_gaps(request.text, tokenizer, mask_id)
+        if mask_id not in tokens:
+            raise UserError(f"the text {request.text!r:.60} has no <mask> gap to fill in")
+    else:
+        tokens = tokenizer.encode((request.prompt or "").encode()).tolist()
+        if mask_id is None:
+            tokens = tokens or [tokenizer.end_token]
+        else:
+            tokens += [mask_id] * (length - len(tokens))
+    if len(tokens) > length or (mask_id is None and len(tokens) == length):
+        raise UserError(
+            f"the prompt {(request.prompt or request.text)!r:.60} has {len(tokens)} tokens, which leaves no room "
+            f"within {length}"
+        )
+    return tokens
+
+
+def _generate_batch(
+    model: LoadedModel, tokenizer: Tokenizer, batch: list[_Encoded], options: SamplingOptions, length: int
+) -> Iterator[Sample]:
+    device = model.wrapper.net.token_emb.weight.device
+    given = torch.tensor([item.tokens for item in batch], device=device)
+    noise = Noise.of_requests(options.seed, torch.tensor([item.request.number for item in batch], device=device))
+    generated, calls = _run(model, given, noise, options, length)
+    for item, tokens in zip(batch, generated.tolist()):
+        if isinstance(model.wrapper, AutoregressiveWrapper) and tokenizer.end_token in tokens:
+            tokens = tokens[: tokens.index(tokenizer.end_token)]
+        yield Sample(item.request, tokens, tokenizer.decode(tokens), calls)
+
+
+def _run(model: LoadedModel, given: Tensor, noise: Noise, options: SamplingOptions, length: int) -> tuple[Tensor, int]:
+    wrapper = model.wrapper
+    if isinstance(wrapper, NonAutoregressiveWrapper):
+        result = wrapper.generate(
+            prompt=given,
+            start_temperature=options.temperature,
+            filter_thres=1 - options.top_k,
+            sampler=options.sampler,
+            steps=options.steps,
+            noise=noise,
+            return_network_calls=True,
+        )
+        return cast(Demasked, result)
+    generated = wrapper.generate(
+        given,
+        length - given.shape[1],
+        eos_token=model.info.decode.end_token,
+        temperature=options.temperature,
+        filter_kwargs={"frac_num_tokens": options.top_k},
+        return_prompt=False,
+        noise=noise,
+    )
+    return generated, generated.shape[1]

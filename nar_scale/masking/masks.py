@@ -1,0 +1,89 @@
+"""Which tokens of a batch are masked, and what is put in their place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nar_scale.masking.noise import Noise
+from nar_scale.masking.schedules import Schedule
+
+# streams of one sequence's noise, one for each purpose
+_ORDER, _NO_REPLACE, _RANDOM_PLACE, _RANDOM_TOKEN, _COINS = range(5)
+
+
+@dataclass(frozen=True)
+class MaskedBatch:
+    """A batch with some tokens hidden.
+
+    Attributes:
+        tokens: int64 `[batch, n]`, what the net sees.
+        mask: bool `[batch, n]`, the tokens to predict.
+        counts: int64 `[batch]`, masked tokens of each sequence.
+        lengths: int64 `[batch]`, maskable tokens of each sequence.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    counts: Tensor
+    lengths: Tensor
+
+
+def random_subset(maskable: Tensor, counts: Tensor, noise: Noise) -> Tensor:
+    """Choose `counts[i]` positions of row i uniformly among the maskable ones.
+
+    Args:
+        maskable: bool `[batch, n]`.
+        counts: int64 `[batch]`, at most the number of maskable positions of the row.
+
+    Returns:
+        bool `[batch, n]`.
+    """
+    order = noise.bits(maskable.shape[1]).masked_fill(~maskable, torch.iinfo(torch.int64).max)
+    ranks = order.argsort(dim=1, stable=True).argsort(dim=1)
+    return (ranks < counts[:, None]) & maskable
+
+
+def mask_tokens(
+    tokens: Tensor,
+    maskable: Tensor,
+    noise: Noise,
+    schedule: Schedule,
+    mask_id: int,
+    num_tokens: int,
+    no_replace_prob: float = 0.0,
+    random_token_prob: float = 0.0,
+) -> MaskedBatch:
+    """Hide exactly `ceil(m(t) n)` of each sequence's n maskable tokens, t stratified over the batch.
+
+    With BERT's corruption (arXiv:1810.04805) some masked tokens are left as they are and some replaced by
+    random ones, each in half of the sequences; they are still predicted.
+
+    Args:
+        tokens: int64 `[batch, n]`.
+        maskable: bool `[batch, n]`; false for padding and for positions that are given.
+        mask_id: the id that hides a token; never drawn as a random token.
+        num_tokens: size of the vocabulary, the mask included.
+        no_replace_prob: fraction of the masked tokens left in place.
+        random_token_prob: fraction of the masked tokens replaced by random ones.
+    """
+    lengths = maskable.sum(dim=1)
+    counts = schedule.masked_count(noise.progress(), lengths)
+    mask = random_subset(maskable, counts, noise.derive(_ORDER))
+
+    hidden = mask
+    coins = noise.derive(_COINS).uniform(2) < 0.5
+    if no_replace_prob > 0:
+        kept = (counts * no_replace_prob * coins[:, 0]).long()
+        hidden = hidden & ~random_subset(mask, kept, noise.derive(_NO_REPLACE))
+    corrupted = tokens
+    if random_token_prob > 0:
+        replaced = (counts * random_token_prob * coins[:, 1]).long()
+        random_places = random_subset(hidden, torch.minimum(replaced, hidden.sum(dim=1)), noise.derive(_RANDOM_PLACE))
+        random_tokens = (noise.derive(_RANDOM_TOKEN).uniform(tokens.shape[1]) * (num_tokens - 1)).long()
+        random_tokens = random_tokens + (random_tokens >= mask_id)
+        corrupted = torch.where(random_places, random_tokens, corrupted)
+        hidden = hidden & ~random_places
+    return MaskedBatch(corrupted.masked_fill(hidden, mask_id), mask, counts, lengths)

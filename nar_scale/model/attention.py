@@ -1,0 +1,123 @@
+"""Multi-head self-attention through torch's scaled-dot-product kernels, and its key/value cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from nar_scale.model.layers import Linear, rotate
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, in buffers allocated once.
+
+    Args:
+        capacity: tokens that fit.
+    """
+
+    capacity: int
+    length: int = 0
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append `[batch, kv_heads, n, dim_head]` of one layer; returns all of that layer's so far."""
+        if layer not in self.layers:
+            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
+            self.layers[layer] = (keys.new_empty(shape), values.new_empty(shape))
+        end = self.length + keys.shape[2]
+        for buffer, new in zip(self.layers[layer], (keys, values)):
+            buffer[:, :, self.length : end] = new
+        all_keys, all_values = self.layers[layer]
+        return all_keys[:, :, :end], all_values[:, :, :end]
+
+    def select(self, rows: Tensor) -> None:
+        """Keep, repeat or reorder batch rows; int64 indices `[new_batch]` (beam search)."""
+        self.layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.layers.items()}
+
+
+class Attention(nn.Module):
+    """Self-attention with grouped key/value heads and optional rotary positions and query/key norm.
+
+    Args:
+        dim: width of the input and output.
+        heads: query heads.
+        kv_heads: key/value heads, each shared by `heads // kv_heads` query heads (arXiv:2305.13245).
+        dim_head: channels of a head.
+        qk_norm: RMS-normalise queries and keys in each head (arXiv:2302.05442).
+        dropout: probability of dropping an attention weight in training.
+        output_scale: scale of the output projection's initial values.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        dim_head: int,
+        qk_norm: bool,
+        dropout: float,
+        output_scale: float,
+    ):
+        super().__init__()
+        self.heads, self.kv_heads, self.dim_head, self.dropout = heads, kv_heads, dim_head, dropout
+        self.to_queries = Linear(dim, heads * dim_head)
+        self.to_keys = Linear(dim, kv_heads * dim_head)
+        self.to_values = Linear(dim, kv_heads * dim_head)
+        self.to_out = Linear(heads * dim_head, dim, output_scale)
+        self.query_norm = nn.RMSNorm(dim_head, eps=1e-6) if qk_norm else nn.Identity()
+        self.key_norm = nn.RMSNorm(dim_head, eps=1e-6) if qk_norm else nn.Identity()
+
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None = None,
+        is_causal: bool = False,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+        with_z_loss: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend within `[batch, n, dim]`.
+
+        Args:
+            angles: cosines and sines of the rotary positions.
+            mask: bool, broadcastable to `[batch, heads, n, keys]`, true where attention is allowed.
+            is_causal: a token sees itself and those before it; without `mask` and `cache` only.
+            cache: earlier keys and values, extended in place.
+            with_z_loss: also return the squared log-partition of the attention logits.
+
+        Returns:
+            `[batch, n, dim]` and, if asked for, the squared logsumexp summed over heads, `[batch, n]`.
+        """
+        queries = self.query_norm(rearrange(self.to_queries(x), "b n (h d) -> b h n d", h=self.heads))
+        keys = self.key_norm(rearrange(self.to_keys(x), "b n (h d) -> b h n d", h=self.kv_heads))
+        values = rearrange(self.to_values(x), "b n (h d) -> b h n d", h=self.kv_heads)
+        if angles is not None:
+            queries, keys = rotate(queries, *angles), rotate(keys, *angles)
+        if cache is not None:
+            keys, values = cache.extend(layer, keys, values)
+        out = F.scaled_dot_product_attention(
+            queries,
+            keys,
+            values,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal,
+            enable_gqa=self.kv_heads != self.heads,
+        )
+        z_loss = self._squared_log_partition(queries, keys, mask, is_causal) if with_z_loss else None
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)")), z_loss
+
+    def _squared_log_partition(self, queries: Tensor, keys: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        keys = keys.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        logits = torch.einsum("bhid,bhjd->bhij", queries, keys).float() * self.dim_head**-0.5
+        if is_causal:
+            mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+        if mask is not None:
+            logits = logits.masked_fill(~mask, float("-inf"))
+        return logits.logsumexp(dim=-1).square().sum(dim=1)

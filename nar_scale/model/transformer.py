@@ -1,0 +1,127 @@
+"""`TransformerWrapper`: token ids in, embeddings or logits out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nar_scale.errors import ConfigError
+from nar_scale.model.attention import KeyValueCache
+from nar_scale.model.layers import Embedding, Linear
+from nar_scale.model.stack import AttentionLayers
+
+
+class TransformerOutput(NamedTuple):
+    """All that a forward pass yields.
+
+    Attributes:
+        embeddings: `[batch, n, dim]`, after the final norm.
+        attention_z_loss: per token `[batch, n]`, if it was asked for.
+    """
+
+    embeddings: Tensor
+    attention_z_loss: Tensor | None
+
+
+class TransformerWrapper(nn.Module):
+    """Embeds token ids, runs `attn_layers` and maps to logits.
+
+    Args:
+        num_tokens: size of the vocabulary, special ids included.
+        max_seq_len: longest sequence; fixed by learned positions, a convention with rotary ones.
+        attn_layers: an `Encoder` or a `Decoder`.
+        tie_embedding: use the embedding table as the output projection.
+        add_continuous_pred_head: a head that predicts the next token's embedding (`AutoregressiveWrapper`).
+        attn_z_loss_weight: weight of the attention z-loss, where a wrapper adds it.
+        logits_dim: width of the output; `num_tokens` if not given (a token critic uses 1).
+    """
+
+    def __init__(
+        self,
+        *,
+        num_tokens: int,
+        max_seq_len: int,
+        attn_layers: AttentionLayers,
+        tie_embedding: bool = False,
+        add_continuous_pred_head: bool = False,
+        attn_z_loss_weight: float = 1e-4,
+        logits_dim: int | None = None,
+    ):
+        super().__init__()
+        dim = attn_layers.dim
+        if tie_embedding and logits_dim not in (None, num_tokens):
+            raise ConfigError(f"tie_embedding needs logits_dim {logits_dim} to be num_tokens {num_tokens}")
+        self.num_tokens, self.max_seq_len, self.emb_dim = num_tokens, max_seq_len, dim
+        self.attn_z_loss_weight = attn_z_loss_weight
+        self.add_continuous_pred_head = add_continuous_pred_head
+        self.token_emb = Embedding(num_tokens, dim)
+        self.pos_emb = Embedding(max_seq_len, dim) if attn_layers.rotary is None else None
+        self.attn_layers = attn_layers
+        self.to_logits = Linear(dim, logits_dim or num_tokens)
+        if tie_embedding:
+            self.to_logits.weight = self.token_emb.weight
+        if add_continuous_pred_head:
+            self.to_next_embed_pred = nn.Sequential(Linear(dim, dim), nn.SiLU(), Linear(dim, dim))
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token sees only the past."""
+        return self.attn_layers.causal
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        mask: Tensor | None = None,
+        sum_embeds: Tensor | None = None,
+        prepend_embeds: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        return_embeddings: bool = False,
+        return_logits_and_embeddings: bool = False,
+        return_output: bool = False,
+        with_z_loss: bool = False,
+    ) -> Any:
+        """Run the net.
+
+        Args:
+            x: token ids, int64 `[batch, n]`.
+            mask: bool `[batch, keys]`, false for tokens nobody attends to (padding); cached and prepended
+                tokens come first.
+            sum_embeds: added to the token embeddings, broadcastable to `[batch, n, dim]`.
+            prepend_embeds: a prefix of embeddings, `[batch, prefix, dim]`; the result covers it too.
+            positions: int64 `[batch, n]`; counted on from the cache if not given.
+            cache: keys and values of earlier tokens, extended in place.
+            return_embeddings: return `[batch, n, dim]` instead of logits.
+            return_logits_and_embeddings: return both.
+            return_output: return a `TransformerOutput`.
+            with_z_loss: compute the attention z-loss for it.
+
+        Returns:
+            logits `[batch, n, num_tokens]`, or what was asked for.
+        """
+        start = cache.length if cache is not None else 0
+        prefix = prepend_embeds.shape[1] if prepend_embeds is not None else 0
+        if positions is None:
+            positions = torch.arange(start, start + prefix + x.shape[1], device=x.device)
+        embeds = self.token_emb(x)
+        if sum_embeds is not None:
+            embeds = embeds + sum_embeds
+        if prepend_embeds is not None:
+            embeds = torch.cat((prepend_embeds.to(embeds.dtype), embeds), dim=1)
+        if self.pos_emb is not None:
+            self._check_length(start + embeds.shape[1])
+            embeds = embeds + self.pos_emb(positions)
+        embeddings, z_loss = self.attn_layers(embeds, positions, mask, cache, with_z_loss)
+        if return_output:
+            return TransformerOutput(embeddings, z_loss)
+        if return_embeddings:
+            return embeddings
+        logits = self.to_logits(embeddings)
+        return (logits, embeddings) if return_logits_and_embeddings else logits
+
+    def _check_length(self, length: int) -> None:
+        if length > self.max_seq_len:
+            raise ValueError(f"{length} tokens exceed max_seq_len {self.max_seq_len} of the learned positions")

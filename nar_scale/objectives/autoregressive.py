@@ -1,0 +1,299 @@
+"""`AutoregressiveWrapper`: next-token prediction and left-to-right generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from nar_scale.data import Batch
+from nar_scale.decoding import Prompts, continue_prompts, get_filter, search_beams
+from nar_scale.decoding.filters import LogitFilter
+from nar_scale.errors import ConfigError
+from nar_scale.masking import Noise, random_subset
+from nar_scale.model import TransformerOutput, TransformerWrapper
+from nar_scale.objectives.terms import LossTerms, length_mask, squared_row_sums
+
+_HIDE = 200  # stream of a sequence's noise
+
+
+class AutoregressiveWrapper(nn.Module):
+    """Trains a `Decoder` to predict the next token and generates left to right.
+
+    Args:
+        net: a `TransformerWrapper` around a `Decoder`.
+        ignore_index: targets with this value do not count; as inputs they become `pad_value`.
+        pad_value: fills up prompts and what follows an end token.
+        mask_prob: fraction of the tokens hidden from attention in training, never the first (forgetful causal
+            masking, arXiv:2210.13432); below 1.
+        add_attn_z_loss: add the attention z-loss.
+        next_embed_loss_weight: weight of the L1 loss of the predicted next embedding, with a net that has
+            `add_continuous_pred_head`.
+
+    Raises:
+        ConfigError: an `Encoder`, or a `mask_prob` outside [0, 1).
+    """
+
+    def __init__(
+        self,
+        net: TransformerWrapper,
+        ignore_index: int = -100,
+        pad_value: int = 0,
+        mask_prob: float = 0.0,
+        add_attn_z_loss: bool = False,
+        next_embed_loss_weight: float = 0.1,
+    ):
+        super().__init__()
+        if not net.causal:
+            raise ConfigError("AutoregressiveWrapper needs a Decoder; an Encoder sees the token it is to predict")
+        if not 0.0 <= mask_prob < 1.0:
+            raise ConfigError(f"mask_prob must be at least 0 and below 1, not {mask_prob}")
+        self.net = net
+        self.max_seq_len = net.max_seq_len
+        self.ignore_index, self.pad_value, self.mask_prob = ignore_index, pad_value, mask_prob
+        self.add_attn_z_loss, self.next_embed_loss_weight = add_attn_z_loss, next_embed_loss_weight
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the loss terms, in order."""
+        optional = [("attention_z_loss", self.add_attn_z_loss), ("next_embed_loss", self.net.add_continuous_pred_head)]
+        return ("token_loss", *(name for name, present in optional if present))
+
+    @property
+    def likelihood_kind(self) -> str:
+        """What the token loss is in eval mode."""
+        return "exact"
+
+    def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
+        """What each loss term is divided by, float32 `[terms]`, without running the net."""
+        predicted = (batch.lengths - 1).clamp(min=0).sum().float()
+        return predicted.expand(len(self.term_names)).clone()
+
+    def forward(
+        self,
+        x: Tensor | Batch,
+        return_outputs: bool = False,
+        prepend_embeds: Tensor | None = None,
+        lens: Tensor | None = None,
+        *,
+        seed: int = 0,
+        **net_kwargs: Any,
+    ) -> Any:
+        """Predict each token from those before it.
+
+        Args:
+            x: token ids int64 `[batch, n]`, or a `Batch` of the training stream.
+            return_outputs: also return logits and embeddings.
+            prepend_embeds: a prefix of embeddings that is attended but not predicted, `[batch, prefix, dim]`.
+            lens: int64 `[batch]`, true lengths of padded sequences.
+            seed: of the hidden tokens, with a `Batch`.
+            net_kwargs: passed to the net.
+
+        Returns:
+            for a tensor the loss, a scalar in nats per predicted token, and with `return_outputs`
+            `(loss, (logits [batch, n - 1, num_tokens], TransformerOutput))`; `LossTerms` for a `Batch`.
+        """
+        if isinstance(x, Batch):
+            noise = Noise.of_samples(seed, x.epochs, x.sample_ids, x.positions)
+            return self._loss_terms(x.tokens, noise, x.lengths if x.padded else None, None, {})[0]
+        terms, output = self._loss_terms(x, Noise.draw(len(x), x.device), lens, prepend_embeds, net_kwargs)
+        loss = terms.total()
+        return (loss, (self.net.to_logits(output.embeddings), output)) if return_outputs else loss
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Tensor | list[Tensor],
+        seq_len: int,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        prompt_lens: Tensor | None = None,
+        filter_logits_fn: str | LogitFilter | None = "top_k",
+        amateur_model: nn.Module | Sequence[nn.Module] | None = None,
+        filter_kwargs: dict[str, Any] | None = None,
+        contrastive_decode_kwargs: dict[str, float] | Sequence[dict[str, float]] | None = None,
+        cache_kv: bool = True,
+        return_prompt: bool = True,
+        noise: Noise | None = None,
+    ) -> Tensor:
+        """Continue prompts by up to `seq_len` tokens.
+
+        Args:
+            prompts: int64 `[batch, n]` or `[n]`, or a list of `[n_i]` of different lengths.
+            eos_token: ends a sequence; what follows is `pad_value`.
+            temperature: 0 for the likeliest token at each step.
+            prompt_lens: int64 `[batch]`, true lengths of prompts padded on the right.
+            filter_logits_fn: `top_k`, `top_p`, `min_p`, `top_a`, a callable, or None for no filter.
+            amateur_model: one or several models for contrastive decoding (arXiv:2309.09117), without filter.
+            filter_kwargs: arguments of the filter.
+            contrastive_decode_kwargs: `alpha` and `beta`, one dictionary for each amateur.
+            cache_kv: keep keys and values of earlier tokens.
+            return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
+            noise: all randomness; from torch's default generator if not given.
+
+        Returns:
+            int64 `[batch, n + seq_len]` (shorter if all have ended), or `[batch, seq_len]` without the prompt.
+
+        Raises:
+            ValueError: an empty prompt.
+        """
+        ragged = isinstance(prompts, list) or prompt_lens is not None
+        aligned, single = self._align(prompts, prompt_lens)
+        amateurs = _pair(amateur_model, contrastive_decode_kwargs)
+        with _evaluating(self, *(model for model, _ in amateurs)):
+            generated = continue_prompts(
+                self.net,
+                aligned,
+                seq_len,
+                noise=noise or Noise.draw(len(aligned.tokens), aligned.tokens.device),
+                temperature=temperature,
+                logit_filter=get_filter(None if amateurs else filter_logits_fn),
+                filter_kwargs={} if amateurs else filter_kwargs or {},
+                eos_token=eos_token,
+                pad_value=self.pad_value,
+                amateurs=[(getattr(model, "net", model), settings) for model, settings in amateurs],
+                use_cache=cache_kv,
+            )
+        if return_prompt and not ragged:
+            generated = torch.cat((aligned.tokens, generated), dim=1)
+        return generated[0] if single else generated
+
+    @torch.no_grad()
+    def beam_search(
+        self,
+        prompts: Tensor | list[Tensor],
+        seq_len: int,
+        beams: int = 4,
+        return_beams_and_scores: bool = False,
+        eos_token: int | None = None,
+        temperature: float = 1.0,
+        stochastic: bool = False,
+        prompt_lens: Tensor | None = None,
+        filter_logits_fn: str | LogitFilter | None = None,
+        filter_kwargs: dict[str, Any] | None = None,
+        cache_kv: bool = True,
+        noise: Noise | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """The likeliest continuation found with `beams` hypotheses, arguments as in `generate`.
+
+        Args:
+            return_beams_and_scores: return all beams `[batch, beams, seq_len]`, best first, and their
+                log-probabilities in nats `[batch, beams]`.
+            stochastic: sample the beams without replacement (arXiv:1903.06059).
+
+        Returns:
+            int64 `[batch, seq_len]`, the continuation alone.
+        """
+        aligned, single = self._align(prompts, prompt_lens)
+        with _evaluating(self):
+            tokens, scores = search_beams(
+                self.net,
+                aligned,
+                seq_len,
+                beams=beams,
+                noise=noise or Noise.draw(len(aligned.tokens), aligned.tokens.device),
+                temperature=temperature,
+                stochastic=stochastic,
+                logit_filter=get_filter(filter_logits_fn),
+                filter_kwargs=filter_kwargs or {},
+                eos_token=eos_token,
+                pad_value=self.pad_value,
+                use_cache=cache_kv,
+            )
+        if single:
+            tokens, scores = tokens[0], scores[0]
+        return (tokens, scores) if return_beams_and_scores else tokens[..., 0, :]
+
+    def _align(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> tuple[Prompts, bool]:
+        device = self.net.token_emb.weight.device
+        if isinstance(prompts, list):
+            if not prompts:
+                raise ValueError("the list of prompts is empty")
+            lengths = torch.tensor([len(prompt) for prompt in prompts])
+            prompts = pad_sequence(prompts, batch_first=True, padding_value=self.pad_value)
+        single = prompts.ndim == 1
+        tokens = (prompts[None] if single else prompts).to(device)
+        if tokens.shape[1] == 0 or (lengths is not None and bool((lengths < 1).any())):
+            raise ValueError("a prompt is empty; give at least one token, such as the end-of-document token")
+        return Prompts.align(tokens, None if lengths is None else lengths.to(device), self.pad_value), single
+
+    def _loss_terms(
+        self,
+        tokens: Tensor,
+        noise: Noise,
+        lengths: Tensor | None,
+        prepend_embeds: Tensor | None,
+        net_kwargs: dict[str, Any],
+    ) -> tuple[LossTerms, TransformerOutput]:
+        if lengths is not None:
+            tokens = tokens.masked_fill(~length_mask(lengths, tokens.shape[1]), self.ignore_index)
+        targets = tokens[:, 1:]
+        inputs = tokens[:, :-1].masked_fill(tokens[:, :-1] == self.ignore_index, self.pad_value)
+        predicted = targets != self.ignore_index
+        prefix = prepend_embeds.shape[1] if prepend_embeds is not None else 0
+        if self.mask_prob > 0 and self.training:
+            visible = self._visible(inputs, noise.derive(_HIDE))
+            net_kwargs = {**net_kwargs, "mask": F.pad(visible, (prefix, 0), value=True)}
+        output = self.net(
+            inputs, prepend_embeds=prepend_embeds, return_output=True, with_z_loss=self.add_attn_z_loss, **net_kwargs
+        )
+        output = output._replace(embeddings=output.embeddings[:, prefix:])
+
+        logits = self.net.to_logits(output.embeddings[predicted]).float()
+        losses = F.cross_entropy(logits, targets[predicted], reduction="none")
+        sums = [losses.sum()]
+        weights = [1.0]
+        if self.add_attn_z_loss:
+            sums.append(output.attention_z_loss[:, prefix:][predicted].sum())
+            weights.append(self.net.attn_z_loss_weight)
+        if self.net.add_continuous_pred_head:
+            sums.append(self._next_embed_loss(output.embeddings[predicted], targets[predicted]))
+            weights.append(self.next_embed_loss_weight)
+        count = predicted.sum().float().expand(len(sums))
+        metrics = {"squared_sequence_loss": squared_row_sums(losses, predicted.nonzero()[:, 0], len(tokens))}
+        return LossTerms(torch.stack(sums), count, torch.tensor(weights, device=tokens.device), metrics), output
+
+    def _visible(self, inputs: Tensor, noise: Noise) -> Tensor:
+        """Hide an exact fraction of the tokens, never the first."""
+        n = inputs.shape[1]
+        hidden = min(int(n * self.mask_prob), n - 1)
+        candidates = torch.ones_like(inputs, dtype=torch.bool)
+        candidates[:, 0] = False
+        return ~random_subset(candidates, torch.full_like(inputs[:, 0], hidden), noise)
+
+    def _next_embed_loss(self, embeddings: Tensor, targets: Tensor) -> Tensor:
+        """L1 distance to the next token's embedding, averaged over channels and summed over `[tokens]`."""
+        truth = self.net.token_emb(targets).detach()
+        return (self.net.to_next_embed_pred(embeddings) - truth).abs().mean(dim=-1).sum()
+
+
+def _pair(
+    models: nn.Module | Sequence[nn.Module] | None, settings: dict[str, float] | Sequence[dict[str, float]] | None
+) -> list[tuple[nn.Module, dict[str, float]]]:
+    if models is None:
+        return []
+    models = [models] if isinstance(models, nn.Module) else list(models)
+    settings = [settings or {}] * len(models) if settings is None or isinstance(settings, dict) else list(settings)
+    if len(models) != len(settings):
+        raise ValueError(f"{len(models)} amateur models but {len(settings)} contrastive_decode_kwargs")
+    return list(zip(models, settings))
+
+
+class _evaluating:
+    """Put modules in eval mode for the time of a `with` block."""
+
+    def __init__(self, *modules: nn.Module):
+        self._modules = modules
+
+    def __enter__(self) -> None:
+        self._were_training = [module.training for module in self._modules]
+        for module in self._modules:
+            module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for module, was_training in zip(self._modules, self._were_training):
+            module.train(was_training)

@@ -1,0 +1,81 @@
+"""The interface between objectives and whoever trains or evaluates them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from nar_scale.data import Batch
+
+
+class LossTerms(NamedTuple):
+    """Loss sums of a part of a batch, to be divided by what the whole batch counts.
+
+    A mean of local means is wrong wherever parts hold different numbers of tokens, so an objective never
+    divides: whoever knows the whole batch does.
+
+    Attributes:
+        sums: float32 `[terms]`, differentiable; each the sum of one kind of loss.
+        counts: float32 `[terms]`, what each sum is divided by, from this part of the batch.
+        weights: float32 `[terms]`, of the terms in the total loss.
+        metrics: name to float32 `[2]`, a sum and a count, without gradient. `squared_sequence_loss` sums the
+            squared loss of each sequence in nats, for standard errors.
+    """
+
+    sums: Tensor
+    counts: Tensor
+    weights: Tensor
+    metrics: dict[str, Tensor]
+
+    def total(self, counts: Tensor | None = None) -> Tensor:
+        """The weighted loss, a scalar; over the `counts` of the whole batch or else of this part alone.
+
+        A term that counts nothing contributes 0.
+        """
+        counts = self.counts if counts is None else counts
+        return (self.weights * self.sums / counts.clamp(min=1)).sum()
+
+
+class Objective(Protocol):
+    """What the trainer and the evaluation need of a wrapper."""
+
+    training: bool
+
+    @property
+    def term_names(self) -> tuple[str, ...]:
+        """Names of the loss terms, in order."""
+        ...
+
+    @property
+    def likelihood_kind(self) -> str:
+        """What the first term's mean is: `exact`, `bound` or `not a likelihood`."""
+        ...
+
+    def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
+        """What each loss term of the batch will be divided by, float32 `[terms]`, without running the net."""
+        ...
+
+    def train(self, mode: bool = True) -> object:
+        """Switch to training, or out of it."""
+        ...
+
+    def eval(self) -> object:
+        """Switch training-only noise off."""
+        ...
+
+    def __call__(self, batch: Batch, *, seed: int = 0) -> LossTerms:
+        """The loss terms of a batch; `seed` is that of the masks."""
+        ...
+
+
+def squared_row_sums(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
+    """Sum values `[m]` by their row `[m]`, square, and sum; `[2]` with the number of rows behind it."""
+    totals = values.new_zeros(num_rows).index_add_(0, rows, values.detach())
+    return torch.stack((totals.square().sum(), totals.new_tensor(float(num_rows))))
+
+
+def length_mask(lengths: Tensor, n: int) -> Tensor:
+    """True for the first `lengths[i]` of n places of row i; bool `[batch, n]`."""
+    return torch.arange(n, device=lengths.device) < lengths[:, None]

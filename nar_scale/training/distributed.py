@@ -1,0 +1,146 @@
+"""Who this process is among the others, whichever launcher started it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from collections.abc import MutableMapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from nar_scale.errors import UserError
+
+_DEFAULT_PORT = 29500
+
+
+@dataclass(frozen=True)
+class World:
+    """This process and its peers.
+
+    Attributes:
+        rank: number of this process in the job.
+        local_rank: number of this process on its node.
+        size: processes in the job.
+        local_size: processes on this node.
+        device: where this process computes.
+    """
+
+    rank: int
+    local_rank: int
+    size: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes and speaks for all."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum `values` over all processes, in place."""
+        dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        dist.barrier()
+
+    def broadcast(self, value: object) -> object:
+        """The main process's (picklable) value, in every process."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: object) -> list[object]:
+        """Every process's (picklable) value, by rank, in every process."""
+        values: list[object] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+
+def map_launcher_environment(environment: MutableMapping[str, str]) -> None:
+    """Complete the rank variables that torch expects, from those of the launcher.
+
+    `deepspeed` and torchrun set them; under SLURM's srun they follow from `SLURM_*`; without any launcher the
+    process is alone.
+
+    Raises:
+        UserError: srun started several tasks but no master address can be found.
+    """
+    if "RANK" in environment:
+        environment.setdefault("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", "1"))
+        return
+    under_srun = "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment
+    tasks = int(environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))) if under_srun else 1
+    environment["RANK"] = environment["SLURM_PROCID"] if under_srun else "0"
+    environment["LOCAL_RANK"] = environment.get("SLURM_LOCALID", "0") if under_srun else "0"
+    environment["WORLD_SIZE"] = str(tasks)
+    per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "1"))
+    environment["LOCAL_WORLD_SIZE"] = per_node.split("(")[0].split(",")[0] if under_srun else "1"
+    if tasks > 1:
+        environment.setdefault("MASTER_ADDR", _first_slurm_host(environment))
+        environment.setdefault("MASTER_PORT", str(_DEFAULT_PORT))
+    else:
+        environment.setdefault("MASTER_ADDR", "127.0.0.1")
+        environment.setdefault("MASTER_PORT", str(_free_port()))
+
+
+def set_threads(environment: MutableMapping[str, str]) -> None:
+    """Share this node's cores between its processes, unless the user has set OMP_NUM_THREADS."""
+    if "OMP_NUM_THREADS" in environment and "TORCHELASTIC_RUN_ID" not in environment:
+        return
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(max(1, cores // int(environment["LOCAL_WORLD_SIZE"])))
+
+
+def connect() -> World:
+    """Join the job: NCCL on GPUs, gloo on CPUs.
+
+    Raises:
+        UserError: more processes on this node than GPUs.
+    """
+    map_launcher_environment(os.environ)
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    if torch.cuda.is_available():
+        # srun can give each task its own GPU, which is then number 0
+        visible = torch.cuda.device_count()
+        if visible > 1 and local_rank >= visible:
+            raise UserError(
+                f"local rank {local_rank} has no GPU: {local_size} processes share {visible} GPUs on "
+                f"{socket.gethostname()}; start one process a GPU"
+            )
+        device = torch.device("cuda", local_rank if visible > 1 else 0)
+        torch.cuda.set_device(device)
+    else:
+        device = torch.device("cpu")
+        set_threads(os.environ)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(dist.get_rank(), local_rank, dist.get_world_size(), local_size, device)
+
+
+def disconnect() -> None:
+    """Leave the job."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _first_slurm_host(environment: MutableMapping[str, str]) -> str:
+    nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
+    command = ["scontrol", "show", "hostnames", nodes]
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        raise UserError(
+            f"cannot tell the first host of SLURM's nodes {nodes!r}; export MASTER_ADDR in the batch script"
+        ) from None
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,46 @@
+"""The DeepSpeed engine around a wrapper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from nar_scale.config import Config, resolve_deepspeed_config
+from nar_scale.errors import ConfigError
+from nar_scale.training.distributed import World
+from nar_scale.training.optimizer import build_optimizer
+
+
+def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
+    """A DeepSpeed engine that shards, reduces and steps as `config` says.
+
+    Raises:
+        ConfigError: the batch does not divide, or a precision that the device cannot compute in.
+    """
+    import deepspeed
+
+    if config.training.precision == "fp16" and world.device.type == "cpu":
+        raise ConfigError("training.precision fp16 needs a GPU; use bf16 or fp32 on CPUs")
+    # only inference's all-reduce uses this operator; it costs a C++ compilation at the first start
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    wrapper.to(world.device)
+    engine, *_ = deepspeed.initialize(
+        model=wrapper,
+        optimizer=build_optimizer(wrapper, config.optimizer),
+        config=resolve_deepspeed_config(config, world.size),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def gradient_norm(engine: Any) -> float:
+    """Global gradient norm of the last step, before clipping; NaN where DeepSpeed does not compute it."""
+    norm = engine.get_global_grad_norm()
+    return float("nan") if norm is None else float(norm)
+
+
+def set_learning_rate(engine: Any, learning_rate: float) -> None:
+    """Use this rate in the next step, in all parameter groups."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate

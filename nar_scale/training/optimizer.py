@@ -1,0 +1,56 @@
+"""Parameter groups, the optimizer, and the learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from nar_scale.config import OptimizerConfig, ScheduleConfig
+from nar_scale.model.layers import Embedding
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Two groups: matrices, which are decayed, and vectors and embeddings, which are not.
+
+    Works on whole parameters, before an engine shards them. A parameter shared by an embedding and the
+    output projection counts as an embedding.
+    """
+    embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, Embedding)}
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decayed = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in embeddings]
+    decayed_ids = {id(parameter) for parameter in decayed}
+    others = [parameter for parameter in trained if id(parameter) not in decayed_ids]
+    groups = ((decayed, weight_decay), (others, 0.0))
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+
+
+def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101), fused into one kernel on GPUs."""
+    on_gpu = next(module.parameters()).is_cuda
+    return torch.optim.AdamW(
+        parameter_groups(module, config.weight_decay),
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        fused=on_gpu,
+    )
+
+
+def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
+    """The factor on the learning rate at `step` (from 0) of a run of `steps`.
+
+    Linear warm-up, then `cosine` to `final_factor`, `constant`, or `wsd` (warm-up, stable, linear decay over
+    the last `decay_fraction` of the run).
+    """
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    if schedule.kind == "constant":
+        return 1.0
+    if schedule.kind == "cosine":
+        progress = (step - schedule.warmup_steps) / max(steps - 1 - schedule.warmup_steps, 1)
+        return schedule.final_factor + (1 - schedule.final_factor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    decay_steps = max(round(steps * schedule.decay_fraction), 1)
+    progress = (step + 1 - (steps - decay_steps)) / decay_steps
+    return 1.0 - (1 - schedule.final_factor) * min(max(progress, 0.0), 1.0)

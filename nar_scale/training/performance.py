@@ -1,0 +1,74 @@
+"""How fast and how full the hardware is."""
+
+from __future__ import annotations
+
+import resource
+import time
+
+import torch
+
+from nar_scale.model import TransformerWrapper
+from nar_scale.model.layers import Embedding
+
+GIBIBYTE = 2**30
+# dense bf16 FLOP/s from the vendors' data sheets, by a part of torch.cuda.get_device_name
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12}
+
+
+def flops_per_token(net: TransformerWrapper) -> float:
+    """FLOPs of a forward and backward pass per token: 6 N + 12 L d n (PaLM, arXiv:2204.02311, appendix B).
+
+    N counts the weights of matrix products, so not the embedding tables.
+    """
+    tables = {id(layer.weight) for layer in net.modules() if isinstance(layer, Embedding)}
+    tables -= {id(net.to_logits.weight)}
+    weights = sum(_full_size(parameter) for parameter in net.parameters() if id(parameter) not in tables)
+    layers = net.attn_layers
+    return 6.0 * weights + 12.0 * layers.depth * layers.dim * net.max_seq_len
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's bf16 peak in FLOP/s, if it is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory used so far, in GiB: of the GPU, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / GIBIBYTE
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIBIBYTE
+
+
+class Stopwatch:
+    """Time since the last lap, and the part of it spent waiting for something."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._waiting = 0.0
+        self._wait_start = 0.0
+
+    def __enter__(self) -> None:
+        self._wait_start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._waiting += time.perf_counter() - self._wait_start
+
+    def exclude(self, seconds: float) -> None:
+        """Leave time out that was spent on something else."""
+        self._start += seconds
+
+    def lap(self) -> tuple[float, float]:
+        """Seconds since the last lap and the fraction spent in `with` blocks; starts the next lap."""
+        now = time.perf_counter()
+        elapsed = max(now - self._start, 1e-9)
+        fraction = min(self._waiting / elapsed, 1.0)
+        self._start, self._waiting = now, 0.0
+        return elapsed, fraction
+
+
+def _full_size(parameter: torch.Tensor) -> int:
+    """Elements of a parameter, also when ZeRO 3 has sharded it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -1,0 +1,28 @@
+"""A terminal for the user: our lines, not the libraries'."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+
+
+def quieten_libraries() -> None:
+    """Silence the warnings and logs of torch, DeepSpeed and TensorBoard; errors still come through."""
+    os.environ.setdefault("DS_ACCELERATOR", _accelerator())
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.filterwarnings("ignore")
+    logging.getLogger("torch").setLevel(logging.ERROR)
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    for handler in logger.handlers:
+        handler.setLevel(logging.ERROR)
+
+
+def _accelerator() -> str:
+    """DeepSpeed warns when it has to find out by itself."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,34 @@
+"""Samples of a model in training, for the reader's eye."""
+
+from __future__ import annotations
+
+import torch
+
+from nar_scale.checkpoint import TrainingState
+from nar_scale.config import Config
+from nar_scale.data import load_tokenizer
+from nar_scale.masking import Noise
+from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
+
+
+def generate_texts(wrapper: Wrapper, config: Config, state: TrainingState) -> list[str]:
+    """Generate `config.logging.samples` sequences from scratch, the same on every rank.
+
+    All ranks take part, since under ZeRO 3 each holds a part of the weights.
+    """
+    from deepspeed import zero
+
+    count = config.logging.samples
+    device = wrapper.net.token_emb.weight.device
+    noise = Noise.of_requests(state.seed, torch.arange(count, device=device))
+    # the net gathers its own weights as it runs; those of the wrapper itself belong to no forward pass here
+    with zero.GatheredParameters(list(wrapper.parameters(recurse=False))):
+        if isinstance(wrapper, NonAutoregressiveWrapper):
+            tokens = wrapper.generate(batch_size=count, noise=noise)
+        else:
+            start = torch.full((count, 1), state.end_token or 0, device=device)
+            tokens = wrapper.generate(start, wrapper.max_seq_len - 1, noise=noise, return_prompt=False)
+    if state.tokenizer is None:
+        return [" ".join(map(str, row)) for row in tokens.tolist()]
+    tokenizer = load_tokenizer(state.tokenizer)
+    return [tokenizer.decode(row) for row in tokens.tolist()]

@@ -1,0 +1,37 @@
+"""Requests to stop: signals, or a file that appears."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+
+RESUMABLE_EXIT_STATUS = 85
+"""Exit status of a run that was asked to stop, has saved, and can be continued."""
+
+STOP_FILE_VARIABLE = "NAR_SCALE_STOP_FILE"
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequest:
+    """Remembers that this process was asked to stop.
+
+    The first SIGTERM, SIGINT or SIGUSR1 is remembered; the same one a second time ends the process at once
+    (Ctrl-C brings a SIGINT from the terminal and a SIGTERM from the launcher). Where the environment names a
+    file in NAR_SCALE_STOP_FILE, its appearance counts as well.
+    """
+
+    def __init__(self) -> None:
+        self._signalled = False
+        file = os.environ.get(STOP_FILE_VARIABLE)
+        self._file = Path(file) if file else None
+        for number in _SIGNALS:
+            signal.signal(number, self._remember)
+
+    def __bool__(self) -> bool:
+        return self._signalled or (self._file is not None and self._file.exists())
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+        signal.signal(number, signal.SIG_DFL)

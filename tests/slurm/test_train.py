@@ -1,0 +1,206 @@
+"""slurm/train.sbatch: first its control flow, around stand-ins that end as told, then real training on two nodes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .cluster import Cluster
+
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
+TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
+
+# Notes its environment; the first attempt then does what its second argument says, a later attempt succeeds.
+STAND_IN = """\
+import json, os, pathlib, signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the trainer does not die of it either: it saves
+names = [
+    "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK",
+    "SLURMD_NODENAME", "OMP_NUM_THREADS",
+]
+attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+seen = {name: os.environ.get(name) for name in names}
+pathlib.Path(f"task-{attempt}-{seen['SLURM_PROCID']}.json").write_text(json.dumps(seen))
+if attempt or sys.argv[2] == "succeed":
+    sys.exit(0)
+if sys.argv[2] == "crash":
+    sys.exit(3)
+while not os.path.exists(os.environ["NAR_SCALE_STOP_FILE"]):
+    time.sleep(0.1)
+time.sleep(int(seen["SLURM_PROCID"]) * float(sys.argv[3]))
+sys.exit(85)
+"""
+
+
+def eventually(what: str, condition: Callable[[], bool], timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {timeout} seconds: {what}"
+        time.sleep(0.1)
+
+
+class TestControlFlow:
+    @pytest.fixture
+    def submission(self, tmp_path: Path) -> Path:
+        """A directory to submit from, with a stand-in for the trainer."""
+        (tmp_path / "launcher").mkdir()
+        (tmp_path / "launcher" / "train.py").write_text(STAND_IN)
+        (tmp_path / "config.yaml").touch()
+        return tmp_path
+
+    def submit(self, cluster: Cluster, submission: Path, *arguments: str, options: tuple[str, ...] = TWO_NODES) -> str:
+        env = {"NAR_SCALE_PYTHON": sys.executable}
+        return cluster.submit(SCRIPT, *arguments, options=options, directory=submission, env=env)
+
+    def tasks(self, submission: Path, attempt: int = 0) -> list[dict[str, str]]:
+        return [json.loads(path.read_text()) for path in sorted(submission.glob(f"task-{attempt}-*.json"))]
+
+    def wait_for_tasks(self, submission: Path, count: int) -> None:
+        eventually(f"{count} tasks", lambda: len(list(submission.glob("task-0-*.json"))) == count)
+
+    def test_tasks_find_each_other(self, cluster: Cluster, submission: Path) -> None:
+        options = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=2")
+        job = self.submit(cluster, submission, "config.yaml", "succeed", options=options)
+        cluster.wait(job)
+        tasks = self.tasks(submission)
+        assert [task["SLURM_PROCID"] for task in tasks] == ["0", "1", "2", "3"]
+        assert [task["SLURM_LOCALID"] for task in tasks] == ["0", "1", "0", "1"]
+        assert [task["SLURMD_NODENAME"] for task in tasks] == ["n1", "n1", "n2", "n2"]
+        assert {task["SLURM_NTASKS"] for task in tasks} == {"4"}
+        assert {task["MASTER_ADDR"] for task in tasks} == {"n1"}
+        assert {task["MASTER_PORT"] for task in tasks} == {str(20000 + int(job))}
+        assert {task["SLURM_CPUS_PER_TASK"] for task in tasks} == {"2"}
+        assert {task["OMP_NUM_THREADS"] for task in tasks} == {"2"}
+
+    @pytest.mark.parametrize(
+        ("cpus", "threads"), [("1", "1"), ("4", "2")], ids=["fewer CPUs than GPUs", "CPUs are shared"]
+    )
+    def test_one_task_for_each_gpu(self, cluster: Cluster, submission: Path, cpus: str, threads: str) -> None:
+        options = (*TWO_NODES, f"--gpus-per-node={cluster.gpus}", f"--cpus-per-task={cpus}")
+        cluster.wait(self.submit(cluster, submission, "config.yaml", "succeed", options=options))
+        assert [task["SLURM_LOCALID"] for task in self.tasks(submission)] == ["0", "1", "0", "1"]
+        assert {task["OMP_NUM_THREADS"] for task in self.tasks(submission)} == {threads}
+
+    def test_exclusive_nodes_are_used_whole(self, cluster: Cluster, submission: Path) -> None:
+        options = ("--nodes=2", "--ntasks-per-node=2", "--exclusive")
+        cluster.wait(self.submit(cluster, submission, "config.yaml", "succeed", options=options))
+        assert {task["SLURM_CPUS_PER_TASK"] for task in self.tasks(submission)} == {"2"}
+
+    def test_stop_request_saves_and_requeues(self, cluster: Cluster, submission: Path) -> None:
+        longer_than_kill_wait = "4"  # the second task is not killed because the first has ended with a status
+        job = self.submit(cluster, submission, "config.yaml", "wait", longer_than_kill_wait)
+        self.wait_for_tasks(submission, 2)
+        cluster.run("scancel", "--batch", "--signal=USR1", job)
+        cluster.wait(job)
+        assert cluster.show(job)["Restarts"] == "1"
+        assert len(self.tasks(submission, attempt=1)) == 2
+        assert not list(submission.glob("slurm-stop-*"))
+
+    def test_time_limit_saves_and_requeues(self, cluster: Cluster, submission: Path) -> None:
+        options = (*TWO_NODES, "--time=1", "--signal=B:USR1@45")
+        job = self.submit(cluster, submission, "config.yaml", "wait", "0", options=options)
+        cluster.wait(job, timeout=120)
+        assert cluster.show(job)["Restarts"] == "1"
+
+    def test_cancelled_job_stays_cancelled(self, cluster: Cluster, submission: Path) -> None:
+        job = self.submit(cluster, submission, "config.yaml", "wait", "0")
+        self.wait_for_tasks(submission, 2)
+        cluster.run("scancel", job)
+        cluster.wait(job, ("CANCELLED",))
+        time.sleep(2)
+        assert cluster.state(job) == "CANCELLED"
+
+    def test_failure_is_not_requeued(self, cluster: Cluster, submission: Path) -> None:
+        job = self.submit(cluster, submission, "config.yaml", "crash")
+        cluster.wait(job, ("FAILED",))
+        assert cluster.show(job)["ExitCode"] == "3:0"
+        assert cluster.show(job)["Restarts"] == "0"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((), "no configuration given"),
+            (("missing.yaml",), "no configuration file missing.yaml"),
+        ],
+    )
+    def test_wrong_use_is_one_clear_line(
+        self, cluster: Cluster, submission: Path, arguments: tuple[str, ...], message: str
+    ) -> None:
+        job = self.submit(cluster, submission, *arguments)
+        cluster.wait(job, ("FAILED",))
+        assert len(cluster.output(job).splitlines()) == 1
+        assert message in cluster.output(job)
+
+
+# Small enough for seconds of training, and steps enough that the run is not over when the stop request comes.
+STEPS = 300
+OVERRIDES = (
+    "model.dim=32",
+    "model.depth=2",
+    "model.heads=2",
+    "model.max_seq_len=64",
+    "schedule.warmup_steps=5",
+    f"training.steps={STEPS}",
+    "training.global_batch_size=4",
+    "training.micro_batch_size=1",
+    "checkpoint.every=1000",
+    "logging.every=1",
+    "logging.evaluate_every=0",
+    "logging.sample_every=0",
+    "logging.evaluation_samples=8",
+    "data.directory=corpus",
+)
+
+
+def losses(run: Path) -> dict[int, float]:
+    """The training loss by step; a line still being written is left out."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("\n")]
+    return {record["step"]: record["loss"] for record in records if "loss" in record}
+
+
+class TestTraining:
+    @pytest.fixture
+    def submission(self, tmp_path: Path) -> Path:
+        """A directory to submit from: the launchers, a configuration and a small corpus."""
+        (tmp_path / "launcher").symlink_to(REPOSITORY / "launcher")
+        shutil.copy(REPOSITORY / "configs" / "quickstart_nar.yaml", tmp_path / "config.yaml")
+        prepare = ["launcher/prepare.py", "--input", str(REPOSITORY / "nar_scale"), "--include", "*.py"]
+        options = ["--output", "corpus", "--seq-len", "64", "--validation", "0.2"]
+        subprocess.run([sys.executable, *prepare, *options], cwd=tmp_path, env={**os.environ, **self.env()}, check=True)
+        return tmp_path
+
+    def env(self) -> dict[str, str]:
+        return {"NAR_SCALE_PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
+
+    def submit(self, cluster: Cluster, submission: Path, run: str, options: tuple[str, ...]) -> str:
+        arguments = ("config.yaml", *OVERRIDES, f"training.run_directory={run}")
+        return cluster.submit(SCRIPT, *arguments, options=options, directory=submission, env=self.env())
+
+    def test_interrupted_run_on_two_nodes_equals_one_on_one_node(self, cluster: Cluster, submission: Path) -> None:
+        interrupted = self.submit(cluster, submission, "interrupted", TWO_NODES)
+
+        def steps_done() -> int:
+            cluster.wait(interrupted, ("PENDING", "RUNNING"))
+            return len(losses(submission / "interrupted"))
+
+        eventually("5 steps", lambda: steps_done() >= 5, timeout=180)
+        cluster.run("scancel", "--batch", "--signal=USR1", interrupted)
+        cluster.wait(interrupted, timeout=180)
+        assert cluster.show(interrupted)["Restarts"] == "1", cluster.output(interrupted)
+
+        straight = self.submit(cluster, submission, "straight", ("--nodes=1", "--ntasks-per-node=2"))
+        cluster.wait(straight, timeout=180)
+        assert cluster.show(straight)["Restarts"] == "0"
+
+        expected = losses(submission / "straight")
+        assert sorted(expected) == list(range(1, STEPS + 1))
+        assert losses(submission / "interrupted") == pytest.approx(expected, rel=1e-5)
