@@ -3,7 +3,8 @@
 >>> from nar_scale import TransformerWrapper, Encoder, NonAutoregressiveWrapper
 """
 
+from nar_scale.checkpoint import load_exported as load
 from nar_scale.model import Decoder, Encoder, TransformerWrapper
 from nar_scale.objectives import AutoregressiveWrapper, NonAutoregressiveWrapper
 
-__all__ = ["AutoregressiveWrapper", "Decoder", "Encoder", "NonAutoregressiveWrapper", "TransformerWrapper"]
+__all__ = ["AutoregressiveWrapper", "Decoder", "Encoder", "NonAutoregressiveWrapper", "TransformerWrapper", "load"]

@@ -166,7 +166,7 @@ def load_exported(
     info = ModelInfo(**{**fields, "decode": DecodeManifest(**fields["decode"])})
     with torch.device("meta"):
         wrapper = build_wrapper(config, info.vocabulary_size)
-    wrapper.to_empty(device=device).to(dtype)
+    wrapper.to_empty(device=device).to(dtype).net.tie_weights()
     _load_weights(directory, wrapper)
     tokenizer = load_tokenizer(info.tokenizer, directory) if info.tokenizer else None
     return LoadedModel(wrapper.eval(), config, info, tokenizer)

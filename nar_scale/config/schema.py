@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 from pydantic import model_validator as validator
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
@@ -39,7 +40,7 @@ class ModelConfig(Section):
     rotary_theta: PositiveFloat = 10_000.0
     qk_norm: bool = False
     tie_embeddings: bool = False
-    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    dropout: Fraction = 0.0
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass instead of keeping its activations."""
 
@@ -72,7 +73,7 @@ class ObjectiveConfig(Section):
     self_token_critic: bool = False
     """Non-autoregressive: let the net itself judge which tokens to keep while decoding."""
     critic_loss_weight: NonNegativeFloat = 1.0
-    mask_prob: float = Field(0.0, ge=0.0, lt=1.0)
+    mask_prob: Fraction = 0.0
     """Autoregressive: fraction of input tokens hidden in training (forgetful causal masking)."""
     attention_z_loss: bool = False
     """Autoregressive: add the attention z-loss."""
@@ -106,7 +107,7 @@ class OptimizerConfig(Section):
 
     kind: Literal["adamw"] = "adamw"
     learning_rate: PositiveFloat
-    betas: tuple[float, float] = Field((0.9, 0.95), strict=False)
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
     weight_decay: NonNegativeFloat = 0.1
     gradient_clipping: NonNegativeFloat = 1.0
@@ -118,9 +119,9 @@ class ScheduleConfig(Section):
 
     kind: Literal["cosine", "wsd", "constant"] = "cosine"
     warmup_steps: NonNegativeInt = 0
-    decay_fraction: float = Field(0.2, gt=0.0, le=1.0)
+    decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """`wsd`: the last part of the run, in which the rate falls linearly."""
-    final_factor: float = Field(0.1, ge=0.0, le=1.0)
+    final_factor: Probability = 0.1
     """The factor at the last step of `cosine` and `wsd`."""
 
 

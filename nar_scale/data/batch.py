@@ -1,7 +1,8 @@
 """A micro-batch of token samples."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from copy import copy
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
@@ -27,10 +28,11 @@ class Batch:
     epochs: Tensor
     positions: Tensor
 
-    @property
-    def padded(self) -> bool:
-        """Whether any sample is shorter than n; waits for the device if the tensors are on one."""
-        return bool((self.lengths < self.tokens.shape[1]).any())
+    padded: bool = field(init=False)
+    """Whether any sample is shorter than n; known on the host, so that asking never waits for a device."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "padded", bool((self.lengths < self.tokens.shape[1]).any()))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Return the batch on a device."""
@@ -41,4 +43,8 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
-        return Batch(**{field.name: change(getattr(self, field.name)) for field in fields(self)})
+        moved = copy(self)
+        for tensor in fields(self):
+            if tensor.init:
+                object.__setattr__(moved, tensor.name, change(getattr(self, tensor.name)))
+        return moved

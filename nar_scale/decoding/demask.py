@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
+import einx
 import torch
 from torch import Tensor
 
@@ -107,4 +108,4 @@ def demask(
 def _largest(scores: Tensor, counts: Tensor) -> Tensor:
     """Mark the `counts[i]` largest scores of row i; bool `[batch, n]`."""
     ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return ranks < counts[:, None]
+    return einx.less("b n, b -> b n", ranks, counts)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import einx
 import torch
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def random_subset(maskable: Tensor, counts: Tensor, noise: Noise) -> Tensor:
     """
     order = noise.bits(maskable.shape[1]).masked_fill(~maskable, torch.iinfo(torch.int64).max)
     ranks = order.argsort(dim=1, stable=True).argsort(dim=1)
-    return (ranks < counts[:, None]) & maskable
+    return einx.less("b n, b -> b n", ranks, counts) & maskable
 
 
 def mask_tokens(

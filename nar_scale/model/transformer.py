@@ -60,10 +60,18 @@ class TransformerWrapper(nn.Module):
         self.pos_emb = Embedding(max_seq_len, dim) if attn_layers.rotary is None else None
         self.attn_layers = attn_layers
         self.to_logits = Linear(dim, logits_dim or num_tokens)
-        if tie_embedding:
-            self.to_logits.weight = self.token_emb.weight
+        self.tie_embedding = tie_embedding
+        self.tie_weights()
         if add_continuous_pred_head:
             self.to_next_embed_pred = nn.Sequential(Linear(dim, dim), nn.SiLU(), Linear(dim, dim))
+
+    def tie_weights(self) -> None:
+        """Make output projection and embedding table one parameter, if so configured.
+
+        Needed again after `to_empty`, which gives each module a tensor of its own.
+        """
+        if self.tie_embedding:
+            self.to_logits.weight = self.token_emb.weight
 
     @property
     def causal(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -155,7 +155,7 @@ class AutoregressiveWrapper(nn.Module):
                 filter_kwargs={} if amateurs else filter_kwargs or {},
                 eos_token=eos_token,
                 pad_value=self.pad_value,
-                amateurs=[(getattr(model, "net", model), settings) for model, settings in amateurs],
+                amateurs=[(_net(model), settings) for model, settings in amateurs],
                 use_cache=cache_kv,
             )
         if return_prompt and not ragged:
@@ -269,6 +269,10 @@ class AutoregressiveWrapper(nn.Module):
         """L1 distance to the next token's embedding, averaged over channels and summed over `[tokens]`."""
         truth = self.net.token_emb(targets).detach()
         return (self.net.to_next_embed_pred(embeddings) - truth).abs().mean(dim=-1).sum()
+
+
+def _net(model: nn.Module) -> TransformerWrapper:
+    return model.net if isinstance(model, AutoregressiveWrapper) else cast(TransformerWrapper, model)
 
 
 def _pair(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Protocol
 
+import einx
 import torch
 from torch import Tensor
 
@@ -78,4 +79,4 @@ def squared_row_sums(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
 
 def length_mask(lengths: Tensor, n: int) -> Tensor:
     """True for the first `lengths[i]` of n places of row i; bool `[batch, n]`."""
-    return torch.arange(n, device=lengths.device) < lengths[:, None]
+    return einx.less("n, b -> b n", torch.arange(n, device=lengths.device), lengths)

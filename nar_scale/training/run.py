@@ -37,7 +37,7 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
     Raises:
         UserError: anything the user can mend; on every rank.
     """
-    stop = StopRequest()
+    stop = StopRequest(watch_file=world.is_main)
     resolved = resolve_deepspeed_config(config, world.size)
     directory = Path(str(config.training.run_directory))
     store = CheckpointStore(directory / "checkpoints")

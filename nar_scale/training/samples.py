@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
+from torch import Tensor
 
 from nar_scale.checkpoint import TrainingState
 from nar_scale.config import Config
@@ -24,7 +27,7 @@ def generate_texts(wrapper: Wrapper, config: Config, state: TrainingState) -> li
     # the net gathers its own weights as it runs; those of the wrapper itself belong to no forward pass here
     with zero.GatheredParameters(list(wrapper.parameters(recurse=False))):
         if isinstance(wrapper, NonAutoregressiveWrapper):
-            tokens = wrapper.generate(batch_size=count, noise=noise)
+            tokens = cast(Tensor, wrapper.generate(batch_size=count, noise=noise))
         else:
             start = torch.full((count, 1), state.end_token or 0, device=device)
             tokens = wrapper.generate(start, wrapper.max_seq_len - 1, noise=noise, return_prompt=False)

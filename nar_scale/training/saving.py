@@ -72,7 +72,7 @@ def check_writable(store: CheckpointStore) -> None:
 
 def _on_main(world: World, action: Any) -> None:
     """Do something on the main process; its CheckpointError is raised on every rank."""
-    problem = None
+    problem: object = None
     if world.is_main:
         try:
             action()
@@ -80,4 +80,4 @@ def _on_main(world: World, action: Any) -> None:
             problem = str(error)
     problem = world.broadcast(problem)
     if problem is not None:
-        raise CheckpointError(problem)
+        raise CheckpointError(str(problem))

@@ -20,12 +20,15 @@ class StopRequest:
     The first SIGTERM, SIGINT or SIGUSR1 is remembered; the same one a second time ends the process at once
     (Ctrl-C brings a SIGINT from the terminal and a SIGTERM from the launcher). Where the environment names a
     file in NAR_SCALE_STOP_FILE, its appearance counts as well.
+
+    Args:
+        watch_file: whether this process looks for the file; one process of a job is enough.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, watch_file: bool) -> None:
         self._signalled = False
         file = os.environ.get(STOP_FILE_VARIABLE)
-        self._file = Path(file) if file else None
+        self._file = Path(file) if file and watch_file else None
         for number in _SIGNALS:
             signal.signal(number, self._remember)
 

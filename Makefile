@@ -1,0 +1,61 @@
+# make demo    the whole job on this machine: corpus to samples
+# make test    the tests         make check   formatter, linter, types
+#
+# TORCH chooses another torch; anything `pip install` takes, or `installed` for the one that PYTHON already has:
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+#   make demo TORCH=installed
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+CONFIG ?= configs/quickstart_nar.yaml
+RANKS ?= 2
+
+BIN := .venv/bin
+NAME := $(basename $(notdir $(CONFIG)))
+DATA := data/python_stdlib
+export DS_ACCELERATOR ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
+
+.PHONY: demo test check format clean
+
+demo: .venv/installed $(DATA)/dataset.json
+	@echo "== train $(CONFIG) on $(RANKS) processes"
+	@$(BIN)/deepspeed --quiet --num_accelerators $(RANKS) launcher/train.py --config $(CONFIG)
+	@echo "== consolidate, evaluate, generate"
+	@rm -rf exported/$(NAME) samples/$(NAME)
+	@$(BIN)/python launcher/consolidate.py --run runs/$(NAME) --output exported/$(NAME)
+	@$(BIN)/python launcher/evaluate.py --checkpoint exported/$(NAME) --data $(DATA) --output runs/$(NAME)/evaluation.json
+	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_scratch \
+	    --num-samples 3 --sampler random --steps 128 --temperature 0.7 --print
+	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_prompts \
+	    --prompts configs/$(NAME).prompts.jsonl --temperature 0.5 --print
+	@echo
+	@echo "TensorBoard logs  runs/$(NAME)/tensorboard   ($(BIN)/tensorboard --logdir runs)"
+	@echo "checkpoint        exported/$(NAME)"
+	@echo "samples           samples/$(NAME)"
+	@echo "next              $(BIN)/deepspeed --num_accelerators $(RANKS) launcher/train.py --config $(CONFIG) training.steps=4000 training.run_directory=runs/longer"
+
+$(DATA)/dataset.json: | .venv/installed
+	@echo "== prepare the Python standard library's source"
+	@$(BIN)/python launcher/prepare.py --input "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
+	    --include '*.py' --exclude site-packages --output $(DATA) --seq-len 128 --overwrite
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+check: .venv/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(if $(filter installed,$(TORCH)),--system-site-packages) .venv
+	$(if $(filter installed,$(TORCH)),,$(BIN)/pip install --quiet $(TORCH))
+	grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	$(BIN)/pip install --quiet --constraint .venv/constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv data runs exported samples

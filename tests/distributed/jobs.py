@@ -1,0 +1,116 @@
+"""A small corpus, small configurations, and real launches of several processes."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+TRAIN = REPOSITORY / "launcher" / "train.py"
+SEQUENCE_LENGTH = 32
+
+SMALL = {
+    "model": {"dim": 32, "depth": 2, "heads": 2, "max_seq_len": SEQUENCE_LENGTH},
+    "objective": {"kind": "non_autoregressive"},
+    "optimizer": {"learning_rate": 3e-3},
+    "schedule": {"warmup_steps": 2},
+    "training": {"steps": 6, "global_batch_size": 8, "micro_batch_size": 2, "precision": "fp32"},
+    "logging": {"every": 1},
+}
+
+
+def write_config(path: Path, data: Path, **sections: Mapping[str, object]) -> Path:
+    """The small configuration on a prepared corpus, with sections updated."""
+    values: dict[str, dict[str, object]] = {name: dict(section) for name, section in SMALL.items()}
+    values["data"] = {"directory": str(data), "loader_workers": 0}
+    for name, section in sections.items():
+        values.setdefault(name, {}).update(section)
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def deepspeed_command(ranks: int, script: Path, *arguments: str) -> list[str]:
+    launcher = Path(sys.executable).with_name("deepspeed")
+    options = ["--quiet", "--num_accelerators", str(ranks), "--master_port", str(free_port())]
+    return [str(launcher), *options, str(script), *arguments]
+
+
+def environment() -> dict[str, str]:
+    """Of a user's shell: without what pytest or a surrounding job has set."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PYTEST"))}
+    return {**ours, "DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def start(command: Sequence[str]) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env=environment(),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def run(command: Sequence[str], status: int = 0, timeout: float = 300) -> str:
+    """Run to the end and return what was printed; the exit status must be as expected."""
+    process = start(command)
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        if process.poll() is None:
+            kill(process)
+    assert process.returncode == status, f"exit status {process.returncode} instead of {status}:\n{output}"
+    return output
+
+
+def processes_of(process: "subprocess.Popen[str]") -> list[int]:
+    """All living processes of a launch."""
+    listing = subprocess.run(["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True)
+    return [int(pid) for pid in listing.stdout.split()]
+
+
+def kill(process: "subprocess.Popen[str]") -> None:
+    """SIGKILL the launcher and all its ranks at once, as a power loss would."""
+    for pid in processes_of(process):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def metrics(run_directory: Path) -> dict[int, dict[str, float]]:
+    """The training lines of the metrics log by step."""
+    path = run_directory / "metrics.jsonl"
+    if not path.exists():
+        return {}
+    complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = [json.loads(line) for line in complete]
+    return {line["step"]: line for line in lines if "loss" in line}
+
+
+def losses(run_directory: Path) -> dict[int, float]:
+    return {step: line["loss"] for step, line in metrics(run_directory).items()}
+
+
+def wait_for_step(process: "subprocess.Popen[str]", run_directory: Path, step: int, timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while max(losses(run_directory), default=0) < step:
+        assert process.poll() is None, f"ended before step {step}:\n{process.stdout.read() if process.stdout else ''}"
+        assert time.monotonic() < deadline, f"step {step} not reached in {timeout} seconds"
+        time.sleep(0.05)

@@ -1,0 +1,90 @@
+"""The non-autoregressive loss against the definition of what it bounds: the mean over all orders."""
+
+import pytest
+import torch
+from model.helpers import TableNet
+
+from nar_scale.objectives import NonAutoregressiveWrapper
+
+from .helpers import batch_of, mean_and_error, nelbo_by_all_orders
+
+MASK_ID, NUM_TOKENS = 1, 4  # answers 0, 2 and 3
+SCHEDULES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "uniform_count": "uniform_count",
+    "quadratic": lambda t: (1 - t) ** 2,
+    "late": lambda t: 1 - t**3,
+}
+
+
+def wrapper_of_table(n, schedule="linear", **options):
+    return NonAutoregressiveWrapper(TableNet(n, NUM_TOKENS), mask_id=MASK_ID, schedule=schedule, **options).eval()
+
+
+@torch.no_grad()
+def estimates(wrapper, tokens, length, rows=500, seeds=12):
+    """The sequence's loss in nats, averaged over `rows` samples, once for each seed."""
+    batch = batch_of(tokens.expand(rows, -1), torch.full((rows,), length))
+    return [float(wrapper(batch, seed=seed).sums[0]) / rows for seed in range(seeds)]
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
+@pytest.mark.parametrize(("tokens", "length"), [([0, 3], 2), ([2, 2, 0, 3], 4), ([3, 2, 0, 0], 3)])
+def test_the_loss_is_the_mean_over_all_orders(schedule, tokens, length):
+    tokens = torch.tensor(tokens)
+    wrapper = wrapper_of_table(len(tokens), schedule)
+    truth = nelbo_by_all_orders(wrapper.net, tokens, list(range(length)), MASK_ID)
+    mean, error = mean_and_error(estimates(wrapper, tokens, length))
+    assert error < 0.01 * truth
+    assert abs(mean - truth) < 4 * error + 1e-5 * truth
+
+
+def test_linear_and_uniform_count_are_one_schedule():
+    tokens = torch.tensor([2, 2, 0, 3])
+    assert estimates(wrapper_of_table(4, "linear"), tokens, 4) == estimates(
+        wrapper_of_table(4, "uniform_count"), tokens, 4
+    )
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_given_tokens_condition_the_bound(schedule):
+    tokens, frozen = torch.tensor([2, 3, 0, 3]), torch.tensor([False, True, False, False])
+    wrapper = wrapper_of_table(4, schedule)
+    truth = nelbo_by_all_orders(wrapper.net, tokens, [0, 2], MASK_ID)  # place 3 is padding
+    torch.manual_seed(0)
+    drawn = [
+        wrapper(tokens.expand(500, -1), frozen=frozen.expand(500, -1), lens=torch.full((500,), 3)) for _ in range(12)
+    ]
+    mean, error = mean_and_error([2 * losses.loss.item() for losses in drawn])
+    assert error < 0.01 * truth
+    assert abs(mean - truth) < 4 * error
+    assert all(losses.loss == losses.generator_loss and losses.critic_loss is None for losses in drawn)
+
+
+def test_the_loss_per_token_of_unlike_sequences_weighs_their_tokens():
+    wrapper, rows = wrapper_of_table(4), 2000
+    kinds = [(torch.tensor([2, 2, 0, 3]), 4), (torch.tensor([0, 3, 0, 0]), 1), (torch.tensor([3, 0, 0, 0]), 0)]
+    truths = [nelbo_by_all_orders(wrapper.net, tokens, list(range(length)), MASK_ID) for tokens, length in kinds]
+    batch = batch_of(
+        torch.stack([tokens for tokens, _ in kinds]).repeat(rows, 1), torch.tensor([n for _, n in kinds]).repeat(rows)
+    )
+    means = [wrapper(batch, seed=seed).total().item() for seed in range(12)]
+    mean, error = mean_and_error(means)
+    assert abs(mean - sum(truths) / 5) < 4 * error
+    assert error < 0.01 * mean
+
+
+def test_the_maskgit_loss_is_the_plain_mean_over_masked_tokens():
+    wrapper = wrapper_of_table(4, "cosine", use_simple_mdlm_loss_weight=False)
+    tokens = torch.tensor([0, 2, 3])[torch.randint(3, (200, 4), generator=torch.Generator().manual_seed(0))]
+    terms = wrapper(batch_of(tokens), seed=5)
+    seen = wrapper.net.seen[-1]
+    masked = seen == MASK_ID
+    probabilities = wrapper.net.table[wrapper.net.code(seen)].double().exp()
+    probabilities[..., MASK_ID] = 0
+    right = (probabilities / probabilities.sum(-1, keepdim=True)).gather(-1, tokens[..., None])[..., 0]
+    assert terms.total().item() == pytest.approx(-right.log()[masked].mean().item(), rel=1e-5)
+    assert terms.counts.tolist() == [masked.sum()]
+    assert wrapper.likelihood_kind == "not a likelihood"
+    assert wrapper_of_table(4).likelihood_kind == "bound"
