@@ -25,6 +25,9 @@ Critic = Callable[[Tensor], Tensor]
 Sampler = Literal["confidence", "random"]
 
 
+_ROUNDING = 1e-6  # of a token: (1 - 5/6) * 6 is 1, not a little less
+
+
 class Demasked(NamedTuple):
     """Generated tokens, int64 `[batch, n]` without any mask token, and the number of network calls it took."""
 
@@ -90,7 +93,7 @@ def demask(
         tokens = torch.where(masked, drawn, tokens)
 
         progress = torch.tensor((step + 1) / steps, dtype=torch.float64, device=tokens.device)
-        left = (schedule.masked_fraction(progress) * total).floor().long()
+        left = (schedule.masked_fraction(progress) * total + _ROUNDING).floor().long()
         left = torch.minimum(left, (masked.sum(dim=1) - 1).clamp(min=0))
         if sampler == "random":
             doubt = step_noise.derive(0).uniform(tokens.shape[1])

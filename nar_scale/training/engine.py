@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -24,6 +27,8 @@ def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
         raise ConfigError("training.precision fp16 needs a GPU; use bf16 or fp32 on CPUs")
     # only inference's all-reduce uses this operator; it costs a C++ compilation at the first start
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    with _without_compilation():
+        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 - loads torch's compiler, which takes seconds
     wrapper.to(world.device)
     engine, *_ = deepspeed.initialize(
         model=wrapper,
@@ -32,6 +37,20 @@ def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
         dist_init_required=False,
     )
     return engine
+
+
+@contextmanager
+def _without_compilation() -> Iterator[None]:
+    """Let `torch.compile` do nothing to what is imported meanwhile."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TORCHDYNAMO_DISABLE"]
+        else:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def gradient_norm(engine: Any) -> float:

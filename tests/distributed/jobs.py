@@ -51,7 +51,8 @@ def deepspeed_command(ranks: int, script: Path, *arguments: str) -> list[str]:
 def environment() -> dict[str, str]:
     """Of a user's shell: without what pytest or a surrounding job has set."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PYTEST"))}
-    return {**ours, "DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    # one thread a process: two ranks fill the two cores of a small machine
+    return {**ours, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[str]":
@@ -114,3 +115,18 @@ def wait_for_step(process: "subprocess.Popen[str]", run_directory: Path, step: i
         assert process.poll() is None, f"ended before step {step}:\n{process.stdout.read() if process.stdout else ''}"
         assert time.monotonic() < deadline, f"step {step} not reached in {timeout} seconds"
         time.sleep(0.05)
+
+
+def run_forked(directory: Path, *cases: tuple[Path | str, Sequence[str], str]) -> list[tuple[int, str]]:
+    """Single-process runs of `train.py`, as (config, overrides, resume); returns exit statuses and outputs."""
+    listing = directory / "cases.json"
+    listing.write_text(json.dumps([[str(config), list(overrides), resume] for config, overrides, resume in cases]))
+    output = run([sys.executable, str(Path(__file__).with_name("fork_cases.py")), str(listing)])
+    return [(status, text) for status, text in json.loads(output.splitlines()[-1])]
+
+
+def train_in_one_launch(directory: Path, *cases: tuple[Path, Sequence[str]]) -> None:
+    """Train (config, overrides) one after the other in a single launch of two ranks."""
+    listing = directory / "cases.json"
+    listing.write_text(json.dumps([[str(config), list(overrides)] for config, overrides in cases]))
+    run(deepspeed_command(2, Path(__file__).with_name("train_cases.py"), str(listing)))

@@ -80,9 +80,7 @@ class Launch:
         self.cases = {
             name: [*settings, f"training.run_directory={directory / name}"] for name, settings in cases.items()
         }
-        listing = directory / "cases.json"
-        listing.write_text(json.dumps([[str(self.config), overrides] for overrides in self.cases.values()]))
-        jobs.run(jobs.deepspeed_command(2, Path(__file__).with_name("train_cases.py"), str(listing)))
+        jobs.train_in_one_launch(directory, *((self.config, overrides) for overrides in self.cases.values()))
 
     @staticmethod
     def name(kind: str, stage: int, accumulation: int) -> str:

@@ -17,74 +17,82 @@ def config(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return jobs.write_config(tmp_path_factory.mktemp("launchers") / "small.yaml", corpus)
 
 
-def alone(config: Path | str, *arguments: str) -> list[str]:
-    return [sys.executable, str(jobs.TRAIN), "--config", str(config), *arguments]
+class Runs:
+    """The same run under three launchers."""
+
+    def __init__(self, directory: Path, config: Path):
+        self.directory = directory
+        torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--master-port"]
+        arguments = ["--config", str(config), "deepspeed.zero_optimization.reduce_bucket_size=1000"]
+        commands = {
+            "python": [sys.executable, str(jobs.TRAIN), *arguments],
+            "torchrun": [*torchrun, str(jobs.free_port()), str(jobs.TRAIN), *arguments, "--verbose"],
+            "deepspeed": jobs.deepspeed_command(2, jobs.TRAIN, *arguments),
+        }
+        self.outputs = {
+            name: jobs.run([*command, f"training.run_directory={directory / name}"]).splitlines()
+            for name, command in commands.items()
+        }
 
 
-def test_python_torchrun_and_deepspeed_agree(config: Path, tmp_path: Path) -> None:
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--master-port"]
-    commands = {
-        "python": alone(config),
-        "torchrun": [*torchrun, str(jobs.free_port()), str(jobs.TRAIN), "--config", str(config)],
-        "deepspeed": jobs.deepspeed_command(2, jobs.TRAIN, "--config", str(config)),
-    }
-    for name, command in commands.items():
-        jobs.run([*command, f"training.run_directory={tmp_path / name}"])
-    expected = jobs.losses(tmp_path / "python")
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, config: Path) -> Runs:
+    return Runs(tmp_path_factory.mktemp("runs"), config)
+
+
+def test_python_torchrun_and_deepspeed_agree(runs: Runs) -> None:
+    expected = jobs.losses(runs.directory / "python")
     assert list(expected) == [1, 2, 3, 4, 5, 6]
-    for name in commands:
-        assert jobs.losses(tmp_path / name) == pytest.approx(expected, rel=1e-5)
+    for name in runs.outputs:
+        assert jobs.losses(runs.directory / name) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_terminal_belongs_to_the_user(config: Path, tmp_path: Path) -> None:
-    command = jobs.deepspeed_command(2, jobs.TRAIN, "--config", str(config))
-    lines = jobs.run([*command, f"training.run_directory={tmp_path}"]).splitlines()
+def test_the_terminal_belongs_to_the_user(runs: Runs) -> None:
+    lines = runs.outputs["deepspeed"]
     assert len(lines) <= 8, "\n".join(lines)
     assert any(line.startswith("step 6/6, loss ") for line in lines)
-    verbose = jobs.run([*command, f"training.run_directory={tmp_path / 'verbose'}", "--verbose"]).splitlines()
-    assert len(verbose) > len(lines)
+    assert len(runs.outputs["torchrun"]) > len(lines)
 
 
-def test_the_run_directory_holds_what_was_resolved(config: Path, tmp_path: Path) -> None:
-    jobs.run(alone(config, f"training.run_directory={tmp_path}", "deepspeed.zero_optimization.reduce_bucket_size=1000"))
-    assert "reduce_bucket_size: 1000" in (tmp_path / "config.yaml").read_text()
-    assert '"reduce_bucket_size": 1000' in (tmp_path / "deepspeed.json").read_text()
-    assert list((tmp_path / "tensorboard").iterdir())
-    line = jobs.metrics(tmp_path)[6]
+def test_the_run_directory_holds_what_was_resolved(runs: Runs) -> None:
+    directory = runs.directory / "python"
+    assert "reduce_bucket_size: 1000" in (directory / "config.yaml").read_text()
+    assert '"reduce_bucket_size": 1000' in (directory / "deepspeed.json").read_text()
+    assert list((directory / "tensorboard").iterdir())
+    line = jobs.metrics(directory)[6]
     named = {"loss", "gradient_norm", "learning_rate", "tokens_per_second", "data_wait_fraction", "memory_gib"}
     assert named <= set(line)
     assert any(name.startswith("masked_") for name in line)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["training.stesp=3"], "unknown key 'training.stesp', did you mean 'training.steps'?"),
-        (["training.steps=many"], "training.steps: input should be a valid integer, got 'many'"),
-        (["steps=3"], "override 'steps=3' is not of the form section.key=value"),
-        (["training.micro_batch_size=3"], "does not divide into micro-batches of 3 on 1 rank(s); use 6 or 9"),
-        (["data.directory=nowhere"], "data.directory nowhere does not exist"),
-        (["data.train=train/missing-*.tar"], "missing-*.tar"),
-        (["data.vocabulary_size=100"], "outside the vocabulary"),
-        (["model.max_seq_len=16"], "longer than"),
-        (["training.precision=fp16"], "needs a GPU"),
-        (["training.run_directory=/proc/run"], "checkpoints to /proc/run/checkpoints"),
-        (["--resume", "nowhere/step-000000001"], "no checkpoint there"),
-    ],
-)
-def test_bad_input_is_answered_in_one_line(config: Path, tmp_path: Path, overrides: list[str], message: str) -> None:
-    output = jobs.run([*alone(config, f"training.run_directory={tmp_path}"), *overrides], status=2)
-    errors = [line for line in output.splitlines() if "error" in line]
-    assert len(errors) == 1, output
-    assert message in errors[0]
-    assert "Traceback" not in output
+BAD_INPUT = {
+    "training.stesp=3": "unknown key 'training.stesp', did you mean 'training.steps'?",
+    "training.steps=many": "training.steps: input should be a valid integer, got 'many'",
+    "steps=3": "override 'steps=3' is not of the form section.key=value",
+    "training.micro_batch_size=3": "does not divide into micro-batches of 3 on 1 rank(s); use 6 or 9",
+    "data.directory=nowhere": "data.directory nowhere does not exist",
+    "data.train=train/missing-*.tar": "missing-*.tar",
+    "data.vocabulary_size=100": "outside the vocabulary",
+    "model.max_seq_len=16": "more than the sequence length 16",
+    "training.precision=fp16": "needs a GPU",
+    "training.run_directory=/proc/run": "no permission to write checkpoints to /proc/run/checkpoints",
+    "deepspeed.optimizer.type=Adam": "use the 'optimizer' section instead",
+}
 
 
-def test_missing_config(tmp_path: Path) -> None:
-    output = jobs.run(alone(tmp_path / "missing.yaml"), status=2)
-    assert output.splitlines() == [
-        f"train: error: cannot read the config file {tmp_path / 'missing.yaml'}: No such file or directory"
-    ]
+def test_bad_input_is_answered_in_one_line(config: Path, tmp_path: Path) -> None:
+    cases = [(config, [f"training.run_directory={tmp_path}", override], "auto") for override in BAD_INPUT]
+    messages = list(BAD_INPUT.values())
+    cases.append((config, [f"training.run_directory={tmp_path}"], "nowhere/step-000000001"))
+    messages.append("no checkpoint there")
+    cases.append((tmp_path / "missing.yaml", [], "auto"))
+    messages.append("cannot read the config file")
+    for (status, output), message in zip(jobs.run_forked(tmp_path, *cases), messages, strict=True):
+        errors = [line for line in output.splitlines() if "error" in line]
+        assert status == 2, output
+        assert len(errors) == 1, output
+        assert message in errors[0]
+        assert "Traceback" not in output
 
 
 def test_truncated_shard_is_named_once_by_two_ranks(config: Path, corpus: Path, tmp_path: Path) -> None:
@@ -100,20 +108,15 @@ def test_truncated_shard_is_named_once_by_two_ranks(config: Path, corpus: Path, 
     assert "Traceback" not in output
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_directory_without_write_permission(config: Path, tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    output = jobs.run(alone(config, f"training.run_directory={tmp_path}"), status=2)
-    assert "no permission to write checkpoints" in output
-
-
 def test_fewer_shards_than_ranks_and_a_short_last_sample(tmp_path: Path) -> None:
     document = tmp_path / "document.txt"
     document.write_bytes(b"a few words, and not many of them. " * 10)
-    prepare([document], tmp_path / "shards", seq_len=jobs.SEQUENCE_LENGTH, validation=0.0, progress=False)
-    config = jobs.write_config(tmp_path / "tiny.yaml", tmp_path / "shards", data={"validation": ""})
-    for kind in ("autoregressive", "non_autoregressive"):
-        run_directory = tmp_path / kind
-        command = jobs.deepspeed_command(2, jobs.TRAIN, "--config", str(config), f"objective.kind={kind}")
-        jobs.run([*command, f"training.run_directory={run_directory}"])
-        assert jobs.losses(run_directory)[6] < jobs.losses(run_directory)[1]
+    shards = tmp_path / "shards"
+    prepare([document], shards, seq_len=jobs.SEQUENCE_LENGTH, validation=0.0, progress=False)
+    config = jobs.write_config(tmp_path / "tiny.yaml", shards)
+    kinds = ("autoregressive", "non_autoregressive")
+    cases = [(config, [f"objective.kind={kind}", f"training.run_directory={tmp_path / kind}"]) for kind in kinds]
+    jobs.train_in_one_launch(tmp_path, *cases)
+    for kind in kinds:
+        losses = jobs.losses(tmp_path / kind)
+        assert losses[6] < losses[1]

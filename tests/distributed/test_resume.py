@@ -1,7 +1,8 @@
-"""Killed, signalled and damaged runs go on as if nothing had happened."""
+"""Signalled, killed and damaged runs go on as if nothing had happened."""
 
 import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,62 +23,81 @@ def config(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Path:
     return jobs.write_config(path, corpus, training=training, model=model, checkpoint={"every": 50, "keep_last": 4})
 
 
-def command(config: Path, run_directory: Path, *overrides: str, ranks: int = 2) -> list[str]:
-    arguments = ("--config", str(config), f"training.run_directory={run_directory}", *overrides)
-    return jobs.deepspeed_command(ranks, jobs.TRAIN, *arguments)
+def test_interrupted_run_equals_the_unbroken_one(config: Path, tmp_path: Path) -> None:
+    broken, unbroken = tmp_path / "broken", tmp_path / "unbroken"
 
+    def command(directory: Path) -> list[str]:
+        arguments = ("--config", str(config), f"training.run_directory={directory}")
+        return jobs.deepspeed_command(2, jobs.TRAIN, *arguments)
 
-@pytest.fixture(scope="module")
-def unbroken(config: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, float]:
-    directory = tmp_path_factory.mktemp("unbroken")
-    jobs.run(command(config, directory))
-    return jobs.losses(directory)
+    jobs.run(command(unbroken))
+    expected = jobs.losses(unbroken)
+    assert list(expected) == list(range(1, STEPS + 1))
 
-
-def test_kill_and_resume(config: Path, unbroken: dict[int, float], tmp_path: Path) -> None:
-    process = jobs.start(command(config, tmp_path))
-    jobs.wait_for_step(process, tmp_path, 110)
-    jobs.kill(process)
-    reached = max(jobs.losses(tmp_path))
-    assert reached < STEPS
-    output = jobs.run(command(config, tmp_path))
-    assert f"resuming at step {reached // 50 * 50} of" in output
-    assert list(unbroken) == list(range(1, STEPS + 1))
-    assert jobs.losses(tmp_path) == unbroken  # bit for bit
-    assert CheckpointStore(tmp_path / "checkpoints").steps() == [50, 100, 150, 200]
-
-
-def test_damaged_newest_checkpoint_is_passed_over(config: Path, unbroken: dict[int, float], tmp_path: Path) -> None:
-    jobs.run(command(config, tmp_path, "training.steps=100", "schedule.kind=constant"))
-    store = CheckpointStore(tmp_path / "checkpoints")
-    damaged = next(store.path(100).glob("*optim_states.pt"))
-    damaged.write_bytes(damaged.read_bytes()[:-1])
-    output = jobs.run(command(config, tmp_path, "training.steps=60", "schedule.kind=constant"))
-    assert "damaged and passed over" in output
-    assert damaged.name in output
-    assert "resuming at step 50 of 60" in output
-
-
-def test_one_signalled_rank_stops_all(config: Path, unbroken: dict[int, float], tmp_path: Path) -> None:
-    process = jobs.start(command(config, tmp_path))
-    jobs.wait_for_step(process, tmp_path, 10)
-    ranks = [pid for pid in jobs.processes_of(process) if "--local_rank=1" in command_line(pid)]
-    os.kill(ranks[0], signal.SIGUSR1)
+    process = jobs.start(command(broken))
+    jobs.wait_for_step(process, broken, 10)
+    second_rank = next(pid for pid in jobs.processes_of(process) if "--local_rank=1" in command_line(pid))
+    os.kill(second_rank, signal.SIGUSR1)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == RESUMABLE_EXIT_STATUS, output
     assert "stopped as asked" in output
-    stopped = max(jobs.losses(tmp_path))
-    assert CheckpointStore(tmp_path / "checkpoints").steps()[-1] == stopped
-    jobs.run(command(config, tmp_path))
-    assert jobs.losses(tmp_path) == unbroken
+    stopped = max(jobs.losses(broken))
+    assert stopped < STEPS
+    assert CheckpointStore(broken / "checkpoints").steps() == [*range(50, stopped, 50), stopped]
 
+    process = jobs.start(command(broken))
+    jobs.wait_for_step(process, broken, 110)
+    jobs.kill(process)
+    reached = max(jobs.losses(broken))
+    assert reached < STEPS
 
-def test_another_world_size_is_refused_in_one_line(config: Path, tmp_path: Path) -> None:
-    short = ("training.steps=4", "schedule.warmup_steps=2")
-    jobs.run(command(config, tmp_path, *short))
-    output = jobs.run(command(config, tmp_path, *short, ranks=1), status=2)
+    output = jobs.run(command(broken))
+    assert f"resuming at step {max(reached // 50 * 50, stopped)} of" in output
+    assert jobs.losses(broken) == expected  # bit for bit
+
+    alone = [sys.executable, str(jobs.TRAIN), "--config", str(config), f"training.run_directory={broken}"]
+    output = jobs.run(alone, status=2)
     assert "was written by 2 rank(s) with ZeRO 2; this run has 1 rank(s)" in output
     assert "Traceback" not in output
+
+
+def test_damaged_newest_checkpoint_is_passed_over(config: Path, tmp_path: Path) -> None:
+    run_directory = f"training.run_directory={tmp_path}"
+    every_four = ["schedule.kind=constant", "checkpoint.every=4", run_directory]
+    ((status, output),) = jobs.run_forked(tmp_path, (config, ["training.steps=8", *every_four], "auto"))
+    assert status == 0, output
+    store = CheckpointStore(tmp_path / "checkpoints")
+    damaged = next(store.path(8).glob("*optim_states.pt"))
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    again, never, path = jobs.run_forked(
+        tmp_path,
+        (config, ["training.steps=6", *every_four], "auto"),
+        (config, every_four, "never"),
+        (config, ["training.steps=5", *every_four], str(store.path(4))),
+    )
+    assert again[0] == 0
+    assert "damaged and passed over" in again[1]
+    assert damaged.name in again[1]
+    assert "resuming at step 4 of 6" in again[1]
+    assert never[0] == 2
+    assert "--resume never would overwrite them" in never[1]
+    assert path[0] == 0
+    assert "resuming at step 4 of 5" in path[1]
+
+
+def test_other_data_than_the_checkpoint_has_seen_is_refused(config: Path, tmp_path: Path) -> None:
+    settings = ["training.steps=4", f"training.run_directory={tmp_path}"]
+    first, *others = jobs.run_forked(
+        tmp_path,
+        (config, settings, "auto"),
+        (config, [*settings, "training.seed=1"], "auto"),
+        (config, [*settings, "training.global_batch_size=4"], "auto"),
+        (config, [*settings, "data.train=validation/*.tar"], "auto"),
+    )
+    assert first[0] == 0, first[1]
+    for (status, output), name in zip(others, ("seed 0", "global_batch_size 8", "fingerprint")):
+        assert status == 2
+        assert f"has {name}" in output
 
 
 def command_line(pid: int) -> str:

@@ -1,0 +1,269 @@
+import json
+import shutil
+
+import pytest
+import torch
+from config.helpers import config_with
+from objectives.helpers import random_tokens
+from safetensors.torch import load_file, save_file
+
+from nar_scale.checkpoint import (
+    CheckpointStore,
+    ModelInfo,
+    TrainingState,
+    check_probe,
+    consolidate,
+    describe_decoding,
+    list_files,
+    load_exported,
+    record_files,
+    run_probe,
+    save_probe,
+)
+from nar_scale.checkpoint.exported import write_exported
+from nar_scale.config import dump_config
+from nar_scale.errors import CheckpointError
+from nar_scale.objectives import AutoregressiveWrapper, build_wrapper
+
+VOCABULARY = 257
+NAR = {"objective.schedule": "cosine", "objective.steps": 7, "training.run_directory": "runs/x"}
+AR = {"objective.kind": "autoregressive", "training.run_directory": "runs/x"}
+MODELS = {
+    "nar": NAR,
+    "nar_all": {**NAR, "objective.self_conditioning": True, "objective.self_token_critic": True},
+    "nar_tied": {**NAR, "model.tie_embeddings": True, "model.positions": "learned"},
+    "ar": {**AR, "model.norm": "layernorm"},
+    "ar_tied": {**AR, "model.tie_embeddings": True, "model.qk_norm": True, "model.kv_heads": 1},
+}
+every_model = pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+
+
+def built(settings=NAR):
+    torch.manual_seed(0)
+    config = config_with(**settings)
+    wrapper = build_wrapper(config, VOCABULARY)
+    for parameter in wrapper.parameters():  # norms and biases too shall differ from what they are born with
+        torch.nn.init.normal_(parameter, std=0.3)
+    return config, wrapper
+
+
+def export(output, settings=NAR, *, change=None, **options):
+    config, wrapper = built(settings)
+    info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", describe_decoding(config, wrapper, 256))
+    probe = run_probe(wrapper)
+    if change is not None:
+        change(wrapper, probe)
+    difference = write_exported(output, wrapper, config, info, probe, **options)
+    return config, wrapper, info, difference
+
+
+def generated(wrapper):
+    torch.manual_seed(0)
+    if isinstance(wrapper, AutoregressiveWrapper):
+        return wrapper.generate(torch.tensor([[1, 2]]), 4)
+    return wrapper.generate(2)
+
+
+@pytest.fixture
+def exported(tmp_path):
+    export(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@every_model
+@pytest.mark.parametrize("shard_bytes", [2**30, 10_000, 1])
+def test_a_model_comes_back_as_it_was(tmp_path, settings, shard_bytes):
+    output = tmp_path / "deep" / "model"
+    config, wrapper, info, difference = export(output, settings, shard_bytes=shard_bytes)
+    loaded = load_exported(output)
+    assert difference == 0
+    assert (loaded.config, loaded.info) == (config, info)
+    assert loaded.tokenizer.vocabulary_size == VOCABULARY
+    assert not loaded.wrapper.training
+    wrapper.eval()
+    tokens = random_tokens(3, 12, num_tokens=VOCABULARY)
+    assert torch.equal(loaded.wrapper.net(tokens), wrapper.net(tokens))
+    weights = dict(loaded.wrapper.named_parameters())
+    assert set(weights) == set(dict(wrapper.named_parameters()))
+    assert all(torch.equal(weight, weights[name]) for name, weight in wrapper.named_parameters())
+    shards = sorted(output.glob("*.safetensors"))
+    assert (len(shards) == 2) is (shard_bytes == 2**30)
+    assert not list(output.parent.glob(".*"))
+    assert torch.equal(generated(loaded.wrapper), generated(wrapper))
+
+
+def test_shards_hold_every_weight_once_within_their_size(tmp_path):
+    _, wrapper, *_ = export(tmp_path / "model", shard_bytes=10_000)
+    index = json.loads((tmp_path / "model" / "model.safetensors.index.json").read_text())
+    seen = {}
+    for shard in sorted((tmp_path / "model").glob("model-*.safetensors")):
+        weights = load_file(shard)
+        assert len(weights) == 1 or sum(weight.nbytes for weight in weights.values()) <= 10_000
+        assert all(index["weight_map"][name] == shard.name for name in weights)
+        assert not seen.keys() & weights.keys()
+        seen.update(weights)
+    assert seen.keys() == dict(wrapper.named_parameters()).keys()
+    assert index["metadata"]["total_size"] == sum(weight.nbytes for weight in seen.values())
+
+
+def test_tied_weights_stay_tied(tmp_path):
+    export(tmp_path / "model", MODELS["ar_tied"])
+    net = load_exported(tmp_path / "model", dtype=torch.bfloat16).wrapper.net
+    assert net.to_logits.weight is net.token_emb.weight
+    assert net.token_emb.weight.dtype == torch.bfloat16
+
+
+def test_how_to_decode_is_written_down():
+    def described(settings):
+        config, wrapper = built(settings)
+        return describe_decoding(config, wrapper, 256)
+
+    nar, critic, ar = (described(MODELS[name]) for name in ("nar", "nar_all", "ar"))
+    assert (nar.sampler, nar.steps, nar.schedule, nar.mask_id, nar.end_token) == ("confidence", 7, "cosine", 257, 256)
+    assert critic.sampler == "critic"
+    assert (ar.sampler, ar.steps, ar.schedule, ar.mask_id, ar.end_token) == ("left_to_right", None, None, None, 256)
+
+
+def test_an_existing_output_is_never_overwritten(exported):
+    before = {path: path.read_bytes() for path in exported.iterdir()}
+    with pytest.raises(CheckpointError, match="model exists already; remove it or choose another --output"):
+        export(exported)
+    assert {path: path.read_bytes() for path in exported.iterdir()} == before
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CheckpointError, match=f"cannot write {tmp_path}/file/model: Not a directory"):
+        export(tmp_path / "file" / "model")
+
+
+def other_weights(wrapper, probe):
+    wrapper.net.to_logits.weight.data[3] += 0.01
+
+
+def other_logits(wrapper, probe):
+    probe["logits"][0, 1, 2] += 0.01 * probe["logits"].abs().max()
+
+
+def not_a_number(wrapper, probe):
+    wrapper.net.to_logits.weight.data[3] = float("nan")
+
+
+@pytest.mark.parametrize("change", [other_weights, other_logits, not_a_number])
+def test_a_model_that_is_not_the_live_one_is_not_published(tmp_path, change):
+    with pytest.raises(
+        CheckpointError, match=r"logits differ from the recorded ones by .* not those of the live model"
+    ):
+        export(tmp_path / "model", change=change)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_probe_of_another_model_is_told_apart(exported, tmp_path):
+    _, other = built({**NAR, "model.max_seq_len": 10})
+    with pytest.raises(CheckpointError, match="recorded with other token ids"):
+        check_probe(exported, other)
+    with pytest.raises(CheckpointError, match=r"probe\.safetensors cannot be read"):
+        check_probe(tmp_path / "nowhere", other)
+
+
+def rewrite(directory, change):
+    weights = load_file(directory / "model.safetensors")
+    change(weights)
+    save_file(weights, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("net.to_logits.weight"), r"lacks the weights net.to_logits.weight \(1 in all\)"),
+        (
+            lambda weights: weights.update(extra=torch.zeros(1)),
+            "model.safetensors holds 'extra', which the model of config.yaml does not have",
+        ),
+        (
+            lambda weights: weights.update({"net.to_logits.weight": torch.zeros(258, 8)}),
+            r"'net.to_logits.weight' has shape \[258, 8\], the model needs \[258, 16\]",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(exported, change, message):
+    rewrite(exported, change)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors has"):
+        load_exported(exported)
+    with pytest.raises(CheckpointError, match=message):
+        load_exported(exported, verify=False)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "model.json", "probe.safetensors"])
+def test_any_changed_byte_is_refused(exported, name):
+    content = bytearray((exported / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (exported / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"model is damaged: .*{name} has a wrong checksum"):
+        load_exported(exported)
+
+
+def test_a_truncated_file_is_refused(exported):
+    file = exported / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=r"model is damaged: .*model\.safetensors has \d+ bytes instead of"):
+        load_exported(exported)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read"):
+        load_exported(exported, verify=False)
+
+
+def test_another_directory_is_told_apart(tmp_path):
+    with pytest.raises(CheckpointError, match=r"is not a consolidated checkpoint \(no model.json\); make one with"):
+        load_exported(tmp_path)
+
+
+def finished_run(run, settings=NAR, steps=(10, 20)):
+    """What training on one rank without ZeRO leaves behind."""
+    config, wrapper = built(settings)
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(config))
+    store = CheckpointStore(run / "checkpoints")
+    for step in steps:
+        wrapper.net.token_emb.weight.data += 0.1
+        writing = store.prepare(step)
+        torch.save({"module": wrapper.state_dict()}, writing / "mp_rank_00_model_states.pt")
+        TrainingState(step, step * 8, "f", 0, 8, 1, 0, VOCABULARY, "byte", 256).save(writing)
+        save_probe(writing, run_probe(wrapper))
+        store.publish(step, record_files(writing, list_files(writing)))
+    return store, wrapper
+
+
+@every_model
+def test_a_run_is_consolidated(tmp_path, settings):
+    _, wrapper = finished_run(tmp_path / "run", settings)
+    assert consolidate(tmp_path / "run", tmp_path / "model") == 0
+    loaded = load_exported(tmp_path / "model")
+    assert (loaded.info.step, loaded.info.samples, loaded.info.tokenizer) == (20, 160, "byte")
+    tokens = random_tokens(2, 12)
+    assert torch.equal(loaded.wrapper.net(tokens), wrapper.eval().net(tokens))
+
+
+def test_a_run_without_the_wanted_checkpoint(tmp_path):
+    store, _ = finished_run(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 15; steps: 10, 20"):
+        consolidate(tmp_path / "run", tmp_path / "model", step=15)
+    (store.path(20) / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"step-000000020 is damaged: .*state\.json has"):
+        consolidate(tmp_path / "run", tmp_path / "model", step=20)
+    consolidate(tmp_path / "run", tmp_path / "model")
+    assert load_exported(tmp_path / "model").info.step == 10
+    shutil.rmtree(store.directory)
+    with pytest.raises(CheckpointError, match="has no checkpoint; steps: none"):
+        consolidate(tmp_path / "run", tmp_path / "other")
+
+
+def test_training_state_round_trip(tmp_path):
+    state = TrainingState(3, 24, "fingerprint", 1, 8, 2, 3, VOCABULARY, None, None)
+    state.save(tmp_path)
+    assert TrainingState.load(tmp_path) == state
+    for text in ("{", '{"step": 3}', "[]"):
+        (tmp_path / "state.json").write_text(text)
+        with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
+            TrainingState.load(tmp_path)
+    with pytest.raises(CheckpointError, match=r"state\.json cannot be read"):
+        TrainingState.load(tmp_path / "nowhere")

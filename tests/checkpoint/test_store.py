@@ -1,0 +1,203 @@
+import json
+import re
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from nar_scale.checkpoint import CheckpointStore, list_files, record_files
+from nar_scale.checkpoint.store import find_damage
+from nar_scale.errors import CheckpointError
+
+
+def write(directory, content):
+    (directory / "weights.bin").write_bytes(content * 1000)
+    (directory / "zero").mkdir(exist_ok=True)
+    (directory / "zero" / "optimizer.bin").write_bytes(content * 10)
+
+
+def save(store, step, content=b"abc"):
+    writing = store.prepare(step)
+    write(writing, content)
+    return store.publish(step, record_files(writing, list_files(writing)))
+
+
+@pytest.fixture
+def store(tmp_path):
+    return CheckpointStore(tmp_path / "run" / "checkpoints")
+
+
+@pytest.fixture
+def reports():
+    return []
+
+
+def test_a_published_checkpoint_is_whole_and_pointed_to(store, reports):
+    assert store.steps() == []
+    assert store.newest_good(reports.append) is None
+    for step in (10, 200, 3000):
+        path = save(store, step)
+        assert path == store.path(step)
+        assert (store.directory / "latest").read_text() == f"{path.name}\n"
+        assert not list(store.directory.glob(".*"))
+    assert store.steps() == [10, 200, 3000]
+    assert store.newest_good(reports.append) == 3000
+    assert reports == []
+    manifest = json.loads((store.path(10) / "manifest.json").read_text())
+    assert {name: record["size"] for name, record in manifest.items()} == {
+        "weights.bin": 3000,
+        "zero/optimizer.bin": 30,
+    }
+
+
+def test_what_is_being_written_is_not_there_yet(store, reports):
+    save(store, 1)
+    write(store.prepare(2), b"new")
+    assert store.steps() == [1]
+    assert store.newest_good(reports.append) == 1
+    assert (store.directory / "latest").read_text() == "step-000000001\n"
+    assert list(store.prepare(3).iterdir()) == []
+    assert list(store.directory.glob(".writing-*")) == [store.writing_path(3)]
+
+
+def test_a_checkpoint_can_be_written_again(store, reports):
+    save(store, 1, b"old")
+    save(store, 1, b"new")
+    assert (store.path(1) / "weights.bin").read_bytes() == b"new" * 1000
+    assert store.newest_good(reports.append) == 1
+
+
+def truncate(path):
+    (path / "weights.bin").write_bytes(b"abc" * 999)
+
+
+def change_a_byte(path):
+    (path / "zero" / "optimizer.bin").write_bytes(b"abc" * 9 + b"abd")
+
+
+DAMAGES = {
+    "weights.bin has 2997 bytes instead of 3000": truncate,
+    "optimizer.bin has a wrong checksum": change_a_byte,
+    "optimizer.bin is missing": lambda path: (path / "zero" / "optimizer.bin").unlink(),
+    r"manifest.json cannot be read \(No such file": lambda path: (path / "manifest.json").unlink(),
+    "manifest.json is not valid JSON": lambda path: (path / "manifest.json").write_text('{"weights.bin": {"si'),
+}
+
+
+@pytest.mark.parametrize(("message", "damage"), DAMAGES.items(), ids=range(len(DAMAGES)))
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_used(store, reports, message, damage):
+    for step in (1, 2, 3):
+        save(store, step)
+    damage(store.path(3))
+    assert store.newest_good(reports.append) == 2
+    assert len(reports) == 1
+    assert re.match(f"checkpoint {store.path(3)} is damaged and passed over: .*{message}", reports[0])
+    for step in (1, 2):
+        damage(store.path(step))
+    with pytest.raises(CheckpointError, match=f"no checkpoint in .* is good; newest: .*step-000000003.*{message}"):
+        store.newest_good(reports.append)
+
+
+misread = pytest.mark.xfail(strict=True, reason="a manifest that is JSON but not a manifest is believed, or raises")
+
+
+@misread
+def test_any_changed_byte_of_the_manifest_is_noticed(store):
+    path = save(store, 1) / "manifest.json"
+    good = path.read_bytes()
+    unnoticed = []
+    for place in range(len(good)):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        if find_damage(path.parent) is None and json.loads(path.read_bytes()) != json.loads(good):
+            unnoticed.append(place)
+    assert unnoticed == []
+
+
+@misread
+@pytest.mark.parametrize("manifest", ["[]", "{}", "null", '{"weights.bin": 3}', '{"weights.bin": {"size": 3000}}'])
+def test_a_manifest_of_another_make_is_damage(store, reports, manifest):
+    save(store, 1)
+    (save(store, 2) / "manifest.json").write_text(manifest)
+    assert store.newest_good(reports.append) == 1
+
+
+def test_what_is_not_as_recorded_is_not_published(store):
+    writing = store.prepare(5)
+    write(writing, b"abc")
+    records = record_files(writing, list_files(writing))
+    with pytest.raises(
+        CheckpointError, match=r"holds .*'zero/optimizer.bin'\] instead of \['weights.bin'\]; not published"
+    ):
+        store.publish(5, {"weights.bin": records["weights.bin"]})
+    truncate(writing)
+    with pytest.raises(CheckpointError, match=r"weights\.bin is not 3000 bytes long; not published"):
+        store.publish(5, records)
+    assert store.steps() == []
+    assert not (store.directory / "latest").exists()
+
+
+@pytest.mark.parametrize(
+    ("keep_last", "keep_every", "kept"),
+    [(1, None, [7]), (2, None, [6, 7]), (9, None, [1, 2, 3, 4, 5, 6, 7]), (1, 3, [3, 6, 7]), (2, 5, [5, 6, 7])],
+)
+def test_retention(store, reports, keep_last, keep_every, kept):
+    for step in range(1, 8):
+        save(store, step)
+    store.retain(keep_last, keep_every)
+    assert store.steps() == kept
+    assert store.newest_good(reports.append) == 7
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for directory in (tmp_path / "file", tmp_path / "file" / "checkpoints"):
+        with pytest.raises(CheckpointError, match=f"cannot write checkpoints to {directory}: "):
+            CheckpointStore(directory).prepare(1)
+
+
+def test_a_directory_that_vanishes_is_one_clear_error(store):
+    writing = store.prepare(1)
+    write(writing, b"abc")
+    records = record_files(writing, list_files(writing))
+    shutil.rmtree(store.directory)
+    with pytest.raises(CheckpointError):
+        store.publish(1, records)
+
+
+def test_writers_that_disturb_each_other_leave_a_good_store(store, reports):
+    """Two jobs on one run directory: errors are clear, and there is always a good checkpoint to go on from."""
+    for step in (1, 2):
+        save(store, step)
+
+    def job(content):
+        for step in range(3, 30):
+            with suppress(CheckpointError, FileNotFoundError):  # the latter from writing files, here in the test
+                save(CheckpointStore(store.directory), step, content)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(job, (b"one", b"two")))
+    newest = store.newest_good(reports.append)
+    assert newest >= 2
+    assert find_damage(store.path(newest)) is None
+    assert store.newest_good(reports.append) == newest
+    assert save(store, 99)
+    assert store.newest_good(reports.append) == 99
+
+
+@pytest.mark.xfail(strict=True, reason="publish compares sizes alone, so it takes another writer's files for its own")
+def test_files_of_another_writer_are_not_published_as_ones_own(store, reports):
+    save(store, 1)
+    first, second = CheckpointStore(store.directory), CheckpointStore(store.directory)
+    write(first.prepare(2), b"one")
+    records = record_files(first.writing_path(2), list_files(first.writing_path(2)))
+    write(second.prepare(2), b"two")
+    with suppress(CheckpointError):
+        first.publish(2, records)
+    assert all(find_damage(store.path(step)) is None for step in store.steps())
+
+
+def test_names():
+    assert Path(CheckpointStore("here").path(12)) == Path("here/step-000000012")
+    assert repr(CheckpointStore("here")) == "CheckpointStore('here', steps=[])"

@@ -1,0 +1,33 @@
+"""Run launcher/train.py's work with several sets of arguments, each in a fork: importing costs more than the work.
+
+python fork_cases.py FILE, a JSON list of argument lists; prints a JSON list of [exit status, output]
+"""
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from nar_scale.training import launch
+from nar_scale.training.quiet import quieten_libraries
+
+
+def run_forked(config_file: str, overrides: list[str], resume: str) -> tuple[int, str]:
+    with tempfile.TemporaryFile() as output:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(output.fileno(), 1)
+            os.dup2(output.fileno(), 2)
+            status = launch(config_file, overrides, resume)
+            sys.stdout.flush()
+            os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        output.seek(0)
+        return status, output.read().decode()
+
+
+if __name__ == "__main__":
+    quieten_libraries()
+    cases = json.loads(Path(sys.argv[1]).read_text())
+    print(json.dumps([run_forked(*case) for case in cases]))

@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from model.helpers import TableNet
+from objectives.helpers import batch_of, nelbo_by_all_orders, random_tokens, rows_of, small_ar, small_nar
+
+from nar_scale.evaluation import Likelihood, evaluate_likelihood
+from nar_scale.objectives import NonAutoregressiveWrapper
+
+N, ROWS = 12, 40
+LENGTHS = torch.tensor([12, 5, 1, 12, 8, 12, 12, 3]).repeat(5)
+
+
+def batches(size, lengths=None):
+    whole = batch_of(random_tokens(ROWS, N), lengths)
+    return [rows_of(whole, slice(start, start + size)) for start in range(0, ROWS, size)]
+
+
+def test_autoregressive_equals_a_direct_computation():
+    wrapper = small_ar(mask_prob=0.5).train()
+    result = evaluate_likelihood(wrapper, batches(7, LENGTHS), bytes_per_token=2.5)
+    tokens, predicted = random_tokens(ROWS, N), torch.arange(1, N) < LENGTHS[:, None]
+    with torch.no_grad():
+        losses = F.cross_entropy(wrapper.net(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none")
+    nats = losses[predicted].mean().item()
+    assert result.nats_per_token == pytest.approx(nats, rel=1e-5)
+    assert result.perplexity == pytest.approx(math.exp(nats), rel=1e-4)
+    assert result.bits_per_byte == pytest.approx(nats / math.log(2) / 2.5, rel=1e-5)
+    assert (result.tokens, result.sequences, result.kind) == (int(predicted.sum()), ROWS, "exact")
+    assert wrapper.training
+
+
+def test_the_standard_error_is_that_of_the_mean_over_sequences():
+    wrapper = small_ar()
+    tokens = random_tokens(ROWS, N)
+    with torch.no_grad():
+        losses = F.cross_entropy(wrapper.net(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none")
+    expected = losses.mean(dim=1).std(correction=0).item() / math.sqrt(ROWS)
+    assert evaluate_likelihood(wrapper, batches(8)).standard_error == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.xfail(strict=True, reason="the length of a sequence counts as if it were chance")
+def test_the_standard_error_of_certain_knowledge_is_nothing():
+    """Each token costs log 11 exactly, however long the sequences are."""
+    wrapper = small_ar()
+    torch.nn.init.zeros_(wrapper.net.to_logits.weight)
+    result = evaluate_likelihood(wrapper, batches(8, LENGTHS))
+    assert result.nats_per_token == pytest.approx(math.log(11), rel=1e-6)
+    assert result.standard_error < 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"schedule": "cosine", "self_cond": True, "no_replace_prob": 0.5}])
+def test_the_bound_does_not_depend_on_the_batch_size(options):
+    wrapper = small_nar(**options).train()
+    results = [evaluate_likelihood(wrapper, batches(size, LENGTHS)) for size in (1, 7, 40)]
+    for result in results[1:]:
+        assert result.nats_per_token == pytest.approx(results[0].nats_per_token, rel=1e-5)
+        assert result.standard_error == pytest.approx(results[0].standard_error, rel=1e-4)
+        assert (result.tokens, result.sequences) == (int(LENGTHS.sum()), ROWS)
+    assert results[0].kind == "bound"
+    assert evaluate_likelihood(wrapper, batches(8, LENGTHS), seed=1) != results[0]
+    assert wrapper.training
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_the_bound_lies_within_its_standard_error_of_the_truth(schedule):
+    wrapper = NonAutoregressiveWrapper(TableNet(3, 4), mask_id=3, schedule=schedule)
+    kinds = torch.tensor([[0, 1, 2], [2, 2, 1], [1, 0, 0], [0, 2, 1]])
+    truth = sum(nelbo_by_all_orders(wrapper.net, tokens, [0, 1, 2], 3) for tokens in kinds) / 12
+    deviations = []
+    for seed in range(20):
+        result = evaluate_likelihood(wrapper, [batch_of(kinds.repeat(100, 1))], seed=seed)
+        assert 0.002 < result.standard_error / truth < 0.05
+        deviations.append((result.nats_per_token - truth) / result.standard_error)
+    assert max(map(abs, deviations)) < 4
+    assert abs(sum(deviations)) / math.sqrt(20) < 4
+
+
+def test_ranks_add_up():
+    """`reduce` sums over ranks: here, two that see the same give the same mean and a smaller error."""
+    wrapper = small_ar()
+    one = evaluate_likelihood(wrapper, batches(8))
+    two = evaluate_likelihood(wrapper, batches(8), reduce=lambda sums: sums * 2)
+    assert two.nats_per_token == pytest.approx(one.nats_per_token)
+    assert two.standard_error == pytest.approx(one.standard_error / math.sqrt(2))
+    assert (two.tokens, two.sequences) == (2 * one.tokens, 2 * one.sequences)
+
+
+@pytest.mark.parametrize("wrapper", [small_ar(), small_nar(self_cond=True)], ids=["ar", "nar"])
+def test_empty_batches_are_harmless(wrapper):
+    nothing = batch_of(torch.zeros(2, N, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), first=ROWS)
+    assert evaluate_likelihood(wrapper, [*batches(8), nothing]) == evaluate_likelihood(wrapper, batches(8))
+    for empty in ([], [nothing]):
+        result = evaluate_likelihood(wrapper, empty)
+        assert (result.nats_per_token, result.standard_error, result.tokens, result.sequences) == (0, 0, 0, 0)
+
+
+def test_it_reads_well():
+    assert str(Likelihood(1.25, 0.0125, 10, 2, "bound")) == "1.2500 ± 0.0125 nats/token (bound)"
+    with_bytes = Likelihood(math.log(2), 0.0, 10, 2, "exact", bytes_per_token=2.0)
+    assert str(with_bytes) == "0.6931 ± 0.0000 nats/token (exact), 0.500 bits/byte"
+    assert Likelihood(1e9, 0.0, 1, 1, "exact").perplexity < math.inf

@@ -1,0 +1,90 @@
+"""The house of the design: which room may use which, and what an import may cost."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "nar_scale"
+BASEMENT = {"errors", "files"}
+FLOORS = [
+    {"config", "data", "masking", "model"},
+    {"decoding"},
+    {"objectives"},
+    {"evaluation", "checkpoint", "planning"},
+    {"training", "generation"},
+]
+FLOOR = {room: number for number, rooms in enumerate([BASEMENT, *FLOORS]) for room in rooms}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room_of(module):
+    return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(module):
+    """Dotted names that a module imports anywhere, `from x import y` as both x and x.y."""
+    package = (PACKAGE.name, *module.relative_to(PACKAGE).parts[:-1])
+    for node in ast.walk(ast.parse(module.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def rooms_used(module):
+    names = (name.split(".") for name in imported(module))
+    return {name[1] for name in names if name[0] == PACKAGE.name and len(name) > 1 and name[1] in FLOOR}
+
+
+def test_every_room_is_on_a_floor():
+    assert {room_of(module) for module in MODULES} - {"__init__"} <= set(FLOOR)
+    assert len(MODULES) > 40
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
+def test_rooms_use_lower_floors_alone(module):
+    room = room_of(module)
+    if room == "__init__":
+        return
+    assert {used for used in rooms_used(module) - {room} if FLOOR[used] >= FLOOR[room]} == set()
+
+
+def test_nothing_uses_the_scripts():
+    assert [
+        str(module) for module in MODULES if any(name.split(".")[0] == "launcher" for name in imported(module))
+    ] == []
+
+
+def test_the_reader_of_imports_sees_all_kinds(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "PACKAGE", tmp_path / "nar_scale")
+    module = tmp_path / "nar_scale" / "masking" / "new.py"
+    module.parent.mkdir(parents=True)
+    for line in (
+        "import nar_scale.training.run",
+        "from nar_scale import training",
+        "from nar_scale.training.run import train",
+        "from ..training import run",
+        "from .. import training",
+        "def f():\n    from nar_scale.training import train",
+    ):
+        module.write_text(line)
+        assert rooms_used(module) == {"training"}
+
+
+def loaded_by(statement):
+    script = f"import sys; {statement}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(result.stdout.split())
+
+
+def test_using_a_model_needs_no_training_library():
+    rooms = "import nar_scale, nar_scale.checkpoint, nar_scale.decoding, nar_scale.evaluation, nar_scale.generation"
+    loaded = loaded_by(rooms)
+    assert "nar_scale" in loaded
+    assert not loaded & {"deepspeed", "webdataset", "tensorboard", "transformers"}
