@@ -11,6 +11,8 @@ import json
 import os
 import re
 import shutil
+import time
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ MANIFEST = "manifest.json"
 POINTER = "latest"
 _STEP_NAME = re.compile(r"step-(\d+)")
 _WRITING = ".writing-"
+_ABANDONED_SECONDS = 3600
 
 FileRecord = dict[str, int | str]
 
@@ -42,10 +45,6 @@ class CheckpointStore:
         """Where the complete checkpoint of a step is."""
         return self.directory / f"step-{step:09d}"
 
-    def writing_path(self, step: int) -> Path:
-        """Where the checkpoint of a step is written before it is complete."""
-        return self.directory / f"{_WRITING}{self.path(step).name}"
-
     def steps(self) -> list[int]:
         """Steps of the published checkpoints, ascending."""
         if not self.directory.is_dir():
@@ -54,31 +53,35 @@ class CheckpointStore:
         return sorted(int(name[1]) for name in names if name)
 
     def prepare(self, step: int) -> Path:
-        """Make an empty directory to write the checkpoint of a step into; leftovers are removed.
+        """Make an empty directory to write the checkpoint of a step into.
+
+        Its name is new each time: an earlier attempt of the job, cut off from SLURM but alive, may still be
+        writing. What killed attempts have left behind is removed once nothing has been written to it for a while.
 
         Raises:
             CheckpointError: the directory cannot be written.
         """
-        path = self.writing_path(step)
+        path = self.directory / f"{_WRITING}{self.path(step).name}-{uuid.uuid4().hex[:8]}"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            path.mkdir(parents=True)
             for leftover in self.directory.glob(f"{_WRITING}*"):
-                shutil.rmtree(leftover)
-            path.mkdir()
+                if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+                    shutil.rmtree(leftover, ignore_errors=True)
         except OSError as error:
             raise CheckpointError(f"cannot write checkpoints to {self.directory}: {error.strerror}") from None
         return path
 
-    def publish(self, step: int, records: dict[str, FileRecord]) -> Path:
+    def publish(self, writing: Path, step: int, records: dict[str, FileRecord]) -> Path:
         """Complete the checkpoint of a step, whose files have been written and recorded, and point to it.
 
         Args:
+            writing: the directory from `prepare`.
             records: size and checksum of every file, from `record_files`.
 
         Raises:
             CheckpointError: a file is missing or has another size than recorded, or the disk refuses.
         """
-        writing, path = self.writing_path(step), self.path(step)
+        path = self.path(step)
         try:
             found = list_files(writing)
             if sorted(found) != sorted(records):
@@ -140,19 +143,20 @@ def find_damage(path: Path) -> str | None:
     """What is wrong with a published directory, in a few words naming the file; None if nothing is."""
     try:
         records = json.loads((path / MANIFEST).read_text())
+        expected = {path / name: (record["size"], record["blake2b"]) for name, record in records.items()}
     except OSError as error:
         return f"{path / MANIFEST} cannot be read ({error.strerror})"
-    except ValueError:
-        return f"{path / MANIFEST} is not valid JSON"
-    for name, record in records.items():
-        file = path / name
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != record["size"]:
-            return f"{file} has {file.stat().st_size} bytes instead of {record['size']}"
-        if _checksum(file) != record["blake2b"]:
+    except (ValueError, TypeError, AttributeError, KeyError):
+        return f"{path / MANIFEST} is not a manifest"
+    if sorted(records) != list_files(path):
+        odd = sorted(set(records) ^ set(list_files(path)))
+        return f"{path / odd[0]} is {'missing' if odd[0] in records else 'not in the manifest'}"
+    for file, (size, checksum) in expected.items():
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size} bytes instead of {size}"
+        if _checksum(file) != checksum:
             return f"{file} has a wrong checksum"
-    return None
+    return None if records else f"{path / MANIFEST} names no file"
 
 
 def _checksum(path: Path) -> str:

@@ -103,15 +103,16 @@ def _explain(problem: Any) -> str:
 
 
 def _nearest(location: Sequence[str]) -> str:
-    valid = {".".join(key) for key in _all_keys(Config)}
-    name = ".".join(location)
-    siblings = [key for key in valid if key.split(".")[:-1] == list(location[:-1])]
-    close = difflib.get_close_matches(name, siblings, 1, 0.6) or difflib.get_close_matches(name, valid, 1, 0.6)
-    elsewhere = [key for key in valid if key.split(".")[-1] == location[-1]]
-    for candidates in (close, elsewhere):
-        if candidates:
-            return f", did you mean {sorted(candidates)[0]!r}?"
-    return f"; valid here: {', '.join(sorted(key.split('.')[-1] for key in siblings))}"
+    """The key that was probably meant: a similar one beside it, the same one elsewhere, or what is valid here."""
+    keys = list(_all_keys(Config))
+    siblings = {key[-1]: key for key in keys if key[:-1] == tuple(location[:-1])}
+    elsewhere = {key[-1]: key for key in keys}
+    beside = difflib.get_close_matches(location[-1], siblings, 1, 0.6)
+    if beside:
+        return f", did you mean {'.'.join(siblings[beside[0]])!r}?"
+    if location[-1] in elsewhere:
+        return f", did you mean {'.'.join(elsewhere[location[-1]])!r}?"
+    return f"; valid here: {', '.join(sorted(siblings))}"
 
 
 def _all_keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterable[tuple[str, ...]]:

@@ -29,10 +29,10 @@ _ROUNDING = 1e-6  # of a token: (1 - 5/6) * 6 is 1, not a little less
 
 
 class Demasked(NamedTuple):
-    """Generated tokens, int64 `[batch, n]` without any mask token, and the number of network calls it took."""
+    """Generated tokens, int64 `[batch, n]` without any mask token, and the network calls each took, `[batch]`."""
 
     tokens: Tensor
-    network_calls: int
+    network_calls: Tensor
 
 
 def demask(
@@ -77,12 +77,12 @@ def demask(
     masked = generated
     total = generated.sum(dim=1)
     embeddings: Tensor | None = None
-    calls = 0
+    calls = torch.zeros_like(total)
     for step in range(steps):
         if not bool(masked.any()):
             break
         logits, embeddings = predict(tokens, embeddings)
-        calls += 1
+        calls += masked.any(dim=1)
         anneal = (steps - 1 - step) / steps
         step_noise = noise.derive(step)
         logits = logits.float()
@@ -94,7 +94,7 @@ def demask(
 
         progress = torch.tensor((step + 1) / steps, dtype=torch.float64, device=tokens.device)
         left = (schedule.masked_fraction(progress) * total + _ROUNDING).floor().long()
-        left = torch.minimum(left, (masked.sum(dim=1) - 1).clamp(min=0))
+        left = torch.minimum(left, (masked.sum(dim=1) - 1).clamp(min=0)) * (step + 1 < steps)
         if sampler == "random":
             doubt = step_noise.derive(0).uniform(tokens.shape[1])
         elif critic is not None:

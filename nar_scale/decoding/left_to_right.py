@@ -148,6 +148,7 @@ def search_beams(
     predictor = Predictor(net, prompts.padding, use_cache)
     tokens = prompts.tokens
     scores = torch.zeros(batch, 1, dtype=torch.float64, device=device)
+    drawn, perturbed = torch.zeros_like(scores), torch.zeros_like(scores)
     ended = torch.zeros(batch, 1, dtype=torch.bool, device=device)
     for step in range(seq_len):
         width = scores.shape[1]
@@ -159,9 +160,13 @@ def search_beams(
         total = scores[..., None] + log_probs
         ranking = total
         if stochastic and temperature > 0:
-            drawable = logit_filter(log_probs / temperature, **filter_kwargs)
-            ranking = scores[..., None] + drawable + noise.derive(step).gumbel(width, logits.shape[-1])
+            drawable = logit_filter(log_probs / temperature, **filter_kwargs).log_softmax(dim=-1)
+            drawn_total = drawn[..., None] + drawable
+            gumbels = noise.derive(step).gumbel(width, logits.shape[-1])
+            ranking = _gumbel_with_maximum(drawn_total + gumbels, perturbed)
         best = ranking.flatten(1).topk(beams, dim=1).indices
+        if ranking is not total:
+            drawn, perturbed = drawn_total.flatten(1).gather(1, best), ranking.flatten(1).gather(1, best)
         scores = total.flatten(1).gather(1, best)
         parents, chosen = best // logits.shape[-1], best % logits.shape[-1]
         rows = (torch.arange(batch, device=device)[:, None] * width + parents).flatten()
@@ -175,3 +180,15 @@ def search_beams(
     order = scores.argsort(dim=1, descending=True, stable=True)
     continuations = tokens[:, start:].view(batch, scores.shape[1], -1)
     return continuations.gather(1, order[..., None].expand_as(continuations)), scores.gather(1, order)
+
+
+def _gumbel_with_maximum(gumbels: Tensor, maximum: Tensor) -> Tensor:
+    """Shift Gumbel variables `[..., n]` so that the largest of each row is `maximum` `[...]`.
+
+    With it, the perturbed probability of a sequence is the largest of its continuations' (arXiv:1903.06059,
+    appendix B.3), and the best `beams` of all steps are a sample without replacement.
+    """
+    largest = gumbels.amax(dim=-1, keepdim=True)
+    maximum = maximum[..., None]
+    above = maximum - gumbels + torch.log1p(-torch.exp((gumbels - largest).clamp(max=0)))
+    return maximum - above.clamp(min=0) - torch.log1p(torch.exp(-above.abs()))

@@ -75,16 +75,16 @@ def evaluate_likelihood(
     """
     was_training = objective.training
     objective.eval()
-    totals = torch.zeros(4, dtype=torch.float64, device=device)
+    totals = torch.zeros(6, dtype=torch.float64, device=device)
     for batch in batches:
         terms = objective(batch.to(device), seed=seed)
-        squares, _ = terms.metrics["squared_sequence_loss"]
-        sequences = (batch.lengths > 0).sum()
-        values = (terms.sums[0], terms.counts[0], squares, sequences.to(device))
-        totals += torch.stack([value.double() for value in values])
+        sequences = (batch.lengths > 0).sum().to(device)
+        totals[:3] += torch.stack((terms.sums[0], terms.counts[0], sequences)).double()
+        totals[3:] += terms.moments.double()
     objective.train(was_training)
-    total, tokens, squares, sequences = reduce(totals).tolist()
+    total, tokens, sequences, loss_squared, loss_times_count, count_squared = reduce(totals).tolist()
     nats = total / max(tokens, 1.0)
-    variance = max(squares / max(sequences, 1.0) - (total / max(sequences, 1.0)) ** 2, 0.0)
-    error = math.sqrt(variance * max(sequences, 1.0)) / max(tokens, 1.0)
+    # of a ratio of sums over sequences of different lengths: the spread of loss - nats * count
+    spread = max(loss_squared - 2 * nats * loss_times_count + nats * nats * count_squared, 0.0)
+    error = math.sqrt(spread) / max(tokens, 1.0)
     return Likelihood(nats, error, int(tokens), int(sequences), objective.likelihood_kind, bytes_per_token)

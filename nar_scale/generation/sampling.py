@@ -16,7 +16,7 @@ from nar_scale.decoding import Demasked, Sampler
 from nar_scale.errors import UserError
 from nar_scale.generation.requests import Request, fill_gaps
 from nar_scale.masking import Noise
-from nar_scale.objectives import AutoregressiveWrapper, NonAutoregressiveWrapper
+from nar_scale.objectives import NonAutoregressiveWrapper
 
 
 @dataclass(frozen=True)
@@ -125,14 +125,14 @@ def _generate_batch(
     device = model.wrapper.net.token_emb.weight.device
     given = torch.tensor([item.tokens for item in batch], device=device)
     noise = Noise.of_requests(options.seed, torch.tensor([item.request.number for item in batch], device=device))
-    generated, calls = _run(model, given, noise, options, length)
-    for item, tokens in zip(batch, generated.tolist()):
-        if isinstance(model.wrapper, AutoregressiveWrapper) and tokenizer.end_token in tokens:
-            tokens = tokens[: tokens.index(tokenizer.end_token)]
+    for item, tokens, calls in zip(batch, *_run(model, given, noise, options, length)):
         yield Sample(item.request, tokens, tokenizer.decode(tokens), calls)
 
 
-def _run(model: LoadedModel, given: Tensor, noise: Noise, options: SamplingOptions, length: int) -> tuple[Tensor, int]:
+def _run(
+    model: LoadedModel, given: Tensor, noise: Noise, options: SamplingOptions, length: int
+) -> tuple[list[list[int]], list[int]]:
+    """Tokens and network calls of each sequence."""
     wrapper = model.wrapper
     if isinstance(wrapper, NonAutoregressiveWrapper):
         result = wrapper.generate(
@@ -144,14 +144,20 @@ def _run(model: LoadedModel, given: Tensor, noise: Noise, options: SamplingOptio
             noise=noise,
             return_network_calls=True,
         )
-        return cast(Demasked, result)
+        tokens, calls = cast(Demasked, result)
+        return tokens.tolist(), calls.tolist()
+    end_token = model.info.decode.end_token
     generated = wrapper.generate(
         given,
         length - given.shape[1],
-        eos_token=model.info.decode.end_token,
+        eos_token=end_token,
         temperature=options.temperature,
         filter_kwargs={"frac_num_tokens": options.top_k},
         return_prompt=False,
         noise=noise,
     )
-    return generated, generated.shape[1]
+    rows = generated.tolist()
+    ends = [row.index(end_token) if end_token in row else None for row in rows]
+    return [row[:end] for row, end in zip(rows, ends)], [
+        len(row[:end]) + (end is not None) for row, end in zip(rows, ends)
+    ]

@@ -16,7 +16,7 @@ from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, random_subset
 from nar_scale.model import TransformerOutput, TransformerWrapper
-from nar_scale.objectives.terms import LossTerms, length_mask, squared_row_sums
+from nar_scale.objectives.terms import LossTerms, length_mask, sequence_moments
 
 _HIDE = 200  # stream of a sequence's noise
 
@@ -254,8 +254,8 @@ class AutoregressiveWrapper(nn.Module):
             sums.append(self._next_embed_loss(output.embeddings[predicted], targets[predicted]))
             weights.append(self.next_embed_loss_weight)
         count = predicted.sum().float().expand(len(sums))
-        metrics = {"squared_sequence_loss": squared_row_sums(losses, predicted.nonzero()[:, 0], len(tokens))}
-        return LossTerms(torch.stack(sums), count, torch.tensor(weights, device=tokens.device), metrics), output
+        moments = sequence_moments(losses, predicted.nonzero()[:, 0], predicted.sum(dim=1))
+        return LossTerms(torch.stack(sums), count, torch.tensor(weights, device=tokens.device), {}, moments), output
 
     def _visible(self, inputs: Tensor, noise: Noise) -> Tensor:
         """Hide an exact fraction of the tokens, never the first."""

@@ -16,7 +16,7 @@ from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Noise, get_schedule, mask_tokens
 from nar_scale.model import TransformerWrapper
 from nar_scale.model.layers import Linear
-from nar_scale.objectives.terms import LossTerms, length_mask, squared_row_sums
+from nar_scale.objectives.terms import LossTerms, length_mask, sequence_moments
 
 # streams of one sequence's noise; `mask_tokens` derives its own below the first
 _MASK, _SELF_CONDITION, _CRITIC = range(100, 103)
@@ -120,8 +120,8 @@ class NonAutoregressiveWrapper(nn.Module):
     def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
         """What each loss term is divided by, float32 `[terms]`, without running the net."""
         masked_counts = self.schedule.masked_count(self._noise(batch, seed).progress(), batch.lengths)
-        counts = (self._generator_count(masked_counts, batch.lengths), batch.lengths.sum().float())
-        return torch.stack(counts[: len(self.term_names)])
+        counts = (self._sequence_counts(masked_counts, batch.lengths).sum(), batch.lengths.sum())
+        return torch.stack(counts[: len(self.term_names)]).float()
 
     def forward(
         self,
@@ -233,7 +233,8 @@ class NonAutoregressiveWrapper(nn.Module):
             )
         finally:
             self.train(was_training)
-        result = result._replace(tokens=result.tokens[0] if single else result.tokens)
+        if single:
+            result = Demasked(result.tokens[0], result.network_calls[0])
         return result if return_network_calls else result.tokens
 
     def _noise(self, batch: Batch, seed: int) -> Noise:
@@ -280,14 +281,16 @@ class NonAutoregressiveWrapper(nn.Module):
             logits[:, self.mask_id] = -torch.inf
             losses = F.cross_entropy(logits, tokens[masked.mask], reduction="none")
             weighted = losses * self._loss_weights(masked)
-        terms = [(weighted.sum(), self._generator_count(masked.counts, masked.lengths))]
+        terms = [(weighted.sum(), self._sequence_counts(masked.counts, masked.lengths).sum().float())]
         weights = [0.0 if only_train_critic else 1.0]
         if self.token_critic is not None and not only_train_generator:
             terms.append(self._critic_term(tokens, present, logits, masked, noise, critic_temperature, net_kwargs))
             weights.append(self.critic_loss_weight)
         sums, counts = (torch.stack(column) for column in zip(*terms))
-        metrics = self._metrics(losses, weighted, masked)
-        return LossTerms(sums, counts, torch.tensor(weights, device=sums.device), metrics)
+        rows = masked.mask.nonzero()[:, 0]
+        moments = sequence_moments(weighted, rows, self._sequence_counts(masked.counts, masked.lengths))
+        weights_tensor = torch.tensor(weights, device=sums.device)
+        return LossTerms(sums, counts, weights_tensor, self._metrics(losses, masked), moments)
 
     def _embed(self, tokens: Tensor, noise: Noise, net_kwargs: dict[str, Any]) -> Tensor:
         if self.self_cond:
@@ -307,8 +310,9 @@ class NonAutoregressiveWrapper(nn.Module):
             return torch.ones_like(masked.mask, dtype=torch.float32)[masked.mask]
         return _per_masked_token(self.schedule.loss_weight(masked.counts, masked.lengths).float(), masked)
 
-    def _generator_count(self, counts: Tensor, lengths: Tensor) -> Tensor:
-        return (lengths if self.use_simple_mdlm_loss_weight else counts).sum().float()
+    def _sequence_counts(self, counts: Tensor, lengths: Tensor) -> Tensor:
+        """What the generator's loss of each sequence is divided by, int64 `[batch]`."""
+        return lengths if self.use_simple_mdlm_loss_weight else counts
 
     def _critic_term(
         self,
@@ -335,15 +339,13 @@ class NonAutoregressiveWrapper(nn.Module):
         return (losses * present).sum(), present.sum().float()
 
     @torch.no_grad()
-    def _metrics(self, losses: Tensor, weighted: Tensor, masked: MaskedBatch) -> dict[str, Tensor]:
+    def _metrics(self, losses: Tensor, masked: MaskedBatch) -> dict[str, Tensor]:
         """Cross-entropy of masked tokens by the fraction of the sequence that is masked, in nats."""
         bins = _per_masked_token((masked.counts * MASK_FRACTION_BINS - 1) // masked.lengths.clamp(min=1), masked)
         totals = losses.new_zeros(MASK_FRACTION_BINS, 2)
         totals.index_add_(0, bins, torch.stack((losses, torch.ones_like(losses)), dim=1))
         edges = [i / MASK_FRACTION_BINS for i in range(MASK_FRACTION_BINS + 1)]
-        by_fraction = {f"masked_{low:.1f}_to_{high:.1f}": row for low, high, row in zip(edges, edges[1:], totals)}
-        rows = _per_masked_token(torch.arange(len(masked.counts), device=losses.device), masked)
-        return {**by_fraction, "squared_sequence_loss": squared_row_sums(weighted, rows, len(masked.counts))}
+        return {f"masked_{low:.1f}_to_{high:.1f}": row for low, high, row in zip(edges, edges[1:], totals)}
 
 
 def _per_masked_token(values: Tensor, masked: MaskedBatch) -> Tensor:

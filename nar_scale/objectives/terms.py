@@ -21,14 +21,16 @@ class LossTerms(NamedTuple):
         sums: float32 `[terms]`, differentiable; each the sum of one kind of loss.
         counts: float32 `[terms]`, what each sum is divided by, from this part of the batch.
         weights: float32 `[terms]`, of the terms in the total loss.
-        metrics: name to float32 `[2]`, a sum and a count, without gradient. `squared_sequence_loss` sums the
-            squared loss of each sequence in nats, for standard errors.
+        metrics: name to float32 `[2]`, a sum and a count, without gradient.
+        moments: float32 `[3]`, sums over sequences of loss squared, loss times count, and count squared, of the
+            first term and without gradient: what a standard error needs.
     """
 
     sums: Tensor
     counts: Tensor
     weights: Tensor
     metrics: dict[str, Tensor]
+    moments: Tensor
 
     def total(self, counts: Tensor | None = None) -> Tensor:
         """The weighted loss, a scalar; over the `counts` of the whole batch or else of this part alone.
@@ -71,10 +73,12 @@ class Objective(Protocol):
         ...
 
 
-def squared_row_sums(values: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """Sum values `[m]` by their row `[m]`, square, and sum; `[2]` with the number of rows behind it."""
-    totals = values.new_zeros(num_rows).index_add_(0, rows, values.detach())
-    return torch.stack((totals.square().sum(), totals.new_tensor(float(num_rows))))
+@torch.no_grad()
+def sequence_moments(losses: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
+    """The `moments` of `LossTerms`, from losses `[m]` of the rows `[m]` they belong to and counts `[batch]`."""
+    counts = counts.float()
+    totals = torch.zeros_like(counts).index_add_(0, rows, losses.float())
+    return torch.stack(((totals * totals).sum(), (totals * counts).sum(), (counts * counts).sum()))
 
 
 def length_mask(lengths: Tensor, n: int) -> Tensor:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import MutableMapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -49,15 +50,15 @@ class World:
         """Wait for all processes."""
         dist.barrier()
 
-    def broadcast(self, value: object) -> object:
+    def broadcast(self, value: Any) -> Any:
         """The main process's (picklable) value, in every process."""
         box = [value]
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
-    def gather(self, value: object) -> list[object]:
+    def gather(self, value: Any) -> list[Any]:
         """Every process's (picklable) value, by rank, in every process."""
-        values: list[object] = [None] * self.size
+        values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
 
@@ -82,7 +83,8 @@ def map_launcher_environment(environment: MutableMapping[str, str]) -> None:
     per_node = environment.get("SLURM_STEP_TASKS_PER_NODE", environment.get("SLURM_TASKS_PER_NODE", "1"))
     environment["LOCAL_WORLD_SIZE"] = per_node.split("(")[0].split(",")[0] if under_srun else "1"
     if tasks > 1:
-        environment.setdefault("MASTER_ADDR", _first_slurm_host(environment))
+        if "MASTER_ADDR" not in environment:
+            environment["MASTER_ADDR"] = _first_slurm_host(environment)
         environment.setdefault("MASTER_PORT", str(_DEFAULT_PORT))
     else:
         environment.setdefault("MASTER_ADDR", "127.0.0.1")

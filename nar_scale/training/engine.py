@@ -28,7 +28,7 @@ def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
     # only inference's all-reduce uses this operator; it costs a C++ compilation at the first start
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with _without_compilation():
-        import deepspeed.runtime.zero.muon.original_muon  # noqa: F401 - loads torch's compiler, which takes seconds
+        import deepspeed.runtime.zero.muon.original_muon
     wrapper.to(world.device)
     engine, *_ = deepspeed.initialize(
         model=wrapper,

@@ -160,7 +160,7 @@ def _find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple
             step = store.newest_good(report=print)
         except CheckpointError as error:
             problem = str(error)
-    problem, step = world.broadcast((problem, step))  # type: ignore[misc]
+    problem, step = world.broadcast((problem, step))
     if problem is not None:
         raise CheckpointError(problem)
     return store, step

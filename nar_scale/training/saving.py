@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from nar_scale.checkpoint import CheckpointStore, TrainingState, list_files, record_files, run_probe, save_probe
@@ -19,8 +21,7 @@ def save_checkpoint(
     Raises:
         CheckpointError: on every rank alike, when the directory cannot be written.
     """
-    _on_main(world, lambda: store.prepare(state.step))
-    writing = store.writing_path(state.step)
+    writing = Path(_on_main(world, lambda: str(store.prepare(state.step))))
     probe = run_probe(engine.module)
     engine.save_checkpoint(str(store.directory), tag=writing.name, save_latest=False)
     if world.is_main:
@@ -29,8 +30,8 @@ def save_checkpoint(
     world.barrier()
     records: dict[str, Any] = {}
     for part in world.gather(record_files(writing, list_files(writing)[world.rank :: world.size])):
-        records.update(part)  # type: ignore[call-overload]
-    _on_main(world, lambda: store.publish(state.step, records))
+        records.update(part)
+    _on_main(world, lambda: str(store.publish(writing, state.step, records)))
     _on_main(world, lambda: store.retain(retention.keep_last, retention.keep_every))
 
 
@@ -70,14 +71,15 @@ def check_writable(store: CheckpointStore) -> None:
         ) from None
 
 
-def _on_main(world: World, action: Any) -> None:
-    """Do something on the main process; its CheckpointError is raised on every rank."""
-    problem: object = None
+def _on_main(world: World, action: Callable[[], Any]) -> Any:
+    """Do something on the main process; its result, or its CheckpointError, reaches every rank."""
+    result, problem = None, None
     if world.is_main:
         try:
-            action()
+            result = action()
         except CheckpointError as error:
             problem = str(error)
-    problem = world.broadcast(problem)
+    result, problem = world.broadcast((result, problem))
     if problem is not None:
-        raise CheckpointError(str(problem))
+        raise CheckpointError(problem)
+    return result

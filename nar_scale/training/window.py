@@ -8,8 +8,6 @@ from torch import Tensor
 from nar_scale.objectives import LossTerms
 from nar_scale.training.distributed import World
 
-_INTERNAL = "squared_sequence_loss"
-
 
 class LossWindow:
     """Sums since the last report, kept on the device so that no step waits for them."""
@@ -33,7 +31,7 @@ class LossWindow:
 
     def reduce(self, world: World, term_names: tuple[str, ...]) -> tuple[int, dict[str, float]]:
         """The steps in the window and their mean losses and metrics over all ranks; empties the window."""
-        names = sorted(name for name in self._metrics if name != _INTERNAL)
+        names = sorted(self._metrics)
         metrics = [self._metrics[name] for name in names]
         flat = world.sum(torch.cat([self._sums, *metrics]))
         means = flat[: len(term_names)] / self._counts.clamp(min=1)

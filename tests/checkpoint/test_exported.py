@@ -229,7 +229,7 @@ def finished_run(run, settings=NAR, steps=(10, 20)):
         torch.save({"module": wrapper.state_dict()}, writing / "mp_rank_00_model_states.pt")
         TrainingState(step, step * 8, "f", 0, 8, 1, 0, VOCABULARY, "byte", 256).save(writing)
         save_probe(writing, run_probe(wrapper))
-        store.publish(step, record_files(writing, list_files(writing)))
+        store.publish(writing, step, record_files(writing, list_files(writing)))
     return store, wrapper
 
 

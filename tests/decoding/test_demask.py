@@ -49,7 +49,8 @@ def test_what_every_decoding_guarantees(steps, schedule, options):
     given, total = tokens != MASK_ID, (tokens == MASK_ID).sum(dim=1)
     assert (result.tokens != MASK_ID).all()
     assert torch.equal(result.tokens[given], tokens[given])
-    assert result.network_calls == len(seen) <= min(steps, int(total.max()))
+    assert (result.network_calls <= total.clamp(max=steps)).all()
+    assert int(result.network_calls.max()) == len(seen)
     left = total
     for step, after in enumerate([*seen[1:], result.tokens], 1):
         scheduled = torch.tensor([math.floor(FRACTIONS[schedule](step / steps) * k + 1e-9) for k in total.tolist()])
@@ -61,7 +62,8 @@ def test_nothing_to_do_needs_no_call():
     tokens = random_tokens(3, N, num_tokens=2)
     result, seen = decode(tokens)
     assert torch.equal(result.tokens, tokens)
-    assert result.network_calls == len(seen) == 0
+    assert result.network_calls.tolist() == [0, 0, 0]
+    assert seen == []
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -172,7 +174,7 @@ def test_one_token_a_step_in_random_order_reproduces_the_joint(n):
         sampler="random",
         filter_thres=0.0,
     )
-    assert result.network_calls == n
+    assert (result.network_calls == n).all()
     assert chi_square_excess((result.tokens * 3 ** torch.arange(n - 1, -1, -1)).sum(dim=1), joint.flatten()) < 5
 
 
@@ -199,7 +201,6 @@ def test_a_critic_decides_what_is_kept():
     assert not torch.equal(noisy[1] == MASK_ID, seen[1] == MASK_ID)
 
 
-@pytest.mark.xfail(strict=True, reason="a callable may end up to 1e-3 above 0, which of 2000 masks leaves one or two")
 def test_a_schedule_that_almost_ends_leaves_no_mask():
     tokens = torch.full((1, 3000), 2)
     result = demask(
@@ -230,7 +231,7 @@ def test_generate_of_the_wrapper(options):
     assert wrapper.generate().shape == (12,)
     again = wrapper.generate(batch_size=4, noise=noise, return_network_calls=True, steps=3)
     assert isinstance(again, Demasked)
-    assert again.network_calls == 3
+    assert again.network_calls.tolist() == [3] * 4
 
 
 def test_generate_is_repeated_by_torchs_seed():

@@ -52,7 +52,12 @@ def environment() -> dict[str, str]:
     """Of a user's shell: without what pytest or a surrounding job has set."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PYTEST"))}
     # one thread a process: two ranks fill the two cores of a small machine
-    return {**ours, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return {
+        **ours,
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
 
 
 def start(command: Sequence[str]) -> "subprocess.Popen[str]":

@@ -32,16 +32,19 @@ def test_autoregressive_equals_a_direct_computation():
     assert wrapper.training
 
 
-def test_the_standard_error_is_that_of_the_mean_over_sequences():
-    wrapper = small_ar()
-    tokens = random_tokens(ROWS, N)
+@pytest.mark.parametrize("lengths", [torch.full((ROWS,), N), LENGTHS], ids=["full", "ragged"])
+def test_the_standard_error_is_that_of_a_ratio_of_sums(lengths):
+    """Var(sum loss / sum count) = sum (loss_i - ratio count_i)^2 / (sum count)^2, sequences being independent."""
+    wrapper, tokens = small_ar(), random_tokens(ROWS, N)
+    predicted = torch.arange(1, N) < lengths[:, None]
     with torch.no_grad():
         losses = F.cross_entropy(wrapper.net(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none")
-    expected = losses.mean(dim=1).std(correction=0).item() / math.sqrt(ROWS)
-    assert evaluate_likelihood(wrapper, batches(8)).standard_error == pytest.approx(expected, rel=1e-3)
+    totals, counts = (losses * predicted).double().sum(dim=1), predicted.double().sum(dim=1)
+    ratio = totals.sum() / counts.sum()
+    expected = ((totals - ratio * counts).square().sum().sqrt() / counts.sum()).item()
+    assert evaluate_likelihood(wrapper, batches(8, lengths)).standard_error == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.xfail(strict=True, reason="the length of a sequence counts as if it were chance")
 def test_the_standard_error_of_certain_knowledge_is_nothing():
     """Each token costs log 11 exactly, however long the sequences are."""
     wrapper = small_ar()

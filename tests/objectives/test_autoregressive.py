@@ -59,9 +59,8 @@ def test_the_loss_is_the_exact_likelihood_of_a_known_joint():
     nats = -sum(joint[codes[:, i], i, tokens[:, i + 1]] for i in range(3))
     terms = AutoregressiveWrapper(net)(batch_of(tokens))
     assert terms.sums.item() == pytest.approx(nats.sum().item(), rel=1e-5)
-    squares, rows = terms.metrics["squared_sequence_loss"].tolist()
-    assert squares == pytest.approx(nats.square().sum().item(), rel=1e-5)
-    assert rows == 50
+    expected = [nats.square().sum().item(), 3 * nats.sum().item(), 9 * 50]
+    assert terms.moments.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_prefix_of_embeddings_is_seen_but_not_predicted():

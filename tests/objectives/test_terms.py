@@ -36,6 +36,7 @@ def test_terms_of_a_batch_are_sums_over_its_parts(make, parts):
     pieces = [wrapper(rows_of(batch, slice(start, start + parts)), seed=3) for start in range(0, 8, parts)]
     assert torch.equal(sum(piece.counts for piece in pieces), whole.counts)
     torch.testing.assert_close(sum(piece.sums for piece in pieces), whole.sums, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sum(piece.moments for piece in pieces), whole.moments, rtol=1e-4, atol=1e-4)
     for name, metric in whole.metrics.items():
         torch.testing.assert_close(sum(piece.metrics[name] for piece in pieces), metric, rtol=1e-4, atol=1e-4)
 

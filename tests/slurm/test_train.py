@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from distributed.jobs import losses
 
 from .cluster import Cluster
 
@@ -28,13 +29,13 @@ names = [
 attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0))
 seen = {name: os.environ.get(name) for name in names}
 pathlib.Path(f"task-{attempt}-{seen['SLURM_PROCID']}.json").write_text(json.dumps(seen))
-if attempt or sys.argv[2] == "succeed":
+if attempt or sys.argv[3] == "succeed":
     sys.exit(0)
-if sys.argv[2] == "crash":
+if sys.argv[3] == "crash":
     sys.exit(3)
 while not os.path.exists(os.environ["NAR_SCALE_STOP_FILE"]):
     time.sleep(0.1)
-time.sleep(int(seen["SLURM_PROCID"]) * float(sys.argv[3]))
+time.sleep(int(seen["SLURM_PROCID"]) * float(sys.argv[4]))
 sys.exit(85)
 """
 
@@ -140,7 +141,7 @@ class TestControlFlow:
 
 
 # Small enough for seconds of training, and steps enough that the run is not over when the stop request comes.
-STEPS = 300
+STEPS = 100
 OVERRIDES = (
     "model.dim=32",
     "model.depth=2",
@@ -157,14 +158,6 @@ OVERRIDES = (
     "logging.evaluation_samples=8",
     "data.directory=corpus",
 )
-
-
-def losses(run: Path) -> dict[int, float]:
-    """The training loss by step; a line still being written is left out."""
-    path = run / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    records = [json.loads(line) for line in lines if line.endswith("\n")]
-    return {record["step"]: record["loss"] for record in records if "loss" in record}
 
 
 class TestTraining:
@@ -186,7 +179,7 @@ class TestTraining:
         return cluster.submit(SCRIPT, *arguments, options=options, directory=submission, env=self.env())
 
     def test_interrupted_run_on_two_nodes_equals_one_on_one_node(self, cluster: Cluster, submission: Path) -> None:
-        interrupted = self.submit(cluster, submission, "interrupted", TWO_NODES)
+        interrupted = self.submit(cluster, submission, "interrupted", (*TWO_NODES, "--cpus-per-task=1"))
 
         def steps_done() -> int:
             cluster.wait(interrupted, ("PENDING", "RUNNING"))
@@ -197,7 +190,9 @@ class TestTraining:
         cluster.wait(interrupted, timeout=180)
         assert cluster.show(interrupted)["Restarts"] == "1", cluster.output(interrupted)
 
-        straight = self.submit(cluster, submission, "straight", ("--nodes=1", "--ntasks-per-node=2"))
+        straight = self.submit(
+            cluster, submission, "straight", ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1")
+        )
         cluster.wait(straight, timeout=180)
         assert cluster.show(straight)["Restarts"] == "0"
 

@@ -1,0 +1,163 @@
+"""Workers on a real consolidated checkpoint."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nar_scale.checkpoint import ModelInfo, describe_decoding, run_probe
+from nar_scale.checkpoint.exported import write_exported
+from nar_scale.config import validate_config
+from nar_scale.data import ByteTokenizer
+from nar_scale.errors import UserError
+from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
+from nar_scale.generation.requests import fill_gaps
+from nar_scale.objectives import build_wrapper
+
+KINDS = ("autoregressive", "non_autoregressive")
+SCRIPT = Path(__file__).parents[2] / "launcher" / "generate.py"
+
+
+def export(directory, kind):
+    values = {
+        "model": {"dim": 16, "depth": 1, "heads": 2, "max_seq_len": 24},
+        "objective": {"kind": kind, "steps": 4},
+        "data": {"directory": "nowhere"},
+        "optimizer": {"learning_rate": 1e-3},
+        "training": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1},
+    }
+    config = validate_config(values, "the test")
+    torch.manual_seed(0)
+    wrapper = build_wrapper(config, 257)
+    info = ModelInfo(257, "byte", 1, 1, "fp32", describe_decoding(config, wrapper, 256))
+    write_exported(directory, wrapper, config, info, run_probe(wrapper))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    return {kind: export(tmp_path_factory.mktemp("exported") / kind, kind) for kind in KINDS}
+
+
+def results(paths):
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def run(checkpoint, output, requests, options=None, **arguments):
+    return generate(checkpoint, output, requests, options or SamplingOptions(seed=3), progress=False, **arguments)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_workers_and_batches_change_nothing(checkpoints, tmp_path, kind):
+    requests = samples_from_scratch(11)
+    alone = run(checkpoints[kind], tmp_path / "alone", requests, part_size=3)
+    assert [path.name for path in alone] == [f"part-{part:05d}.jsonl" for part in range(4)]
+    shared = [
+        run(checkpoints[kind], tmp_path / "shared", requests, part_size=3, worker=worker, workers=3, batch_size=2)
+        for worker in range(3)
+    ]
+    assert [len(paths) for paths in shared] == [2, 1, 1]
+    assert results(sorted(path for paths in shared for path in paths)) == results(alone)
+    assert [sample["number"] for sample in results(alone)] == list(range(11))
+    assert len({sample["generated"] for sample in results(alone)}) == 11
+    other_seed = run(checkpoints[kind], tmp_path / "other", requests, SamplingOptions(seed=4), part_size=3)
+    assert results(other_seed) != results(alone)
+
+
+def test_finished_parts_are_kept_and_missing_ones_made_again(checkpoints, tmp_path):
+    requests = samples_from_scratch(6)
+    paths = run(checkpoints[KINDS[0]], tmp_path, requests, part_size=2)
+    before = [path.read_text() for path in paths]
+    kept = paths[0].stat().st_mtime_ns
+    paths[1].unlink()
+    run(checkpoints[KINDS[0]], tmp_path, requests, part_size=2)
+    assert [path.read_text() for path in paths] == before
+    assert paths[0].stat().st_mtime_ns == kept
+
+
+def test_other_options_or_requests_are_refused(checkpoints, tmp_path):
+    run(checkpoints[KINDS[0]], tmp_path, samples_from_scratch(2))
+    with pytest.raises(UserError, match=r"another sampling \(see generation.json\)"):
+        run(checkpoints[KINDS[0]], tmp_path, samples_from_scratch(2), SamplingOptions(seed=3, temperature=0.5))
+    with pytest.raises(UserError, match="another requests and other count"):
+        run(checkpoints[KINDS[0]], tmp_path, samples_from_scratch(3))
+    with pytest.raises(UserError, match="another checkpoint"):
+        run(checkpoints[KINDS[1]], tmp_path, samples_from_scratch(2))
+
+
+def prompts(path, *lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return read_requests(path)
+
+
+def test_gaps_are_filled_and_the_rest_stays(checkpoints, tmp_path):
+    requests = prompts(tmp_path / "p.jsonl", {"text": "ab<mask:3>cd<mask>e"}, {"prompt": "start "})
+    gaps, prefix = results(run(checkpoints["non_autoregressive"], tmp_path / "out", requests))
+    assert len(gaps["tokens"]) == 9
+    assert bytes(gaps["tokens"][index] for index in (0, 1, 5, 6, 8)) == b"abcde"
+    assert max(gaps["tokens"]) < 257
+    assert gaps["network_calls"] <= 4
+    assert bytes(prefix["tokens"][:6]) == b"start "
+    assert len(prefix["tokens"]) == 24
+
+
+def test_ragged_prompts_are_continued_each_as_alone(checkpoints, tmp_path):
+    together = prompts(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "abcdef"}, {"prompt": "b"})
+    samples = results(run(checkpoints["autoregressive"], tmp_path / "out", together))
+    assert [sample["prompt"] for sample in samples] == ["a", "abcdef", "b"]
+    for number, request in enumerate(together):
+        assert results(run(checkpoints["autoregressive"], tmp_path / f"{number}", [request]))[0] == samples[number]
+
+
+@pytest.mark.parametrize(
+    ("kind", "line", "message"),
+    [
+        ("autoregressive", {"text": "a<mask>"}, "cannot fill gaps"),
+        ("non_autoregressive", {"text": "no gap"}, "has no <mask> gap"),
+        ("non_autoregressive", {"prompt": "x" * 25}, "has 25 tokens, which leaves no room within 24"),
+        ("autoregressive", {"prompt": "x" * 24}, "leaves no room"),
+    ],
+)
+def test_prompts_that_do_not_fit(checkpoints, tmp_path, kind, line, message):
+    with pytest.raises(UserError, match=message):
+        run(checkpoints[kind], tmp_path / "out", prompts(tmp_path / "p.jsonl", line))
+
+
+@pytest.mark.parametrize("line", ["nonsense", "{}", '{"prompt": 3}', '{"prompt": "a", "text": "b"}', "[1]"])
+def test_a_bad_line_is_named(tmp_path, line):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "good"}\n' + line + "\n")
+    with pytest.raises(UserError, match=r"p\.jsonl, line 2"):
+        read_requests(tmp_path / "p.jsonl")
+
+
+def test_fill_gaps():
+    assert fill_gaps("<mask:2>a<mask>é", ByteTokenizer(), 257) == [257, 257, 97, 257, 195, 169]
+
+
+def test_the_script(checkpoints, tmp_path, capsys):
+    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    arguments = ["--checkpoint", str(checkpoints["autoregressive"]), "--output", str(tmp_path / "out")]
+    assert script.main([*arguments, "--num-samples", "2", "--print"]) == 0
+    assert "--- 1 (" in capsys.readouterr().out
+    assert script.main([*arguments, "--prompts", "missing.jsonl"]) == 2
+    assert capsys.readouterr().err.startswith("generate: error: cannot read the prompts missing.jsonl")
+    assert script.main(["--checkpoint", "nowhere", "--output", "out", "--num-samples", "2"]) == 2
+    assert "not a consolidated checkpoint" in capsys.readouterr().err
+
+
+def test_a_worker_loads_no_training_library(checkpoints, tmp_path):
+    program = (
+        "import runpy, sys\n"
+        "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as exit: assert exit.code == 0\n"
+        "assert not {'deepspeed', 'webdataset', 'tensorboard'} & set(sys.modules), 'heavy imports'\n"
+    )
+    arguments = ["--checkpoint", str(checkpoints[KINDS[1]]), "--output", str(tmp_path), "--num-samples", "1"]
+    code = f"import sys; sys.argv = {[str(SCRIPT), *arguments]!r}\n{program}"
+    subprocess.run([sys.executable, "-c", code], check=True)

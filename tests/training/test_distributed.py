@@ -1,0 +1,51 @@
+import pytest
+
+from nar_scale.errors import UserError
+from nar_scale.training.distributed import map_launcher_environment
+
+NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+
+def mapped(environment):
+    map_launcher_environment(environment)
+    return tuple(environment[name] for name in NAMES)
+
+
+def test_alone():
+    environment = {}
+    assert mapped(environment) == ("0", "0", "1", "1", "127.0.0.1")
+    assert int(environment["MASTER_PORT"]) > 0
+
+
+def test_deepspeed_names_the_local_size_otherwise():
+    given = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2", "MASTER_ADDR": "a"}
+    assert mapped(given) == ("3", "1", "4", "2", "a")
+
+
+def test_torchrun_is_left_alone():
+    given = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
+    assert mapped(given) == ("3", "1", "4", "2", "a")
+
+
+def test_srun():
+    given = {
+        "SLURM_PROCID": "5",
+        "SLURM_LOCALID": "1",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "8",
+        "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+        "SLURM_NTASKS": "16",
+        "MASTER_ADDR": "n1",
+    }
+    assert mapped(given) == ("5", "1", "8", "4", "n1")
+
+
+def test_inside_a_batch_script_without_srun_a_process_is_alone():
+    assert mapped({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}) == ("0", "0", "1", "1", "127.0.0.1")
+
+
+def test_no_master_can_be_found(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    given = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
+    with pytest.raises(UserError, match=r"first host of SLURM's nodes 'n\[1-2\]'; export MASTER_ADDR"):
+        map_launcher_environment(given)
