@@ -1,14 +1,18 @@
-"""slurm/generate.sbatch, around a stand-in for the worker that notes its arguments."""
+"""slurm/generate.sbatch: around a stand-in for the worker that notes its arguments, and with real workers."""
 
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from generation.helpers import export
+
+from nar_scale.generation import SamplingOptions, generate, samples_from_scratch
 
 from .cluster import Cluster
 
-SCRIPT = Path(__file__).parents[2] / "slurm" / "generate.sbatch"
+REPOSITORY = Path(__file__).parents[2]
+SCRIPT = REPOSITORY / "slurm" / "generate.sbatch"
 STAND_IN = """\
 import json, os, pathlib, sys
 pathlib.Path(f"worker-{os.environ['SLURM_ARRAY_TASK_ID']}.json").write_text(json.dumps(sys.argv[1:]))
@@ -53,3 +57,17 @@ def test_wrong_use_is_one_clear_line(
     cluster.wait(job, ("FAILED",))
     assert len(cluster.output(job).splitlines()) == 1
     assert message in cluster.output(job)
+
+
+def test_real_workers_share_the_samples(cluster: Cluster, tmp_path: Path) -> None:
+    checkpoint = export(tmp_path / "exported", "non_autoregressive")
+    (tmp_path / "launcher").symlink_to(REPOSITORY / "launcher")
+    arguments = ("--checkpoint", checkpoint, "--output", "samples", "--num-samples", 130, "--seed", 5)
+    env = {"NAR_SCALE_PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
+    job = cluster.submit(SCRIPT, *arguments, options=("--array=0-1",), directory=tmp_path, env=env)
+    for worker in range(2):
+        cluster.wait(f"{job}_{worker}")
+    parts = sorted((tmp_path / "samples").glob("part-*.jsonl"))
+    alone = generate(checkpoint, tmp_path / "alone", samples_from_scratch(130), SamplingOptions(seed=5), progress=False)
+    assert [part.read_text() for part in parts] == [part.read_text() for part in alone]
+    assert sum(len(part.read_text().splitlines()) for part in parts) == 130
