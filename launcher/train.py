@@ -4,6 +4,7 @@ deepspeed --num_accelerators 2 launcher/train.py --config configs/quickstart_nar
 """
 
 import argparse
+import os
 import sys
 
 from nar_scale.training import launch
@@ -27,4 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # tearing down a process group whose peers have failed can abort or hang

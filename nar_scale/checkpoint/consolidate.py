@@ -117,7 +117,7 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
 def read_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
     """All weights of a DeepSpeed checkpoint by name; float32 master weights under ZeRO 1 to 3."""
     if zero_stage == 0:
-        state = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)
+        state = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
         return state["module"]
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 

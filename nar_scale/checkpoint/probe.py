@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,13 +32,25 @@ def probe_tokens(wrapper: Wrapper) -> Tensor:
 
 @torch.no_grad()
 def run_probe(wrapper: Wrapper) -> dict[str, Tensor]:
-    """The probe's tokens, int64 `[1, n]`, and the model's logits for them, in its dtype `[1, n, num_tokens]`."""
+    """The probe's tokens, int64 `[1, n]`, and what the model makes of them, in its dtype.
+
+    `logits` `[1, n, num_tokens]`; for a non-autoregressive model those of a second pass, conditioned on the first,
+    and the `judgement` of its critic `[1, n]`, if it has one.
+    """
     was_training = wrapper.training
     wrapper.eval()
     tokens = probe_tokens(wrapper)
-    logits = wrapper.net(tokens.to(wrapper.net.token_emb.weight.device))
+    on_device = tokens.to(wrapper.net.token_emb.weight.device)
+    outputs = {}
+    if isinstance(wrapper, NonAutoregressiveWrapper):
+        _, embeddings = wrapper.predict(on_device)
+        outputs["logits"], _ = wrapper.predict(on_device, embeddings)
+        if wrapper.token_critic is not None:
+            outputs["judgement"] = wrapper.judge(on_device)
+    else:
+        outputs["logits"] = wrapper.net(on_device)
     wrapper.train(was_training)
-    return {"tokens": tokens, "logits": logits.cpu().contiguous()}
+    return {"tokens": tokens, **{name: output.cpu().contiguous() for name, output in outputs.items()}}
 
 
 def save_probe(directory: Path, probe: dict[str, Tensor]) -> None:
@@ -58,18 +70,25 @@ def check_probe(directory: Path, wrapper: Wrapper) -> float:
     path = directory / PROBE_FILE
     try:
         with safe_open(path, framework="pt") as file:
-            tokens, recorded = file.get_tensor("tokens"), file.get_tensor("logits")
-    except (OSError, ValueError) as error:
+            recorded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     original = next(wrapper.parameters()).dtype
-    probe = run_probe(wrapper.to(recorded.dtype))
+    dtype = recorded["logits"].dtype
+    probe = run_probe(wrapper.to(dtype))
     wrapper.to(original)
-    if not torch.equal(probe["tokens"], tokens):
-        raise CheckpointError(f"{path} was recorded with other token ids; the model's vocabulary or length differs")
-    difference = (probe["logits"].float() - recorded.float()).abs().max() / recorded.float().abs().max().clamp(min=1e-6)
-    if not difference <= _TOLERANCE[recorded.dtype]:
+    if set(probe) != set(recorded) or not torch.equal(probe["tokens"], recorded["tokens"]):
+        raise CheckpointError(f"{path} was recorded by another kind of model, or one of another vocabulary or length")
+    difference = max(_difference(probe[name], recorded[name]) for name in recorded if name != "tokens")
+    if not difference <= _TOLERANCE[dtype]:
         raise CheckpointError(
             f"{directory}: the model's logits differ from the recorded ones by {difference:.2g} of the largest; "
             "the weights are not those of the live model"
         )
-    return float(difference)
+    return difference
+
+
+def _difference(ours: Tensor, recorded: Tensor) -> float:
+    """The largest difference over the largest value."""
+    largest = recorded.float().abs().max().clamp(min=1e-6)
+    return float((ours.float() - recorded.float()).abs().max() / largest)

@@ -56,6 +56,7 @@ def resolve_deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "steps_per_print": 2**62,
     }
     _merge(resolved, config.deepspeed)
+    _refuse_auto(config.deepspeed, "deepspeed")
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         if key in config.deepspeed:
             raise ConfigError(f"deepspeed.{key}: set training.global_batch_size and training.micro_batch_size instead")
@@ -63,6 +64,15 @@ def resolve_deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         if key in config.deepspeed:
             raise ConfigError(f"deepspeed.{key}: use the '{key.replace('scheduler', 'schedule')}' section instead")
     return resolved
+
+
+def _refuse_auto(value: Any, name: str) -> None:
+    """DeepSpeed drops `auto` without a word, which leaves the setting at a default nobody chose."""
+    if value == "auto":
+        raise ConfigError(f"{name}: give a value; 'auto' means nothing here")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_auto(inner, f"{name}.{key}")
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> None:

@@ -27,7 +27,9 @@ def top_p(logits: Tensor, thres: float = 0.9) -> Tensor:
     ordered, indices = logits.sort(descending=True, dim=-1)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    return torch.full_like(logits, -math.inf).scatter(-1, indices, ordered.masked_fill(before >= thres, -math.inf))
+    return torch.full_like(logits, -math.inf).scatter(
+        -1, indices, ordered.masked_fill((before >= thres) & (before > 0), -math.inf)
+    )
 
 
 def min_p(logits: Tensor, min_p: float = 0.1) -> Tensor:

@@ -152,14 +152,17 @@ class NonAutoregressiveWrapper(nn.Module):
             `Losses` in nats per token for a tensor, `LossTerms` for a `Batch`.
 
         Raises:
-            ValueError: a sequence of the wrong length, or one that contains the mask id.
+            ValueError: a sequence of the wrong length, or one that contains the mask id (a RuntimeError from the
+                device on GPUs, where checking at once would make every step wait); a critic that is not there.
         """
         if isinstance(x, Batch):
             lengths = x.lengths if x.padded else None
             return self._loss_terms(x.tokens, self._noise(x, seed), lengths, None, None, False, False, {})
         if x.shape[1] != self.max_seq_len:
             raise ValueError(f"sequences have {x.shape[1]} tokens, but max_seq_len is {self.max_seq_len}")
-        torch._assert_async((x != self.mask_id).all(), f"the data contains the mask id {self.mask_id}")
+        if only_train_critic and self.token_critic is None:
+            raise ValueError("only_train_critic, but there is no token_critic and no self_token_critic")
+        self._refuse_mask_id(x)
         terms = self._loss_terms(
             x,
             Noise.draw(len(x), x.device),
@@ -218,7 +221,7 @@ class NonAutoregressiveWrapper(nn.Module):
         self.eval()
         try:
             result = demask(
-                lambda tokens, embeddings: self._predict(tokens, embeddings, net_kwargs),
+                lambda tokens, embeddings: self.predict(tokens, embeddings, **net_kwargs),
                 tokens,
                 mask_id=self.mask_id,
                 schedule=self.schedule,
@@ -228,7 +231,7 @@ class NonAutoregressiveWrapper(nn.Module):
                 start_temperature=start_temperature,
                 filter_thres=filter_thres,
                 can_mask_prev_unmasked=self.can_mask_prev_unmasked,
-                critic=self._judge if self.token_critic is not None else None,
+                critic=self.judge if self.token_critic is not None else None,
                 noise_level_scale=noise_level_scale,
             )
         finally:
@@ -237,16 +240,30 @@ class NonAutoregressiveWrapper(nn.Module):
             result = Demasked(result.tokens[0], result.network_calls[0])
         return result if return_network_calls else result.tokens
 
+    def _refuse_mask_id(self, tokens: Tensor) -> None:
+        message = f"the data contains the mask id {self.mask_id}"
+        clean = (tokens != self.mask_id).all()
+        if tokens.is_cuda:
+            torch._assert_async(clean, message)
+        elif not clean:
+            raise ValueError(message)
+
     def _noise(self, batch: Batch, seed: int) -> Noise:
         return Noise.of_samples(seed, batch.epochs, batch.sample_ids, batch.positions)
 
-    def _predict(self, tokens: Tensor, embeddings: Tensor | None, net_kwargs: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def predict(self, tokens: Tensor, embeddings: Tensor | None = None, **net_kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Logits `[batch, n, num_tokens]` and embeddings `[batch, n, dim]` of tokens, int64 `[batch, n]`.
+
+        Args:
+            embeddings: those of the previous pass, for self-conditioning; None in the first.
+        """
         if self.self_cond:
             condition = self.null_embed.expand(*tokens.shape, -1) if embeddings is None else embeddings
             net_kwargs = {**net_kwargs, "sum_embeds": self.to_self_cond(condition)}
         return self.net(tokens, return_logits_and_embeddings=True, **net_kwargs)
 
-    def _judge(self, tokens: Tensor, **kwargs: Any) -> Tensor:
+    def judge(self, tokens: Tensor, **kwargs: Any) -> Tensor:
+        """The critic's logit that each token is wrong, `[batch, n]`."""
         return cast(nn.Module, self.token_critic)(tokens, **kwargs)[..., 0]
 
     def _loss_terms(
@@ -333,7 +350,7 @@ class NonAutoregressiveWrapper(nn.Module):
             cooled = logits.double() / _per_masked_token(temperatures.clamp(min=1e-2), masked)[:, None]
             drawn = sample(cooled, 1.0, noise.uniform(tokens.shape[1])[masked.mask])
             generated = tokens.masked_scatter(masked.mask, drawn)
-        judged = self._judge(generated, **net_kwargs).float()
+        judged = self.judge(generated, **net_kwargs).float()
         wrong = (generated != tokens).float()
         losses = F.binary_cross_entropy_with_logits(judged, wrong, reduction="none")
         return (losses * present).sum(), present.sum().float()

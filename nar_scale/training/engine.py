@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from torch import nn
@@ -51,6 +51,16 @@ def _without_compilation() -> Iterator[None]:
             del os.environ["TORCHDYNAMO_DISABLE"]
         else:
             os.environ["TORCHDYNAMO_DISABLE"] = before
+
+
+def gathered(wrapper: nn.Module) -> AbstractContextManager[None]:
+    """Make a wrapper's own weights whole for use outside of its `forward`.
+
+    Under ZeRO 3 the modules within gather theirs as they run.
+    """
+    from deepspeed import zero
+
+    return zero.GatheredParameters(list(wrapper.parameters(recurse=False)))
 
 
 def gradient_norm(engine: Any) -> float:

@@ -12,6 +12,7 @@ from nar_scale.config import Config
 from nar_scale.data import load_tokenizer
 from nar_scale.masking import Noise
 from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
+from nar_scale.training.engine import gathered
 
 
 def generate_texts(wrapper: Wrapper, config: Config, state: TrainingState) -> list[str]:
@@ -19,13 +20,10 @@ def generate_texts(wrapper: Wrapper, config: Config, state: TrainingState) -> li
 
     All ranks take part, since under ZeRO 3 each holds a part of the weights.
     """
-    from deepspeed import zero
-
     count = config.logging.samples
     device = wrapper.net.token_emb.weight.device
     noise = Noise.of_requests(state.seed, torch.arange(count, device=device))
-    # the net gathers its own weights as it runs; those of the wrapper itself belong to no forward pass here
-    with zero.GatheredParameters(list(wrapper.parameters(recurse=False))):
+    with gathered(wrapper):
         if isinstance(wrapper, NonAutoregressiveWrapper):
             tokens = cast(Tensor, wrapper.generate(batch_size=count, noise=noise))
         else:

@@ -11,6 +11,7 @@ from nar_scale.checkpoint import CheckpointStore, TrainingState, list_files, rec
 from nar_scale.config import CheckpointConfig
 from nar_scale.errors import CheckpointError
 from nar_scale.training.distributed import World
+from nar_scale.training.engine import gathered
 
 
 def save_checkpoint(
@@ -22,7 +23,8 @@ def save_checkpoint(
         CheckpointError: on every rank alike, when the directory cannot be written.
     """
     writing = Path(_on_main(world, lambda: str(store.prepare(state.step))))
-    probe = run_probe(engine.module)
+    with gathered(engine.module):
+        probe = run_probe(engine.module)
     engine.save_checkpoint(str(store.directory), tag=writing.name, save_latest=False)
     if world.is_main:
         state.save(writing)

@@ -160,7 +160,7 @@ def test_a_model_that_is_not_the_live_one_is_not_published(tmp_path, change):
 
 def test_a_probe_of_another_model_is_told_apart(exported, tmp_path):
     _, other = built({**NAR, "model.max_seq_len": 10})
-    with pytest.raises(CheckpointError, match="recorded with other token ids"):
+    with pytest.raises(CheckpointError, match="recorded by another kind of model"):
         check_probe(exported, other)
     with pytest.raises(CheckpointError, match=r"probe\.safetensors cannot be read"):
         check_probe(tmp_path / "nowhere", other)

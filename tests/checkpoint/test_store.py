@@ -88,7 +88,6 @@ def change_a_byte(path):
 DAMAGES = {
     "weights.bin has 2997 bytes instead of 3000": truncate,
     "optimizer.bin has a wrong checksum": change_a_byte,
-    "extra.bin is not in the manifest": lambda path: (path / "extra.bin").write_bytes(b"1"),
     "optimizer.bin is missing": lambda path: (path / "zero" / "optimizer.bin").unlink(),
     r"manifest.json cannot be read \(No such file": lambda path: (path / "manifest.json").unlink(),
     "manifest.json is not a manifest": lambda path: (path / "manifest.json").write_text('{"weights.bin": {"si'),

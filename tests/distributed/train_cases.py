@@ -8,10 +8,11 @@ import sys
 from pathlib import Path
 
 from nar_scale.config import load_config
-from nar_scale.training import connect, train
+from nar_scale.training import connect, disconnect, train
 from nar_scale.training.quiet import quieten_libraries
 
 quieten_libraries()
 world = connect()
 for config_file, overrides in json.loads(Path(sys.argv[-1]).read_text()):
     assert train(load_config(config_file, overrides), world)
+disconnect()
