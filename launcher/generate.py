@@ -65,7 +65,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.print:
         for line in (line for part in parts for line in part.read_text(encoding="utf-8").splitlines()):
             sample = json.loads(line)
-            print(f"--- {sample['number']} ({sample['network_calls']} network calls)\n{sample['generated']}")
+            prompt, text = sample.get("prompt", ""), sample["generated"]
+            print(f"--- {sample['number']} ({sample['network_calls']} network calls)")
+            print(text if text.startswith(prompt) else prompt + text)
     print(f"{len(parts)} part(s) in {options.output}")
     return 0
 
