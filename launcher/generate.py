@@ -41,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--length", type=int, metavar="N", help="tokens of a sequence, prompt included")
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
+    parser.add_argument("--part-size", type=int, default=64, metavar="N", help="samples in a file (default: 64)")
     parser.add_argument("--worker", type=parse_worker, default=(0, 1), metavar="I/N", help="do share I of N, from 0")
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     parser.add_argument("--print", action="store_true", help="show the results on the terminal too")
@@ -57,6 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
             worker=options.worker[0],
             workers=options.worker[1],
             batch_size=options.batch_size,
+            part_size=options.part_size,
             device=options.device,
         )
     except UserError as error:

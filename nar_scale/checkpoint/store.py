@@ -23,6 +23,7 @@ MANIFEST = "manifest.json"
 POINTER = "latest"
 _STEP_NAME = re.compile(r"step-(\d+)")
 _WRITING = ".writing-"
+_SUPERSEDED = ".superseded-"
 _ABANDONED_SECONDS = 3600
 
 FileRecord = dict[str, int | str]
@@ -90,6 +91,7 @@ class CheckpointStore:
                 if (writing / name).stat().st_size != record["size"]:
                     raise CheckpointError(f"{writing / name} is not {record['size']} bytes long; not published")
             write_atomically(writing / MANIFEST, json.dumps(records, indent=1).encode())
+            sync_directory(writing)
             if path.exists():
                 shutil.rmtree(path)
             os.replace(writing, path)
@@ -116,11 +118,19 @@ class CheckpointStore:
             raise CheckpointError(f"no checkpoint in {self.directory} is good; newest: {damaged[0]}")
         return None
 
+    def supersede_after(self, step: int) -> None:
+        """Hide the checkpoints of later steps, damaged or left behind by going back: a run goes on from `step`."""
+        for later in self.steps():
+            if later > step:
+                hidden = self.directory / f"{_SUPERSEDED}{self.path(later).name}"
+                shutil.rmtree(hidden, ignore_errors=True)
+                os.replace(self.path(later), hidden)
+
     def retain(self, keep_last: int, keep_every: int | None) -> None:
         """Delete all but the last `keep_last` checkpoints and those at multiples of `keep_every` steps."""
         for step in self.steps()[:-keep_last]:
             if not keep_every or step % keep_every:
-                shutil.rmtree(self.path(step))
+                shutil.rmtree(self.path(step), ignore_errors=True)
 
 
 def list_files(directory: Path) -> list[str]:

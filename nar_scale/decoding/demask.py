@@ -69,10 +69,12 @@ def demask(
         noise_level_scale: scale of the Gumbel noise on the critic's judgement, falling to 0 as well.
 
     Raises:
-        ConfigError: an unknown sampler.
+        ConfigError: an unknown sampler, or less than one step.
     """
     if sampler not in get_args(Sampler):
         raise ConfigError(f"unknown sampler {sampler!r}; use {' or '.join(get_args(Sampler))}")
+    if steps < 1:
+        raise ConfigError(f"decoding needs at least 1 step, not {steps}")
     generated = tokens == mask_id
     masked = generated
     total = generated.sum(dim=1)

@@ -18,6 +18,8 @@ def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) ->
     """Keep the k largest logits, or `ceil(frac_num_tokens * num_tokens)` of them."""
     num_tokens = logits.shape[-1]
     k = min(k or math.ceil(frac_num_tokens * num_tokens), num_tokens)
+    if k == num_tokens:
+        return logits
     values, indices = logits.topk(max(k, 1), dim=-1)
     return torch.full_like(logits, -math.inf).scatter(-1, indices, values)
 

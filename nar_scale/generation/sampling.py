@@ -30,6 +30,9 @@ class SamplingOptions:
         top_k: fraction of the vocabulary that stays eligible at each token.
         length: tokens of a sequence, prompt included; the model's maximum if None.
         seed: of all randomness.
+
+    Raises:
+        UserError: a number out of range.
     """
 
     temperature: float = 1.0
@@ -38,6 +41,16 @@ class SamplingOptions:
     top_k: float = 1.0
     length: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, valid in (
+            ("temperature", self.temperature >= 0),
+            ("steps", self.steps is None or self.steps >= 1),
+            ("top_k", 0 < self.top_k <= 1),
+            ("length", self.length is None or self.length >= 1),
+        ):
+            if not valid:
+                raise UserError(f"--{name.replace('_', '-')} cannot be {getattr(self, name)}")
 
     def as_dict(self) -> dict[str, Any]:
         """The options by name."""

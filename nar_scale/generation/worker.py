@@ -53,6 +53,10 @@ def generate(
     """
     if not 0 <= worker < workers:
         raise UserError(f"worker {worker} of {workers} does not exist; workers count from 0")
+    if batch_size < 1 or part_size < 1 or not requests:
+        raise UserError("the batch size, the part size and the number of requests must be at least 1")
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device} was asked for, but torch finds no GPU; use cpu")
     output = Path(output)
     model = load_exported(checkpoint, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     manifest = {

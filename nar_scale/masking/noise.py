@@ -35,7 +35,9 @@ def hash_counters(*counters: Tensor | int) -> Tensor:
     device = tensors[0].device if tensors else None
     state = torch.zeros((), dtype=torch.int64, device=device)
     for counter in counters:
-        state = mix(state + _GOLDEN + mix(torch.as_tensor(counter, dtype=torch.int64, device=device) + _GOLDEN))
+        # filled on the device: copying a number there would make the host wait
+        value = counter if isinstance(counter, Tensor) else torch.full((), counter, dtype=torch.int64, device=device)
+        state = mix(state + _GOLDEN + mix(value + _GOLDEN))
     return state
 
 
@@ -77,9 +79,8 @@ class Noise:
         strata form a Weyl sequence with the golden ratio: stratified over every global batch, whatever
         its size, ranks, micro-batches or accumulation.
         """
-        return cls(
-            hash_counters(seed, epochs, sample_ids), positions * _GOLDEN + hash_counters(seed).to(positions.device)
-        )
+        offset = hash_counters(torch.full((), seed, dtype=torch.int64, device=positions.device))
+        return cls(hash_counters(seed, epochs, sample_ids), positions * _GOLDEN + offset)
 
     @classmethod
     def of_requests(cls, seed: int, request_ids: Tensor) -> Noise:

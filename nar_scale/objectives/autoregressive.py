@@ -16,7 +16,7 @@ from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, random_subset
 from nar_scale.model import TransformerOutput, TransformerWrapper
-from nar_scale.objectives.terms import LossTerms, length_mask, sequence_moments
+from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
 
 _HIDE = 200  # stream of a sequence's noise
 
@@ -243,19 +243,22 @@ class AutoregressiveWrapper(nn.Module):
         )
         output = output._replace(embeddings=output.embeddings[:, prefix:])
 
-        logits = self.net.to_logits(output.embeddings[predicted]).float()
-        losses = F.cross_entropy(logits, targets[predicted], reduction="none")
+        places = predicted.flatten().nonzero()[:, 0]  # once, since on a GPU the host waits for it
+        embeddings = output.embeddings.flatten(0, 1).index_select(0, places)
+        answers = targets.flatten().index_select(0, places)
+        logits = self.net.to_logits(embeddings).float()
+        losses = F.cross_entropy(logits, answers, reduction="none")
         sums = [losses.sum()]
         weights = [1.0]
         if self.add_attn_z_loss:
-            sums.append(output.attention_z_loss[:, prefix:][predicted].sum())
+            sums.append(output.attention_z_loss[:, prefix:].flatten().index_select(0, places).sum())
             weights.append(self.net.attn_z_loss_weight)
         if self.net.add_continuous_pred_head:
-            sums.append(self._next_embed_loss(output.embeddings[predicted], targets[predicted]))
+            sums.append(self._next_embed_loss(embeddings, answers))
             weights.append(self.next_embed_loss_weight)
         count = predicted.sum().float().expand(len(sums))
-        moments = sequence_moments(losses, predicted.nonzero()[:, 0], predicted.sum(dim=1))
-        return LossTerms(torch.stack(sums), count, torch.tensor(weights, device=tokens.device), {}, moments), output
+        moments = sequence_moments(losses, places // targets.shape[1], predicted.sum(dim=1))
+        return LossTerms(torch.stack(sums), count, on_device(weights, sums[0]), {}, moments), output
 
     def _visible(self, inputs: Tensor, noise: Noise) -> Tensor:
         """Hide an exact fraction of the tokens, never the first."""

@@ -16,7 +16,7 @@ from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Noise, get_schedule, mask_tokens
 from nar_scale.model import TransformerWrapper
 from nar_scale.model.layers import Linear
-from nar_scale.objectives.terms import LossTerms, length_mask, sequence_moments
+from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
 
 # streams of one sequence's noise; `mask_tokens` derives its own below the first
 _MASK, _SELF_CONDITION, _CRITIC = range(100, 103)
@@ -225,7 +225,7 @@ class NonAutoregressiveWrapper(nn.Module):
                 tokens,
                 mask_id=self.mask_id,
                 schedule=self.schedule,
-                steps=steps or self.steps,
+                steps=self.steps if steps is None else steps,
                 noise=noise,
                 sampler=sampler,
                 start_temperature=start_temperature,
@@ -294,9 +294,9 @@ class NonAutoregressiveWrapper(nn.Module):
         )
         with torch.no_grad() if only_train_critic else nullcontext():
             hidden = self._embed(masked.tokens, noise.derive(_SELF_CONDITION), net_kwargs)
-            logits = self.net.to_logits(hidden[masked.mask]).float()
+            logits = self.net.to_logits(masked.select(hidden)).float()
             logits[:, self.mask_id] = -torch.inf
-            losses = F.cross_entropy(logits, tokens[masked.mask], reduction="none")
+            losses = F.cross_entropy(logits, masked.select(tokens), reduction="none")
             weighted = losses * self._loss_weights(masked)
         terms = [(weighted.sum(), self._sequence_counts(masked.counts, masked.lengths).sum().float())]
         weights = [0.0 if only_train_critic else 1.0]
@@ -304,10 +304,8 @@ class NonAutoregressiveWrapper(nn.Module):
             terms.append(self._critic_term(tokens, present, logits, masked, noise, critic_temperature, net_kwargs))
             weights.append(self.critic_loss_weight)
         sums, counts = (torch.stack(column) for column in zip(*terms))
-        rows = masked.mask.nonzero()[:, 0]
-        moments = sequence_moments(weighted, rows, self._sequence_counts(masked.counts, masked.lengths))
-        weights_tensor = torch.tensor(weights, device=sums.device)
-        return LossTerms(sums, counts, weights_tensor, self._metrics(losses, masked), moments)
+        moments = sequence_moments(weighted, masked.rows, self._sequence_counts(masked.counts, masked.lengths))
+        return LossTerms(sums, counts, on_device(weights, sums), self._metrics(losses, masked), moments)
 
     def _embed(self, tokens: Tensor, noise: Noise, net_kwargs: dict[str, Any]) -> Tensor:
         if self.self_cond:
@@ -324,8 +322,8 @@ class NonAutoregressiveWrapper(nn.Module):
     def _loss_weights(self, masked: MaskedBatch) -> Tensor:
         """What the cross-entropy of each masked token weighs, float32 `[masked]`."""
         if not self.use_simple_mdlm_loss_weight:
-            return torch.ones_like(masked.mask, dtype=torch.float32)[masked.mask]
-        return _per_masked_token(self.schedule.loss_weight(masked.counts, masked.lengths).float(), masked)
+            return torch.ones_like(masked.places, dtype=torch.float32)
+        return masked.spread(self.schedule.loss_weight(masked.counts, masked.lengths).float())
 
     def _sequence_counts(self, counts: Tensor, lengths: Tensor) -> Tensor:
         """What the generator's loss of each sequence is divided by, int64 `[batch]`."""
@@ -347,8 +345,8 @@ class NonAutoregressiveWrapper(nn.Module):
         if temperature is not None:
             temperatures = torch.full_like(temperatures, temperature)
         with torch.no_grad():
-            cooled = logits.double() / _per_masked_token(temperatures.clamp(min=1e-2), masked)[:, None]
-            drawn = sample(cooled, 1.0, noise.uniform(tokens.shape[1])[masked.mask])
+            cooled = logits.double() / masked.spread(temperatures.clamp(min=1e-2))[:, None]
+            drawn = sample(cooled, 1.0, masked.select(noise.uniform(tokens.shape[1])))
             generated = tokens.masked_scatter(masked.mask, drawn)
         judged = self.judge(generated, **net_kwargs).float()
         wrong = (generated != tokens).float()
@@ -358,13 +356,8 @@ class NonAutoregressiveWrapper(nn.Module):
     @torch.no_grad()
     def _metrics(self, losses: Tensor, masked: MaskedBatch) -> dict[str, Tensor]:
         """Cross-entropy of masked tokens by the fraction of the sequence that is masked, in nats."""
-        bins = _per_masked_token((masked.counts * MASK_FRACTION_BINS - 1) // masked.lengths.clamp(min=1), masked)
+        bins = masked.spread((masked.counts * MASK_FRACTION_BINS - 1) // masked.lengths.clamp(min=1))
         totals = losses.new_zeros(MASK_FRACTION_BINS, 2)
         totals.index_add_(0, bins, torch.stack((losses, torch.ones_like(losses)), dim=1))
         edges = [i / MASK_FRACTION_BINS for i in range(MASK_FRACTION_BINS + 1)]
         return {f"masked_{low:.1f}_to_{high:.1f}": row for low, high, row in zip(edges, edges[1:], totals)}
-
-
-def _per_masked_token(values: Tensor, masked: MaskedBatch) -> Tensor:
-    """Spread one value a sequence, `[batch]`, over its masked tokens, `[masked]`."""
-    return values[:, None].expand(masked.mask.shape)[masked.mask]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import einx
@@ -79,6 +80,11 @@ def sequence_moments(losses: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
     counts = counts.float()
     totals = torch.zeros_like(counts).index_add_(0, rows, losses.float())
     return torch.stack(((totals * totals).sum(), (totals * counts).sum(), (counts * counts).sum()))
+
+
+def on_device(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers as a tensor of the dtype and on the device of `like`, without a copy that the host waits for."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def length_mask(lengths: Tensor, n: int) -> Tensor:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 from collections.abc import MutableMapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from nar_scale.errors import UserError
 
 _DEFAULT_PORT = 29500
+_PATIENCE = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class World:
         size: processes in the job.
         local_size: processes on this node.
         device: where this process computes.
+        control: a gloo group for objects and barriers, patient with what the main process does alone.
     """
 
     rank: int
@@ -35,6 +38,7 @@ class World:
     size: int
     local_size: int
     device: torch.device
+    control: dist.ProcessGroup
 
     @property
     def is_main(self) -> bool:
@@ -48,18 +52,18 @@ class World:
 
     def barrier(self) -> None:
         """Wait for all processes."""
-        dist.barrier()
+        dist.barrier(self.control)
 
     def broadcast(self, value: Any) -> Any:
         """The main process's (picklable) value, in every process."""
         box = [value]
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=self.control)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's (picklable) value, by rank, in every process."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value)
+        dist.all_gather_object(values, value, group=self.control)
         return values
 
 
@@ -108,21 +112,21 @@ def connect() -> World:
     map_launcher_environment(os.environ)
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
     if torch.cuda.is_available():
-        # srun can give each task its own GPU, which is then number 0
         visible = torch.cuda.device_count()
-        if visible > 1 and local_rank >= visible:
+        bound_by_srun = visible == 1 and "SLURM_PROCID" in os.environ
+        if local_size > visible and not bound_by_srun:
             raise UserError(
-                f"local rank {local_rank} has no GPU: {local_size} processes share {visible} GPUs on "
-                f"{socket.gethostname()}; start one process a GPU"
+                f"{local_size} processes but {visible} GPU(s) on {socket.gethostname()}; start one process a GPU"
             )
-        device = torch.device("cuda", local_rank if visible > 1 else 0)
+        device = torch.device("cuda", 0 if bound_by_srun else local_rank)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
         set_threads(os.environ)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return World(dist.get_rank(), local_rank, dist.get_world_size(), local_size, device)
+    control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    return World(dist.get_rank(), local_rank, dist.get_world_size(), local_size, device, control)
 
 
 def disconnect() -> None:
