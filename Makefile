@@ -10,13 +10,19 @@ CONFIG ?= configs/quickstart_nar.yaml
 RANKS ?= 2
 
 BIN := .venv/bin
+# another TORCH makes another stamp, so that it is installed over the one before
+INSTALLED := .venv/installed-$(shell echo '$(TORCH)' | md5sum | cut -c1-8)
 NAME := $(basename $(notdir $(CONFIG)))
 DATA := data/python_stdlib
-export DS_ACCELERATOR ?= $(if $(shell command -v nvidia-smi),cuda,cpu)
+ifeq ($(shell command -v nvidia-smi),)
+export DS_ACCELERATOR := cpu # which spares two warnings
+endif
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format install clean
 
-demo: .venv/installed $(DATA)/dataset.json
+install: $(INSTALLED)
+
+demo: $(INSTALLED) $(DATA)/dataset.json
 	@echo "== train $(CONFIG) on $(RANKS) processes"
 	@$(BIN)/deepspeed --quiet --num_accelerators $(RANKS) launcher/train.py --config $(CONFIG)
 	@echo "== consolidate, evaluate, generate"
@@ -33,29 +39,30 @@ demo: .venv/installed $(DATA)/dataset.json
 	@echo "samples           samples/$(NAME)"
 	@echo "next              $(BIN)/deepspeed --num_accelerators $(RANKS) launcher/train.py --config $(CONFIG) training.steps=4000 training.run_directory=runs/longer"
 
-$(DATA)/dataset.json: | .venv/installed
+$(DATA)/dataset.json: | $(INSTALLED)
 	@echo "== prepare the Python standard library's source"
 	@$(BIN)/python launcher/prepare.py --input "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
 	    --include '*.py' --exclude site-packages --output $(DATA) --seq-len 128 --overwrite
 
-test: .venv/installed
+test: $(INSTALLED)
 	$(BIN)/python -m pytest
 
-check: .venv/installed
+check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: .venv/installed
+format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.venv/installed: pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(if $(filter installed,$(TORCH)),--system-site-packages) .venv
 	$(if $(filter installed,$(TORCH)),,$(BIN)/pip install --quiet $(TORCH))
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt
 	$(BIN)/pip install --quiet --constraint .venv/constraints.txt --editable '.[dev]'
+	rm -f .venv/installed-*
 	touch $@
 
 clean:
-	rm -rf .venv data runs exported samples
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", default="validation", help="part of the data set (default: validation)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N sequences only")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
+    parser.add_argument("--index-directory", metavar="DIR", help="for the shard index, if the data is read-only")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     options = parser.parse_args(arguments)
     try:
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.split,
             options.batch_size,
             options.limit,
+            options.index_directory,
         )
         result = {
             **asdict(likelihood),

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nar_scale.checkpoint.exported import ModelInfo, describe_decoding, write_exported
+from nar_scale.checkpoint.exported import CONFIG_FILE, ModelInfo, describe_decoding, write_exported
 from nar_scale.checkpoint.probe import PROBE_FILE
 from nar_scale.checkpoint.store import CheckpointStore, find_damage
 from nar_scale.config import load_config
@@ -93,16 +93,18 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
     if step is not None and (damage := find_damage(checkpoint)):
         raise CheckpointError(f"{checkpoint} is damaged: {damage}")
 
-    config = load_config(run / "config.yaml")
+    config = load_config(checkpoint / CONFIG_FILE)
     state = TrainingState.load(checkpoint)
     wrapper = build_wrapper(config, state.vocabulary_size)
     weights = read_weights(checkpoint, state.zero_stage)
     with torch.no_grad():
         for name, parameter in wrapper.named_parameters():
             if name not in weights:
-                raise CheckpointError(f"{checkpoint} lacks the weight {name!r} that {run / 'config.yaml'} describes")
+                raise CheckpointError(f"{checkpoint} lacks the weight {name!r} that its {CONFIG_FILE} describes")
             parameter.copy_(weights[name])
     tokenizer_file = None if state.tokenizer in (None, "byte") else Path(str(state.tokenizer))
+    if tokenizer_file is not None and not tokenizer_file.is_file():
+        raise CheckpointError(f"the tokenizer of the run, {tokenizer_file}, is gone; put it back")
     info = ModelInfo(
         vocabulary_size=state.vocabulary_size,
         tokenizer=state.tokenizer if tokenizer_file is None else "tokenizer.json",

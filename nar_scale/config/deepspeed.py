@@ -51,10 +51,14 @@ def resolve_deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
             "reduce_scatter": True,
         },
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "prescale_gradients": False,
         "wall_clock_breakdown": False,
         "steps_per_print": 2**62,
     }
+    if training.precision == "bf16" and training.zero_stage >= 2:
+        # sums over many micro-batches lose small contributions in bf16; stages 0 and 1 cannot do otherwise
+        resolved["data_types"] = {"grad_accum_dtype": "fp32"}
     _merge(resolved, config.deepspeed)
     _refuse_auto(config.deepspeed, "deepspeed")
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):

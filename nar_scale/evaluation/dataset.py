@@ -19,6 +19,7 @@ def evaluate_dataset(
     split: str = "validation",
     batch_size: int = 16,
     limit: int | None = None,
+    index_directory: str | Path | None = None,
     progress: bool = True,
 ) -> Likelihood:
     """Evaluate a model on a split of a data set that `launcher/prepare.py` wrote.
@@ -27,6 +28,7 @@ def evaluate_dataset(
         vocabulary_size: token ids the model knows as data.
         batch_size: sequences in a forward pass.
         limit: sequences, the first ones; all if not given.
+        index_directory: where the shard index is kept when it cannot stand beside the shards.
 
     Raises:
         DataError: no such data set or split, or one of another vocabulary or length.
@@ -39,7 +41,8 @@ def evaluate_dataset(
             f"{directory} has a vocabulary of {info.vocabulary_size} tokens, the model one of {vocabulary_size}; "
             "evaluate on data prepared with the model's tokenizer"
         )
-    index = DatasetIndex.open(directory, f"{split}/*.tar", info.field, progress=progress)
+    cache = Path(index_directory) if index_directory else None
+    index = DatasetIndex.open(directory, f"{split}/*.tar", info.field, cache, progress=progress)
     batches = sequential_batches(
         index,
         sequence_length=wrapper.max_seq_len,

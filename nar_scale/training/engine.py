@@ -63,10 +63,10 @@ def gathered(wrapper: nn.Module) -> AbstractContextManager[None]:
     return zero.GatheredParameters(list(wrapper.parameters(recurse=False)))
 
 
-def gradient_norm(engine: Any) -> float:
-    """Global gradient norm of the last step, before clipping; NaN where DeepSpeed does not compute it."""
+def gradient_norm(engine: Any) -> float | None:
+    """Global gradient norm of the last step, before clipping; None where DeepSpeed has not computed it."""
     norm = engine.get_global_grad_norm()
-    return float("nan") if norm is None else float(norm)
+    return None if norm is None else float(norm)
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:

@@ -50,7 +50,7 @@ def launch(config_file: str, overrides: Sequence[str] = (), resume: str = "auto"
 def _first_to_fail() -> bool:
     """Whether no other rank has failed before; a lost connection is the echo of another rank's failure."""
     if not dist.is_initialized():
-        return os.environ.get("RANK", "0") == "0"
+        return os.environ.get("RANK", "0") == "0"  # before they are connected all ranks fail alike
     try:
         return dist.distributed_c10d._get_default_store().add(_FAILED, 1) == 1
     except (RuntimeError, ValueError):

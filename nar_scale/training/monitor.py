@@ -40,7 +40,8 @@ class Monitor:
     def scalars(self, step: int, values: dict[str, float], group: str = "train") -> None:
         """Record named values of a step."""
         prefix = "" if group == "train" else f"{group}_"
-        line = {"step": step, **{f"{prefix}{name}": value for name, value in values.items()}}
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        line = {"step": step, **{f"{prefix}{name}": value for name, value in finite.items()}}
         self._log.write(json.dumps(line) + "\n")
         for name, value in values.items():
             if math.isfinite(value):

@@ -9,7 +9,7 @@ import warnings
 
 def quieten_libraries() -> None:
     """Silence the warnings and logs of torch, DeepSpeed and TensorBoard; errors still come through."""
-    os.environ.setdefault("DS_ACCELERATOR", _accelerator())
+    os.environ["DS_ACCELERATOR"] = _accelerator()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     warnings.filterwarnings("ignore")

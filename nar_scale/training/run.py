@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from nar_scale.checkpoint import CheckpointStore, TrainingState
-from nar_scale.config import Config, dump_config, resolve_deepspeed_config
+from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState, find_damage
+from nar_scale.config import Config, ModelConfig, dump_config, load_config, resolve_deepspeed_config
 from nar_scale.data import DatasetIndex, DatasetInfo, TokenStream
 from nar_scale.errors import CheckpointError, ConfigError, DataError
 from nar_scale.files import write_atomically
@@ -21,6 +21,18 @@ from nar_scale.training.monitor import Monitor
 from nar_scale.training.saving import check_writable, load_checkpoint
 from nar_scale.training.stop import StopRequest
 from nar_scale.training.trainer import Trainer
+
+# what a checkpoint cannot be resumed with when it has changed
+_FIXED = (
+    *(f"model.{name}" for name in ModelConfig.model_fields if name not in ("dropout", "activation_checkpointing")),
+    "objective.kind",
+    "objective.self_conditioning",
+    "objective.self_token_critic",
+    "data.field",
+    "data.shuffle_window",
+    "training.seed",
+    "training.global_batch_size",
+)
 
 
 def train(config: Config, world: World, resume: str = "auto") -> bool:
@@ -64,13 +76,17 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
         end_token=info.end_token if info else None,
     )
     if step is not None:
+        _check_same_model(config, source.path(step))
         saved = load_checkpoint(source, step, engine, world)
         _check_same_stream(saved, state, source.path(step))
+        if world.is_main and source.directory == store.directory:
+            store.supersede_after(step)
         state = saved
     if world.is_main:
         write_atomically(directory / "config.yaml", dump_config(config).encode())
         write_atomically(directory / "deepspeed.json", (json.dumps(resolved, indent=2) + "\n").encode())
         print(_summary(config, world, parameters, index, state, directory), flush=True)
+        print(f"config: {json.dumps(config.model_dump(mode='json'))}\ndeepspeed: {json.dumps(resolved)}", flush=True)
     monitor = Monitor(directory, state.step, config.training.steps) if world.is_main else None
     stream = TokenStream(
         index,
@@ -91,10 +107,11 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
     try:
         complete = trainer.run()
     finally:
+        stop.restore()
         if monitor is not None:
             monitor.close()
     if world.is_main:
-        print(_farewell(config, complete, trainer.state, store, directory), flush=True)
+        print(_farewell(config, complete, trainer.state, store), flush=True)
     return complete
 
 
@@ -154,8 +171,9 @@ def _find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple
         steps = {store.path(step): step for step in store.steps()}
         if path not in steps:
             raise CheckpointError(f"--resume {resume}: no checkpoint there; give RUN/checkpoints/step-NNNNNNNNN")
-        return store, steps[path]
-    if world.is_main:
+        step = steps[path]
+        problem = find_damage(path) if world.is_main else None
+    elif world.is_main:
         try:
             step = store.newest_good(report=print)
         except CheckpointError as error:
@@ -170,14 +188,25 @@ def _check_same_stream(saved: TrainingState, state: TrainingState, path: Path) -
     """Refuse to go on with other data than the checkpoint has seen."""
     for name, remedy in (
         ("fingerprint", "the shards in data.directory have changed since"),
-        ("seed", "set training.seed back"),
-        ("global_batch_size", "set training.global_batch_size back"),
         ("vocabulary_size", "the vocabulary has changed since"),
     ):
         before, now = getattr(saved, name), getattr(state, name)
         if before != now:
             raise CheckpointError(
                 f"{path} has {name} {before}, this run {now}: {remedy}, or start anew in another training.run_directory"
+            )
+
+
+def _check_same_model(config: Config, path: Path) -> None:
+    """Refuse to go on with settings that give the weights or the position in the stream another meaning."""
+    saved = load_config(path / CONFIG_FILE)
+    for key in _FIXED:
+        section, name = key.split(".")
+        before, now = getattr(getattr(saved, section), name), getattr(getattr(config, section), name)
+        if before != now:
+            raise CheckpointError(
+                f"{path} was trained with {key} {before}, not {now}; set it back, or start anew in another "
+                "training.run_directory"
             )
 
 
@@ -215,6 +244,7 @@ def _summary(
     )
 
 
-def _farewell(config: Config, complete: bool, state: TrainingState, store: CheckpointStore, directory: Path) -> str:
+def _farewell(config: Config, complete: bool, state: TrainingState, store: CheckpointStore) -> str:
     end = "done" if complete else "stopped as asked; run the same command to go on"
-    return f"step {state.step}/{config.training.steps}, {end}; checkpoint {store.path(state.step)}"
+    saved = f"checkpoint {store.path(state.step)}" if state.step else "nothing to save yet"
+    return f"step {state.step}/{config.training.steps}, {end}; {saved}"

@@ -7,38 +7,60 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nar_scale.checkpoint import CheckpointStore, TrainingState, list_files, record_files, run_probe, save_probe
-from nar_scale.config import CheckpointConfig
+from safetensors import SafetensorError
+
+from nar_scale.checkpoint import (
+    CONFIG_FILE,
+    CheckpointStore,
+    TrainingState,
+    list_files,
+    record_files,
+    run_probe,
+    save_probe,
+)
+from nar_scale.config import Config, dump_config
 from nar_scale.errors import CheckpointError
 from nar_scale.training.distributed import World
 from nar_scale.training.engine import gathered
 
+_SETTINGS = ("betas", "eps", "weight_decay")
 
-def save_checkpoint(
-    store: CheckpointStore, engine: Any, state: TrainingState, world: World, retention: CheckpointConfig
-) -> None:
+
+def save_checkpoint(store: CheckpointStore, engine: Any, state: TrainingState, world: World, config: Config) -> None:
     """Write a checkpoint on all ranks, verify and publish it, then delete old ones.
 
     Raises:
-        CheckpointError: on every rank alike, when the directory cannot be written.
+        CheckpointError: on every rank alike, when any of them cannot write.
     """
-    writing = Path(_on_main(world, lambda: str(store.prepare(state.step))))
+    writing = Path(_together(world, lambda: str(store.prepare(state.step)) if world.is_main else None)[0])
     with gathered(engine.module):
         probe = run_probe(engine.module)
-    engine.save_checkpoint(str(store.directory), tag=writing.name, save_latest=False)
-    if world.is_main:
-        state.save(writing)
-        save_probe(writing, probe)
-    world.barrier()
+
+    def write() -> None:
+        engine.save_checkpoint(str(store.directory), tag=writing.name, save_latest=False)
+        if world.is_main:
+            state.save(writing)
+            save_probe(writing, probe)
+            (writing / CONFIG_FILE).write_text(dump_config(config))
+
+    _together(world, write)
+    names = world.broadcast(list_files(writing) if world.is_main else None)
     records: dict[str, Any] = {}
-    for part in world.gather(record_files(writing, list_files(writing)[world.rank :: world.size])):
+    for part in _together(world, lambda: record_files(writing, names[world.rank :: world.size])):
         records.update(part)
-    _on_main(world, lambda: str(store.publish(writing, state.step, records)))
-    _on_main(world, lambda: store.retain(retention.keep_last, retention.keep_every))
+
+    def publish() -> None:
+        if world.is_main:
+            store.publish(writing, state.step, records)
+            store.retain(config.checkpoint.keep_last, config.checkpoint.keep_every)
+
+    _together(world, publish)
 
 
 def load_checkpoint(store: CheckpointStore, step: int, engine: Any, world: World) -> TrainingState:
     """Restore engine and position from the checkpoint of a step.
+
+    The optimizer keeps the settings it was built with; only its moments come from the checkpoint.
 
     Raises:
         CheckpointError: it was written by another number of ranks or another ZeRO stage.
@@ -49,9 +71,12 @@ def load_checkpoint(store: CheckpointStore, step: int, engine: Any, world: World
     if (state.world_size, state.zero_stage) != here:
         raise CheckpointError(
             f"{path} was written by {state.world_size} rank(s) with ZeRO {state.zero_stage}; this run has {here[0]} "
-            f"rank(s) with ZeRO {here[1]}; start as many, or start anew with --resume never"
+            f"rank(s) with ZeRO {here[1]}; start as many, or start anew in another training.run_directory"
         )
+    settings = [{name: group[name] for name in _SETTINGS} for group in engine.optimizer.param_groups]
     engine.load_checkpoint(str(store.directory), tag=path.name, load_lr_scheduler_states=False)
+    for group, configured in zip(engine.optimizer.param_groups, settings):
+        group.update(configured)
     return state
 
 
@@ -73,15 +98,15 @@ def check_writable(store: CheckpointStore) -> None:
         ) from None
 
 
-def _on_main(world: World, action: Callable[[], Any]) -> Any:
-    """Do something on the main process; its result, or its CheckpointError, reaches every rank."""
+def _together(world: World, action: Callable[[], Any]) -> list[Any]:
+    """Do something on every rank; all results by rank, or on every rank the first problem that any of them had."""
     result, problem = None, None
-    if world.is_main:
-        try:
-            result = action()
-        except CheckpointError as error:
-            problem = str(error)
-    result, problem = world.broadcast((result, problem))
-    if problem is not None:
-        raise CheckpointError(problem)
-    return result
+    try:
+        result = action()
+    except (CheckpointError, OSError, RuntimeError, SafetensorError) as error:
+        problem = str(error) if isinstance(error, CheckpointError) else f"cannot write the checkpoint: {error}"
+    outcomes = world.gather((result, problem))
+    for _, each in outcomes:
+        if each is not None:
+            raise CheckpointError(each)
+    return [each for each, _ in outcomes]

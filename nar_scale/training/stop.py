@@ -29,8 +29,12 @@ class StopRequest:
         self._signalled = False
         file = os.environ.get(STOP_FILE_VARIABLE)
         self._file = Path(file) if file and watch_file else None
-        for number in _SIGNALS:
-            signal.signal(number, self._remember)
+        self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+
+    def restore(self) -> None:
+        """Give the signals back to whoever handled them before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __bool__(self) -> bool:
         return self._signalled or (self._file is not None and self._file.exists())

@@ -61,7 +61,8 @@ class Trainer:
         self.accumulation = engine.gradient_accumulation_steps()
         self.window = LossWindow()
         self.stopwatch = Stopwatch()
-        self.stop_votes = torch.zeros((), dtype=torch.float64, device=world.device)
+        self.stop_votes = torch.zeros((), dtype=torch.float64)
+        self.votes_arrived: torch.cuda.Event | None = None
         self.saved_step = state.step
 
     def run(self) -> bool:
@@ -82,6 +83,8 @@ class Trainer:
 
     def stop_agreed(self) -> bool:
         """Whether some rank had asked to stop before the last step; all ranks see the same answer."""
+        if self.votes_arrived is not None:
+            self.votes_arrived.synchronize()
         return bool(self.stop_votes > 0)
 
     def load_micro_batches(self) -> list[Batch]:
@@ -96,7 +99,11 @@ class Trainer:
         counts = torch.stack([self.engine.module.counts(batch, seed=seed) for batch in micro_batches]).double().sum(0)
         vote = counts.new_tensor([float(bool(self.stop))])
         totals = self.world.sum(torch.cat((counts, vote)))
-        self.stop_votes = totals[-1]
+        # copied while the step runs, so that reading them does not wait for it
+        self.stop_votes = totals[-1].to("cpu", non_blocking=True)
+        if totals.is_cuda:
+            self.votes_arrived = torch.cuda.Event()
+            self.votes_arrived.record()
         return totals[:-1]
 
     def optimize(self, micro_batches: list[Batch], counts: Tensor) -> None:
@@ -134,7 +141,9 @@ class Trainer:
         steps, values = self.window.reduce(self.world, self.engine.module.term_names)
         seconds, waiting = self.stopwatch.lap()
         tokens = self.config.training.global_batch_size * self.config.model.max_seq_len * steps
-        values["gradient_norm"] = gradient_norm(self.engine)
+        norm = gradient_norm(self.engine)
+        if norm is not None:
+            values["gradient_norm"] = norm
         values["learning_rate"] = self.engine.optimizer.param_groups[0]["lr"]
         values["tokens_per_second"] = tokens / seconds
         values["data_wait_fraction"] = waiting
@@ -147,8 +156,8 @@ class Trainer:
             self.monitor.progress.update(self.state.step, values["loss"], values["tokens_per_second"])
         if not math.isfinite(values["loss"]):
             raise UserError(
-                f"the loss is {values['loss']} at step {self.state.step}; lower optimizer.learning_rate, or resume "
-                f"from an earlier checkpoint in {self.store.directory}"
+                f"the loss is {values['loss']} at step {self.state.step}; lower optimizer.learning_rate and run "
+                f"again, to go on from the last checkpoint in {self.store.directory}"
             )
 
     def evaluate(self, held_out: HeldOut) -> Likelihood:
@@ -175,6 +184,12 @@ class Trainer:
             self.monitor.texts(self.state.step, texts)
 
     def save(self) -> None:
-        """Write a checkpoint."""
-        save_checkpoint(self.store, self.engine, self.state, self.world, self.config.checkpoint)
+        """Write a checkpoint, unless the last step has spoilt the weights (fp16 skips such a step)."""
+        norm = gradient_norm(self.engine)
+        if norm is not None and not math.isfinite(norm) and self.config.training.precision != "fp16":
+            raise UserError(
+                f"the gradient norm is {norm} at step {self.state.step}, which is not saved; lower "
+                f"optimizer.learning_rate and run again, to go on from the last checkpoint in {self.store.directory}"
+            )
+        save_checkpoint(self.store, self.engine, self.state, self.world, self.config)
         self.saved_step = self.state.step

@@ -77,6 +77,8 @@ class Launch:
         for feature, settings in FEATURES.items():
             for stage in (2, 3):
                 cases[f"{feature}-{stage}"] = [*settings, f"training.zero_stage={stage}", *self.watched()]
+        for kind, stage in itertools.product(KINDS, STAGES):
+            cases[f"bf16-{kind}-{stage}"] = [*self.overrides(kind, stage, 2), "training.precision=bf16"]
         self.cases = {
             name: [*settings, f"training.run_directory={directory / name}"] for name, settings in cases.items()
         }
@@ -124,6 +126,14 @@ def test_features(launch: Launch, feature: str, stage: int, tmp_path: Path) -> N
     name = f"{feature}-{stage}"
     check_equal(launch, name, tmp_path)
     assert len(list((launch.directory / name / "samples").iterdir())) == 2
+
+
+@pytest.mark.parametrize(("kind", "stage"), list(itertools.product(KINDS, STAGES)))
+def test_bf16(launch: Launch, kind: str, stage: int, tmp_path: Path) -> None:
+    name = f"bf16-{kind}-{stage}"
+    expected, _ = plain_loop(launch.config, launch.cases[name])
+    assert list(jobs.losses(launch.directory / name).values()) == pytest.approx(expected, rel=0.05)
+    assert consolidate(launch.directory / name, tmp_path / "exported") < 1e-3
 
 
 def test_evaluation_does_not_depend_on_the_stage(launch: Launch) -> None:

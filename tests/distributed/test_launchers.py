@@ -49,7 +49,7 @@ def test_python_torchrun_and_deepspeed_agree(runs: Runs) -> None:
 
 def test_the_terminal_belongs_to_the_user(runs: Runs) -> None:
     lines = runs.outputs["deepspeed"]
-    assert len(lines) <= 8, "\n".join(lines)
+    assert len(lines) <= 10, "\n".join(lines)
     assert any(line.startswith("step 6/6, loss ") for line in lines)
     assert len(runs.outputs["torchrun"]) > len(lines)
 

@@ -83,6 +83,8 @@ def test_damaged_newest_checkpoint_is_passed_over(config: Path, tmp_path: Path) 
     assert "--resume never would overwrite them" in never[1]
     assert path[0] == 0
     assert "resuming at step 4 of 5" in path[1]
+    assert store.steps() == [4, 5]
+    assert len(list(store.directory.glob(".superseded-*"))) == 2
 
 
 def test_other_data_than_the_checkpoint_has_seen_is_refused(config: Path, tmp_path: Path) -> None:
@@ -92,12 +94,15 @@ def test_other_data_than_the_checkpoint_has_seen_is_refused(config: Path, tmp_pa
         (config, settings, "auto"),
         (config, [*settings, "training.seed=1"], "auto"),
         (config, [*settings, "training.global_batch_size=4"], "auto"),
+        (config, [*settings, "data.shuffle_window=2"], "auto"),
+        (config, [*settings, "model.heads=4"], "auto"),
         (config, [*settings, "data.train=validation/*.tar"], "auto"),
     )
     assert first[0] == 0, first[1]
-    for (status, output), name in zip(others, ("seed 0", "global_batch_size 8", "fingerprint")):
+    keys = ("training.seed 0", "training.global_batch_size 8", "data.shuffle_window 8", "model.heads 2", "fingerprint")
+    for (status, output), key in zip(others, keys, strict=True):
         assert status == 2
-        assert f"has {name}" in output
+        assert key in output
 
 
 def command_line(pid: int) -> str:
