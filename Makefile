@@ -15,7 +15,8 @@ INSTALLED := .venv/installed-$(shell echo '$(TORCH)' | md5sum | cut -c1-8)
 NAME := $(basename $(notdir $(CONFIG)))
 DATA := data/python_stdlib
 ifeq ($(shell command -v nvidia-smi),)
-export DS_ACCELERATOR := cpu # which spares two warnings
+# spares two warnings
+export DS_ACCELERATOR := cpu
 endif
 
 .PHONY: demo test check format install clean

@@ -23,7 +23,7 @@ class LossTerms(NamedTuple):
         counts: float32 `[terms]`, what each sum is divided by, from this part of the batch.
         weights: float32 `[terms]`, of the terms in the total loss.
         metrics: name to float32 `[2]`, a sum and a count, without gradient.
-        moments: float32 `[3]`, sums over sequences of loss squared, loss times count, and count squared, of the
+        moments: float64 `[3]`, sums over sequences of loss squared, loss times count, and count squared, of the
             first term and without gradient: what a standard error needs.
     """
 
@@ -77,8 +77,8 @@ class Objective(Protocol):
 @torch.no_grad()
 def sequence_moments(losses: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
     """The `moments` of `LossTerms`, from losses `[m]` of the rows `[m]` they belong to and counts `[batch]`."""
-    counts = counts.float()
-    totals = torch.zeros_like(counts).index_add_(0, rows, losses.float())
+    counts = counts.double()
+    totals = torch.zeros_like(counts).index_add_(0, rows, losses.double())
     return torch.stack(((totals * totals).sum(), (totals * counts).sum(), (counts * counts).sum()))
 
 

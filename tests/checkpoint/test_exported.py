@@ -220,14 +220,13 @@ def test_another_directory_is_told_apart(tmp_path):
 def finished_run(run, settings=NAR, steps=(10, 20)):
     """What training on one rank without ZeRO leaves behind."""
     config, wrapper = built(settings)
-    run.mkdir()
-    (run / "config.yaml").write_text(dump_config(config))
     store = CheckpointStore(run / "checkpoints")
     for step in steps:
         wrapper.net.token_emb.weight.data += 0.1
         writing = store.prepare(step)
         torch.save({"module": wrapper.state_dict()}, writing / "mp_rank_00_model_states.pt")
         TrainingState(step, step * 8, "f", 0, 8, 1, 0, VOCABULARY, "byte", 256).save(writing)
+        (writing / "config.yaml").write_text(dump_config(config))
         save_probe(writing, run_probe(wrapper))
         store.publish(writing, step, record_files(writing, list_files(writing)))
     return store, wrapper

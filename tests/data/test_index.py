@@ -105,7 +105,7 @@ def test_cache_directory(tmp_path):
     assert len(list(cache.iterdir())) == 2
     assert list(shards.rglob("*.index")) == []
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"cannot write index .*; name a writable cache directory"):
+    with pytest.raises(DataError, match=r"cannot write index .*; set data.index_directory"):
         DatasetIndex.open(shards, "*/x.tar", cache_directory=tmp_path / "file", progress=False)
 
 

@@ -142,4 +142,7 @@ def test_evaluation_does_not_depend_on_the_stage(launch: Launch) -> None:
         return [json.loads(line) for line in lines if "validation_nats_per_token" in line][-1]
 
     for feature in FEATURES:
-        assert last_evaluation(f"{feature}-3") == pytest.approx(last_evaluation(f"{feature}-2"), rel=1e-4)
+        two, three = last_evaluation(f"{feature}-2"), last_evaluation(f"{feature}-3")
+        # a standard error is what is left when large sums cancel
+        assert three.pop("validation_standard_error") == pytest.approx(two.pop("validation_standard_error"), rel=1e-3)
+        assert three == pytest.approx(two, rel=1e-4)
