@@ -143,7 +143,7 @@ def _write(shard: Path, path: Path, field: str, stamp: ShardStamp, table: np.nda
         write_atomically(path, line + table.tobytes())
     except OSError as error:
         raise DataError(
-            f"cannot write index {path}: {error.strerror}; set data.index_directory or --index-directory to a writable one"
+            f"cannot write index {path}: {error.strerror}; set data.index_directory (or --index-directory) elsewhere"
         ) from error
     return ShardIndex(shard, path, field, stamp, len(table), table.dtype["key"].itemsize)
 
