@@ -79,7 +79,7 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
         _check_same_model(config, source.path(step))
         saved = load_checkpoint(source, step, engine, world)
         _check_same_stream(saved, state, source.path(step))
-        if world.is_main and source.directory == store.directory:
+        if world.is_main and source.directory.resolve() == store.directory.resolve():
             store.supersede_after(step)
         state = saved
     if world.is_main:
