@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nar_scale.data.batch import Batch
 from nar_scale.data.collate import BatchArrays, BatchReader
 from nar_scale.data.index import DatasetIndex
-from nar_scale.data.order import SampleOrder, SequentialOrder
+from nar_scale.data.order import SampleOrder
 from nar_scale.errors import ConfigError, DataError
 
 
@@ -35,7 +35,6 @@ class TokenStream:
         window_shards: shards mixed with each other (see `SampleOrder`).
         workers: processes that read ahead; 0 reads in this one.
         start_sample: samples consumed before, a multiple of G; found at once, nothing is skipped by reading.
-        shuffle: False for the order of sample ids.
         pin_memory: put batches into page-locked memory.
 
     Raises:
@@ -57,7 +56,6 @@ class TokenStream:
         window_shards: int,
         workers: int = 1,
         start_sample: int = 0,
-        shuffle: bool = True,
         pin_memory: bool = False,
     ):
         _check_batch_sizes(global_batch_size, micro_batch_size, world_size)
@@ -67,7 +65,7 @@ class TokenStream:
                 f"{global_batch_size}; resume with the global batch size the run was started with"
             )
         self._pin_memory = pin_memory
-        order = SampleOrder(index.counts, seed, window_shards) if shuffle else SequentialOrder(index.num_samples)
+        order = SampleOrder(index.counts, seed, window_shards)
         self._loader: DataLoader[BatchArrays | DataError] = DataLoader(
             _PositionDataset(BatchReader(index, sequence_length, vocabulary_size), order),
             batch_size=None,
@@ -141,7 +139,7 @@ class _MicroBatchPositions(Sampler[np.ndarray]):
 
 
 class _PositionDataset(Dataset[BatchArrays | DataError]):
-    def __init__(self, reader: BatchReader, order: SampleOrder | SequentialOrder):
+    def __init__(self, reader: BatchReader, order: SampleOrder):
         self.reader = reader
         self.order = order
 

@@ -92,22 +92,6 @@ class SampleOrder:
         return SampleOrder, (self.counts, self.seed, self.window_shards)
 
 
-class SequentialOrder:
-    """Every sample in the order of its id, epoch after epoch.
-
-    Args:
-        num_samples: samples in an epoch, at least 1.
-    """
-
-    def __init__(self, num_samples: int):
-        self.num_samples = num_samples
-
-    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the epochs and sample ids, int64 [n], at positions, int64 [n]."""
-        epochs, sample_ids = np.divmod(np.asarray(positions, dtype=np.int64), self.num_samples)
-        return epochs, sample_ids
-
-
 def hash_words(*words: int | np.ndarray) -> np.ndarray:
     """Hash a sequence of integers, each a scalar or an array, to uint64 of their common shape, at least 1-D."""
     state = np.zeros(1, dtype=np.uint64)

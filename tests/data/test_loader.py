@@ -103,10 +103,6 @@ def test_iterating_again_starts_again(index):
     assert torch.equal(next(iter(ranked)).tokens, next(iter(ranked)).tokens)
 
 
-def test_without_shuffle(index):
-    assert global_batches(index, 4, shuffle=False)[:, :, 2].flatten().tolist() == [*range(24), *range(24)]
-
-
 def test_seeds_and_windows_change_the_order(index):
     orders = [
         global_batches(index, 2, **changes)[:, :, 2].flatten().tolist()
