@@ -82,7 +82,7 @@ class AttentionLayers(nn.Module):
             raise ConfigError(f"heads {heads} is not divisible by kv_heads {kv_heads}")
         if rotary and dim_head % 2:
             raise ConfigError(f"rotary positions need an even dim_head, not {dim_head}")
-        self.dim, self.depth = dim, depth
+        self.dim, self.depth, self.heads, self.dim_head = dim, depth, heads, dim_head
         self.activation_checkpointing = activation_checkpointing
         self.rotary = Rotary(dim_head, rotary_theta) if rotary else None
         output_scale = (2 * depth) ** -0.5

@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from nar_scale import Encoder, TransformerWrapper
+from nar_scale.training.performance import Stopwatch, flops_per_token, peak_flops, peak_memory
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_flops_by_hand(tied):
+    layers = Encoder(dim=8, depth=2, heads=2, dim_head=6, feedforward="gelu", feedforward_mult=2, rotary=False)
+    net = TransformerWrapper(num_tokens=10, max_seq_len=16, attn_layers=layers, tie_embedding=tied)
+    matrices = 2 * (4 * 8 * 12 + 2 * 8 * 16) + 8 * 10  # attention, feed-forward, output
+    norms = 5 * 8
+    assert flops_per_token(net) == 6 * (matrices + norms) + 12 * 2 * 12 * 16
+
+
+def test_a_cpu_has_no_known_peak_but_memory():
+    assert peak_flops(torch.device("cpu")) is None
+    assert 0.01 < peak_memory(torch.device("cpu")) < 1000
+
+
+def test_stopwatch(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 10.0, 20.0])
+    monkeypatch.setattr("nar_scale.training.performance.time.perf_counter", lambda: next(now))
+    stopwatch = Stopwatch()
+    with stopwatch:
+        pass
+    stopwatch.exclude(2.0)
+    assert stopwatch.lap() == (8.0, 0.25)
+    assert stopwatch.lap() == (10.0, 0.0)
