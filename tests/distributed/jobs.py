@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
@@ -86,17 +88,19 @@ def run(command: Sequence[str], status: int = 0, timeout: float = 300) -> str:
 
 def processes_of(process: "subprocess.Popen[str]") -> list[int]:
     """All living processes of a launch."""
-    listing = subprocess.run(["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True)
-    return [int(pid) for pid in listing.stdout.split()]
+    found = []
+    for pid in psutil.pids():
+        with suppress(ProcessLookupError):
+            if os.getsid(pid) == process.pid:
+                found.append(pid)
+    return found
 
 
 def kill(process: "subprocess.Popen[str]") -> None:
     """SIGKILL the launcher and all its ranks at once, as a power loss would."""
     for pid in processes_of(process):
-        try:
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
     process.wait()
 
 
