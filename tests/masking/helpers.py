@@ -1,9 +1,17 @@
-"""Statistics of counts, and noise for so many requests."""
+"""Schedules, statistics of counts, and noise for so many requests."""
 
 import torch
 from torch import Tensor
 
 from nar_scale.masking import Noise
+
+SCHEDULES = {
+    "linear": "linear",
+    "cosine": "cosine",
+    "uniform_count": "uniform_count",
+    "quadratic": lambda t: (1 - t) ** 2,
+    "late": lambda t: 1 - t**3,
+}
 
 
 def requests(count: int, seed: int = 0) -> Noise:

@@ -7,13 +7,8 @@ from nar_scale.errors import ConfigError
 from nar_scale.masking import get_schedule
 from nar_scale.masking.schedules import Schedule
 
-SCHEDULES = {
-    "linear": "linear",
-    "cosine": "cosine",
-    "uniform_count": "uniform_count",
-    "quadratic": lambda t: (1 - t) ** 2,
-    "late": lambda t: 1 - t**3,
-}
+from .helpers import SCHEDULES
+
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 
 

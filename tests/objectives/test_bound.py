@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from masking.helpers import SCHEDULES
 from model.helpers import TableNet
 
 from nar_scale.objectives import NonAutoregressiveWrapper
@@ -9,13 +10,6 @@ from nar_scale.objectives import NonAutoregressiveWrapper
 from .helpers import batch_of, mean_and_error, nelbo_by_all_orders
 
 MASK_ID, NUM_TOKENS = 1, 4  # answers 0, 2 and 3
-SCHEDULES = {
-    "linear": "linear",
-    "cosine": "cosine",
-    "uniform_count": "uniform_count",
-    "quadratic": lambda t: (1 - t) ** 2,
-    "late": lambda t: 1 - t**3,
-}
 
 
 def wrapper_of_table(n, schedule="linear", **options):
