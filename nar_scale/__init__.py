@@ -5,6 +5,14 @@
 
 from nar_scale.checkpoint import load_exported as load
 from nar_scale.model import Decoder, Encoder, TransformerWrapper
-from nar_scale.objectives import AutoregressiveWrapper, NonAutoregressiveWrapper
+from nar_scale.objectives import AutoregressiveWrapper, BlockDiffusionWrapper, NonAutoregressiveWrapper
 
-__all__ = ["AutoregressiveWrapper", "Decoder", "Encoder", "NonAutoregressiveWrapper", "TransformerWrapper", "load"]
+__all__ = [
+    "AutoregressiveWrapper",
+    "BlockDiffusionWrapper",
+    "Decoder",
+    "Encoder",
+    "NonAutoregressiveWrapper",
+    "TransformerWrapper",
+    "load",
+]

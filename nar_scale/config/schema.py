@@ -35,14 +35,35 @@ class ModelConfig(Section):
     feedforward: Literal["swiglu", "geglu", "gelu"] = "swiglu"
     feedforward_mult: PositiveFloat = 4.0
     """Hidden width over `dim`; the gated forms use two thirds of it, for the same number of parameters."""
+    feedforward_dim: PositiveInt | None = None
+    """The hidden width itself, instead of `feedforward_mult`."""
+    feedforward_bias: bool = False
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm_eps: PositiveFloat | None = None
+    """1e-6 for RMSNorm and 1e-5 for LayerNorm if not given."""
     positions: Literal["rotary", "learned"] = "rotary"
     rotary_theta: PositiveFloat = 10_000.0
+    rotary_dim: PositiveInt | None = None
+    """Channels of a head that are rotated; all if not given."""
+    rotary_interpolation_factor: Annotated[float, Field(ge=1.0)] = 1.0
+    """Divides positions, to run on longer sequences than the model has learned."""
+    rotary_base_rescale_factor: Annotated[float, Field(ge=1.0)] = 1.0
+    """NTK-aware scaling, for the same end."""
     qk_norm: bool = False
+    window: PositiveInt | None = None
+    """A token attends to those less than this many places away; all if not given."""
     tie_embeddings: bool = False
+    tie_embedding_scale: PositiveFloat = 1.0
+    """Of the logits, where embeddings are tied."""
     dropout: Fraction = 0.0
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    attention_kernel: Literal["sdpa", "flex"] = "sdpa"
+    """`flex` skips what a window or padding hides; it has no dropout and no attention z-loss."""
+    activation_checkpointing: Literal["none", "full", "selective"] = "none"
+    """Recompute in the backward pass: each block, or only what is cheap (not matrix products and attention)."""
+    compile: bool = False
+    """Run each block through `torch.compile` in training."""
+    logits_chunk_size: PositiveInt = 2**26
+    """Logits (tokens times vocabulary) that a loss computes at a time; smaller takes less memory."""
 
     @validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
@@ -50,19 +71,33 @@ class ModelConfig(Section):
             raise ValueError(f"dim {self.dim} is not divisible by heads {self.heads}; give dim_head or change one")
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"heads {self.heads} is not divisible by kv_heads {self.kv_heads}")
+        if self.attention_kernel == "flex" and self.dropout:
+            raise ValueError("attention_kernel flex has no dropout; use sdpa or dropout 0")
         return self
 
 
 class ObjectiveConfig(Section):
     """What is learned. Keys after `kind` belong to the kind named beside them."""
 
-    kind: Literal["non_autoregressive", "autoregressive"]
+    kind: Literal["non_autoregressive", "block_diffusion", "autoregressive"]
+    block_size: PositiveInt = 16
+    """Block diffusion: tokens that are demasked together, block after block from left to right."""
     schedule: Literal["linear", "cosine", "uniform_count"] = "linear"
     """Non-autoregressive: masked fraction over the progress of unmasking, in training and decoding."""
     loss: Literal["mdlm", "maskgit"] = "mdlm"
     """Non-autoregressive: `mdlm` weighs the loss into a likelihood bound, `maskgit` is the unweighted choice."""
+    masking: Literal["exact", "bernoulli"] = "exact"
+    """Non-autoregressive: mask exactly the scheduled number of tokens, or each with that probability."""
     steps: PositiveInt = 18
     """Non-autoregressive: network calls in `generate`."""
+    num_classes: PositiveInt | None = None
+    """Non-autoregressive: condition on a class, which `data.class_field` names."""
+    prefix_length: NonNegativeInt = 0
+    """Non-autoregressive: first tokens of each sequence that are given, never masked, predicted or counted."""
+    condition_drop_prob: Fraction = 0.0
+    """Non-autoregressive: fraction of the sequences trained without class and prefix, for guidance."""
+    guidance_scale: NonNegativeFloat = 1.0
+    """Non-autoregressive: classifier-free guidance in decoding; 1 for none."""
     no_replace_prob: Probability = 0.0
     """Non-autoregressive: fraction of masked tokens left as they are (BERT), in half of the sequences."""
     random_token_prob: Probability = 0.0
@@ -77,6 +112,15 @@ class ObjectiveConfig(Section):
     """Autoregressive: fraction of input tokens hidden in training (forgetful causal masking)."""
     attention_z_loss: bool = False
     """Autoregressive: add the attention z-loss."""
+
+    @validator(mode="after")
+    def _options_fit(self) -> ObjectiveConfig:
+        if self.kind == "block_diffusion" and (self.self_conditioning or self.self_token_critic):
+            raise ValueError("block_diffusion has no self_conditioning and no self_token_critic")
+        conditional = self.num_classes is not None or self.prefix_length > 0
+        if not conditional and (self.condition_drop_prob or self.guidance_scale != 1):
+            raise ValueError("condition_drop_prob and guidance_scale need num_classes or prefix_length")
+        return self
 
 
 class DataConfig(Section):
@@ -178,6 +222,19 @@ class Config(Section):
     logging: LoggingConfig = LoggingConfig()
     deepspeed: dict[str, Any] = {}
     """Raw DeepSpeed settings, merged over what the other sections derive: they win."""
+
+    @validator(mode="after")
+    def _objective_fits(self) -> Config:
+        length, objective = self.model.max_seq_len, self.objective
+        if objective.kind == "block_diffusion" and length % objective.block_size:
+            raise ValueError(
+                f"model.max_seq_len {length} is not a multiple of objective.block_size {objective.block_size}"
+            )
+        if objective.prefix_length >= length:
+            raise ValueError(
+                f"objective.prefix_length {objective.prefix_length} is not below model.max_seq_len {length}"
+            )
+        return self
 
     @validator(mode="after")
     def _warmup_fits(self) -> Config:

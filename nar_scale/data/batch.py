@@ -20,6 +20,7 @@ class Batch:
         sample_ids: [batch], number of each sample in its data set.
         epochs: [batch], how often the stream had passed over the data set before.
         positions: [batch], place of each sample in the endless stream.
+        classes: [batch], the class of each sample; None where samples have none.
     """
 
     tokens: Tensor
@@ -27,6 +28,7 @@ class Batch:
     sample_ids: Tensor
     epochs: Tensor
     positions: Tensor
+    classes: Tensor | None = None
 
     padded: bool = field(init=False)
     """Whether any sample is shorter than n; known on the host, so that asking never waits for a device."""
@@ -45,6 +47,7 @@ class Batch:
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         moved = copy(self)
         for tensor in fields(self):
-            if tensor.init:
-                object.__setattr__(moved, tensor.name, change(getattr(self, tensor.name)))
+            value = getattr(self, tensor.name)
+            if isinstance(value, Tensor):
+                object.__setattr__(moved, tensor.name, change(value))
         return moved

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import einx
 import torch
 from torch import Tensor
 
+from nar_scale.errors import ConfigError
 from nar_scale.masking.noise import Noise
 from nar_scale.masking.schedules import Schedule
+
+Masking = Literal["exact", "bernoulli"]
 
 # streams of one sequence's noise, one for each purpose
 _ORDER, _NO_REPLACE, _RANDOM_PLACE, _RANDOM_TOKEN, _COINS = range(5)
@@ -25,6 +29,8 @@ class MaskedBatch:
         places: int64 `[masked]`, their places in the flattened batch, found once since on a GPU that waits.
         counts: int64 `[batch]`, masked tokens of each sequence.
         lengths: int64 `[batch]`, maskable tokens of each sequence.
+        weights: float64 `[batch]`; the cross-entropies of a sequence's masked tokens, summed and times this, have the
+            sequence's NELBO in nats as their expectation.
     """
 
     tokens: Tensor
@@ -32,6 +38,7 @@ class MaskedBatch:
     places: Tensor
     counts: Tensor
     lengths: Tensor
+    weights: Tensor
 
     @property
     def rows(self) -> Tensor:
@@ -62,6 +69,41 @@ def random_subset(maskable: Tensor, counts: Tensor, noise: Noise) -> Tensor:
     return einx.less("b n, b -> b n", ranks, counts) & maskable
 
 
+def masked_counts(maskable: Tensor, noise: Noise, schedule: Schedule, masking: Masking) -> Tensor:
+    """How many tokens `mask_tokens` will mask in each sequence, int64 `[batch]`; arguments as there."""
+    if masking == "exact":
+        return schedule.masked_count(noise.progress(), maskable.sum(dim=1))
+    return _choose(maskable, noise, schedule, masking)[0].sum(dim=1)
+
+
+def _choose(maskable: Tensor, noise: Noise, schedule: Schedule, masking: Masking) -> tuple[Tensor, Tensor]:
+    """Which tokens are masked, bool `[batch, n]`, and the weight of each sequence."""
+    lengths = maskable.sum(dim=1)
+    progress = noise.progress()
+    noise = noise.derive(_ORDER)
+    if masking == "exact":
+        counts = schedule.masked_count(progress, lengths)
+        return random_subset(maskable, counts, noise), schedule.loss_weight(counts, lengths)
+    if masking != "bernoulli":
+        raise ConfigError(f"unknown masking {masking!r}; use {' or '.join(get_args(Masking))}")
+    fraction = schedule.masked_fraction(progress)
+    some = -torch.expm1(lengths * torch.log1p(-fraction))  # probability that any token is masked
+    uniform = noise.uniform(maskable.shape[1]).masked_fill(~maskable, torch.inf)
+    return _lowered(uniform, lengths, some) < fraction[:, None], schedule.hazard(progress) * some
+
+
+def _lowered(uniform: Tensor, lengths: Tensor, some: Tensor) -> Tensor:
+    """Independent uniform numbers `[batch, n]`, given that their least is below m, where `some` = 1 - (1 - m)^length.
+
+    The least of n has the distribution function 1 - (1 - u)^n, and given it the others are uniform above it.
+    """
+    least = uniform.amin(dim=1, keepdim=True).clamp(max=1.0)
+    exponents = lengths.clamp(min=1)[:, None]
+    quantile = -torch.expm1(exponents * torch.log1p(-least))
+    lowered = -torch.expm1(torch.log1p(-quantile * some[:, None]) / exponents)
+    return lowered + (uniform - least) * (1 - lowered) / (1 - least).clamp(min=1e-300)
+
+
 def mask_tokens(
     tokens: Tensor,
     maskable: Tensor,
@@ -71,8 +113,12 @@ def mask_tokens(
     num_tokens: int,
     no_replace_prob: float = 0.0,
     random_token_prob: float = 0.0,
+    masking: Masking = "exact",
 ) -> MaskedBatch:
-    """Hide exactly `ceil(m(t) n)` of each sequence's n maskable tokens, t stratified over the batch.
+    """Hide a part of each sequence's n maskable tokens, t stratified over the batch.
+
+    `exact` masks `ceil(m(t) n)` of them. `bernoulli` masks each with probability m(t), given that at least one is:
+    an empty mask teaches nothing, and its probability goes into the weight, which so stays below n.
 
     With BERT's corruption (arXiv:1810.04805) some masked tokens are left as they are and some replaced by
     random ones, each in half of the sequences; they are still predicted.
@@ -84,10 +130,13 @@ def mask_tokens(
         num_tokens: size of the vocabulary, the mask included.
         no_replace_prob: fraction of the masked tokens left in place.
         random_token_prob: fraction of the masked tokens replaced by random ones.
+        masking: how the masked tokens are chosen.
+
+    Raises:
+        ConfigError: an unknown `masking`.
     """
-    lengths = maskable.sum(dim=1)
-    counts = schedule.masked_count(noise.progress(), lengths)
-    mask = random_subset(maskable, counts, noise.derive(_ORDER))
+    mask, weights = _choose(maskable, noise, schedule, masking)
+    counts = mask.sum(dim=1)
 
     hidden = mask
     coins = noise.derive(_COINS).uniform(2) < 0.5
@@ -103,4 +152,4 @@ def mask_tokens(
         corrupted = torch.where(random_places, random_tokens, corrupted)
         hidden = hidden & ~random_places
     places = mask.flatten().nonzero()[:, 0]
-    return MaskedBatch(corrupted.masked_fill(hidden, mask_id), mask, places, counts, lengths)
+    return MaskedBatch(corrupted.masked_fill(hidden, mask_id), mask, places, counts, maskable.sum(dim=1), weights)

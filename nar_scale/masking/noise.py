@@ -97,6 +97,15 @@ class Noise:
         """Independent noise of the same sequences: for another purpose, or another decoding step."""
         return replace(self, keys=hash_counters(self.keys, stream))
 
+    def split(self, parts: int) -> Noise:
+        """Noise of each of `parts` equal parts of every sequence, row by row; stratified over all of them.
+
+        With one part this is the noise of the sequence itself.
+        """
+        part = torch.arange(parts, device=self.keys.device)
+        keys = self.keys[:, None] + mix(part)  # mix(0) is 0
+        return Noise(keys.flatten(), (self.strata[:, None] * parts + part * _GOLDEN).flatten())
+
     def progress(self) -> Tensor:
         """Stratified uniform numbers in (0, 1), float64 `[batch]`."""
         return to_uniform(self.strata)

@@ -79,6 +79,22 @@ class Schedule:
         count = count.clamp(min=1)
         return 1.0 / (count * self.count_probability(count, length.clamp(min=1)))
 
+    def hazard(self, progress: Tensor) -> Tensor:
+        """w(t) = -m'(t) / m(t), float64: what a masked token weighs when each is masked on its own account.
+
+        The continuous form of `loss_weight` (MDLM, arXiv:2406.07524, eq. 10), unbounded where m(t) nears 0.
+
+        Raises:
+            ConfigError: the schedule has no derivative that torch can compute.
+        """
+        with torch.enable_grad():
+            progress = progress.detach().double().requires_grad_()
+            fraction = self._masked_fraction(progress)
+            if not fraction.requires_grad:
+                raise ConfigError("this masking schedule is not differentiable by torch; use masking 'exact'")
+            (slope,) = torch.autograd.grad(fraction.sum(), progress)
+        return -slope / fraction.detach()
+
 
 def get_schedule(schedule: ScheduleName | str | Callable[[Tensor], Tensor] | Schedule) -> Schedule:
     """The schedule of that name, or one made from a callable m(t).

@@ -1,7 +1,8 @@
 """The transformer: attention, feed-forward, positions, key/value cache, `Encoder`/`Decoder`, `TransformerWrapper`."""
 
 from nar_scale.model.attention import KeyValueCache
+from nar_scale.model.head import Head
 from nar_scale.model.stack import AttentionLayers, Decoder, Encoder
 from nar_scale.model.transformer import TransformerOutput, TransformerWrapper
 
-__all__ = ["AttentionLayers", "Decoder", "Encoder", "KeyValueCache", "TransformerOutput", "TransformerWrapper"]
+__all__ = ["AttentionLayers", "Decoder", "Encoder", "Head", "KeyValueCache", "TransformerOutput", "TransformerWrapper"]

@@ -1,15 +1,18 @@
-"""Multi-head self-attention through torch's scaled-dot-product kernels, and its key/value cache."""
+"""Multi-head attention through torch's kernels, and its key/value cache."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nar_scale.model.layers import Linear, rotate
+from nar_scale.model.layers import Linear, make_norm, rotate
 
 
 @dataclass
@@ -41,7 +44,7 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Self-attention with grouped key/value heads and optional rotary positions and query/key norm.
+    """Attention with grouped key/value heads and optional rotary positions and query/key norm.
 
     Args:
         dim: width of the input and output.
@@ -51,6 +54,8 @@ class Attention(nn.Module):
         qk_norm: RMS-normalise queries and keys in each head (arXiv:2302.05442).
         dropout: probability of dropping an attention weight in training.
         output_scale: scale of the output projection's initial values.
+        dim_context: width of what keys and values are made of; `dim` if not given.
+        norm_eps: of the query and key norms; 1e-6 if not given.
     """
 
     def __init__(
@@ -62,56 +67,61 @@ class Attention(nn.Module):
         qk_norm: bool,
         dropout: float,
         output_scale: float,
+        dim_context: int | None = None,
+        norm_eps: float | None = None,
     ):
         super().__init__()
         self.heads, self.kv_heads, self.dim_head, self.dropout = heads, kv_heads, dim_head, dropout
         self.to_queries = Linear(dim, heads * dim_head)
-        self.to_keys = Linear(dim, kv_heads * dim_head)
-        self.to_values = Linear(dim, kv_heads * dim_head)
+        self.to_keys = Linear(dim_context or dim, kv_heads * dim_head)
+        self.to_values = Linear(dim_context or dim, kv_heads * dim_head)
         self.to_out = Linear(heads * dim_head, dim, output_scale)
-        self.query_norm = nn.RMSNorm(dim_head, eps=1e-6) if qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(dim_head, eps=1e-6) if qk_norm else nn.Identity()
+        self.query_norm = make_norm("rmsnorm", dim_head, norm_eps) if qk_norm else nn.Identity()
+        self.key_norm = make_norm("rmsnorm", dim_head, norm_eps) if qk_norm else nn.Identity()
 
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor] | None,
-        mask: Tensor | None = None,
+        angles: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | Any = None,
         is_causal: bool = False,
+        context: Tensor | None = None,
         cache: KeyValueCache | None = None,
         layer: int = 0,
         with_z_loss: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend within `[batch, n, dim]`.
+        """Attend from `[batch, n, dim]` to itself or to a context.
 
         Args:
             angles: cosines and sines of the rotary positions.
-            mask: bool, broadcastable to `[batch, heads, n, keys]`, true where attention is allowed.
+            mask: bool, broadcastable to `[batch, heads, n, keys]`, true where attention is allowed; or a `BlockMask`,
+                with which FlexAttention is used.
             is_causal: a token sees itself and those before it; without `mask` and `cache` only.
+            context: `[batch, m, dim_context]`, attended instead of `x`.
             cache: earlier keys and values, extended in place.
-            with_z_loss: also return the squared log-partition of the attention logits.
+            with_z_loss: also return the squared log-partition of the attention logits; needs a tensor as `mask`.
 
         Returns:
             `[batch, n, dim]` and, if asked for, the squared logsumexp summed over heads, `[batch, n]`.
         """
+        source = x if context is None else context
         queries = self.query_norm(rearrange(self.to_queries(x), "b n (h d) -> b h n d", h=self.heads))
-        keys = self.key_norm(rearrange(self.to_keys(x), "b n (h d) -> b h n d", h=self.kv_heads))
-        values = rearrange(self.to_values(x), "b n (h d) -> b h n d", h=self.kv_heads)
+        keys = self.key_norm(rearrange(self.to_keys(source), "b n (h d) -> b h n d", h=self.kv_heads))
+        values = rearrange(self.to_values(source), "b n (h d) -> b h n d", h=self.kv_heads)
         if angles is not None:
             queries, keys = rotate(queries, *angles), rotate(keys, *angles)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
-        out = F.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=is_causal,
-            enable_gqa=self.kv_heads != self.heads,
-        )
+        out = self._attend(queries, keys, values, mask, is_causal)
         z_loss = self._squared_log_partition(queries, keys, mask, is_causal) if with_z_loss else None
         return self.to_out(rearrange(out, "b h n d -> b n (h d)")), z_loss
+
+    def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Any, is_causal: bool) -> Tensor:
+        grouped = self.kv_heads != self.heads
+        if mask is None or isinstance(mask, Tensor):
+            dropout = self.dropout if self.training else 0.0
+            return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal, enable_gqa=grouped)
+        return flex_kernel(queries.device)(queries, keys, values, block_mask=mask, enable_gqa=grouped)
 
     def _squared_log_partition(self, queries: Tensor, keys: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
         keys = keys.repeat_interleave(self.heads // self.kv_heads, dim=1)
@@ -121,3 +131,11 @@ class Attention(nn.Module):
         if mask is not None:
             logits = logits.masked_fill(~mask, float("-inf"))
         return logits.logsumexp(dim=-1).square().sum(dim=1)
+
+
+@lru_cache
+def flex_kernel(device: torch.device) -> Callable[..., Tensor]:
+    """FlexAttention; compiled on GPUs, since it materialises everything otherwise."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if device.type == "cuda" else cast(Any, flex_attention)

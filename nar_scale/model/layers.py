@@ -16,19 +16,21 @@ _MULTIPLE = 8  # hidden widths are rounded up to this, which matrix units like
 
 
 class Linear(nn.Linear):
-    """A projection without bias, drawn from N(0, scale^2 / (3 * in_features)).
+    """A projection drawn from N(0, scale^2 / (3 * in_features)), with a bias of 0 or none.
 
     With `scale` = 1 this is the variance of torch's own default. Projections that end in the residual stream
     of a stack of `depth` blocks use `scale` = 1 / sqrt(2 depth) (GPT-2), so that its variance does not grow.
     """
 
-    def __init__(self, in_features: int, out_features: int, scale: float = 1.0):
+    def __init__(self, in_features: int, out_features: int, scale: float = 1.0, bias: bool = False):
         self.scale = scale
-        super().__init__(in_features, out_features, bias=False)
+        super().__init__(in_features, out_features, bias=bias)
 
     def reset_parameters(self) -> None:
         """Draw the weight anew."""
         nn.init.normal_(self.weight, std=self.scale * (3 * self.in_features) ** -0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -39,29 +41,34 @@ class Embedding(nn.Embedding):
         nn.init.normal_(self.weight, std=EMBEDDING_STD)
 
 
-def make_norm(kind: NormName, dim: int) -> nn.Module:
-    """RMSNorm or LayerNorm (without bias) over the last dimension."""
-    return nn.RMSNorm(dim, eps=1e-6) if kind == "rmsnorm" else nn.LayerNorm(dim, bias=False)
+def make_norm(kind: NormName, dim: int, eps: float | None = None) -> nn.Module:
+    """RMSNorm (`eps` 1e-6 if not given) or LayerNorm without bias (1e-5) over the last dimension."""
+    if kind == "rmsnorm":
+        return nn.RMSNorm(dim, eps=1e-6 if eps is None else eps)
+    return nn.LayerNorm(dim, eps=1e-5 if eps is None else eps, bias=False)
+
+
+def hidden_width(dim: int, mult: float, kind: FeedForwardName) -> int:
+    """Hidden width of a feed-forward layer: `dim * mult`, two thirds of it where it is gated, rounded up."""
+    width = int(dim * mult * (1 if kind == "gelu" else 2 / 3))
+    return -(-width // _MULTIPLE) * _MULTIPLE
 
 
 class FeedForward(nn.Module):
     """Two projections around a non-linearity; gated for SwiGLU and GEGLU (arXiv:2002.05202).
 
-    The gated forms have two thirds of the hidden width, hence the same number of parameters.
-
     Args:
         dim: width of the input and output, `[..., dim]`.
-        mult: hidden width over `dim`.
+        hidden: width between the projections.
+        bias: give the projections biases.
         output_scale: scale of the output projection's initial values.
     """
 
-    def __init__(self, dim: int, mult: float, kind: FeedForwardName, dropout: float, output_scale: float):
+    def __init__(self, dim: int, hidden: int, kind: FeedForwardName, bias: bool, dropout: float, output_scale: float):
         super().__init__()
         self.gated = kind != "gelu"
-        width = dim * mult * (2 / 3 if self.gated else 1)
-        hidden = -(-int(width) // _MULTIPLE) * _MULTIPLE
-        self.to_hidden = Linear(dim, hidden * (2 if self.gated else 1))
-        self.to_out = Linear(hidden, dim, output_scale)
+        self.to_hidden = Linear(dim, hidden * (2 if self.gated else 1), bias=bias)
+        self.to_out = Linear(hidden, dim, output_scale, bias=bias)
         self.activation = F.silu if kind == "swiglu" else F.gelu
         self.dropout = nn.Dropout(dropout)
 
@@ -80,24 +87,33 @@ class Rotary(nn.Module):
     """Rotary position embedding (arXiv:2104.09864), computed in float32.
 
     Args:
-        dim_head: channels of a head, even.
+        dim: channels of a head that are rotated, even; the others carry no position.
         theta: base of the wavelengths.
+        interpolation_factor: divides positions, so that a longer sequence spans the angles learned on a shorter one
+            (position interpolation, arXiv:2306.15595).
+        base_rescale_factor: stretches the long wavelengths by this and leaves the short ones (NTK-aware scaling):
+            theta times the factor to the power dim / (dim - 2).
     """
 
-    def __init__(self, dim_head: int, theta: float):
+    def __init__(self, dim: int, theta: float, interpolation_factor: float = 1.0, base_rescale_factor: float = 1.0):
         super().__init__()
-        self.dim_head = dim_head
-        self.theta = theta
+        self.dim = dim
+        self.theta = theta if base_rescale_factor == 1 else theta * base_rescale_factor ** (dim / (dim - 2))
+        self.interpolation_factor = interpolation_factor
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for int64 positions `[..., n]`, each float32 `[..., n, dim_head / 2]`."""
-        exponents = torch.arange(0, self.dim_head, 2, device=positions.device, dtype=torch.float32) / self.dim_head
-        angles = positions[..., None].float() * self.theta**-exponents
+        """Cosines and sines for int64 positions `[..., n]`, each float32 `[..., n, dim / 2]`."""
+        exponents = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float32) / self.dim
+        angles = (positions / self.interpolation_factor)[..., None].float() * self.theta**-exponents
         return angles.cos(), angles.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the channel pairs (i, i + dim/2) of `[batch, heads, n, dim_head]` by their angles."""
-    first, second = x.float().chunk(2, dim=-1)
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    """Rotate the channel pairs (i, i + r) of `[batch, heads, n, dim_head]` by their angles `[..., n, r]`.
+
+    Channels from 2r on stay as they are.
+    """
+    pairs = cos.shape[-1]
+    first, second, rest = x.float().split((pairs, pairs, x.shape[-1] - 2 * pairs), dim=-1)
+    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
     return rotated.type_as(x)

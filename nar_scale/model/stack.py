@@ -3,37 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nar_scale.errors import ConfigError
 from nar_scale.model.attention import Attention, KeyValueCache
-from nar_scale.model.layers import FeedForward, FeedForwardName, NormName, Rotary, make_norm
+from nar_scale.model.layers import FeedForward, FeedForwardName, NormName, Rotary, hidden_width, make_norm
+from nar_scale.model.visibility import Rule, Visibility
+
+Checkpointing = Literal["none", "full", "selective"]
+AttentionKernel = Literal["sdpa", "flex"]
+
+_aten = torch.ops.aten
+# what selective checkpointing keeps: results of matrix products and attention, which are dear to compute again
+_KEPT = [
+    _aten.mm.default,
+    _aten.addmm.default,
+    _aten.bmm.default,
+    _aten._scaled_dot_product_flash_attention.default,
+    _aten._scaled_dot_product_efficient_attention.default,
+    _aten._scaled_dot_product_cudnn_attention.default,
+    _aten._scaled_dot_product_flash_attention_for_cpu.default,
+]
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))."""
+    """x + attention(norm(x)), then the same with a context if there is one, then with the feed-forward layer."""
 
-    def __init__(self, dim: int, norm: NormName, attention: Attention, feedforward: FeedForward, dropout: float):
+    def __init__(
+        self,
+        attention: Attention,
+        cross_attention: Attention | None,
+        feedforward: FeedForward,
+        norm: Callable[[], nn.Module],
+        dropout: float,
+    ):
         super().__init__()
-        self.attention_norm = make_norm(norm, dim)
+        self.attention_norm = norm()
         self.attention = attention
-        self.feedforward_norm = make_norm(norm, dim)
+        self.cross_attention_norm = norm() if cross_attention is not None else None
+        self.cross_attention = cross_attention
+        self.feedforward_norm = norm()
         self.feedforward = feedforward
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, **attention_arguments: Any) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, context_mask: Tensor | None = None, **attention_arguments: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """Map `[batch, n, dim]` to the same shape, and pass on the attention's z-loss."""
         attended, z_loss = self.attention(self.attention_norm(x), **attention_arguments)
         x = x + self.dropout(attended)
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            attended, _ = self.cross_attention(self.cross_attention_norm(x), context=context, mask=context_mask)
+            x = x + self.dropout(attended)
         return x + self.dropout(self.feedforward(self.feedforward_norm(x))), z_loss
 
 
 class AttentionLayers(nn.Module):
     """A stack of blocks; use `Encoder` (sees both sides) or `Decoder` (sees the past).
+
+    All projections start from N(0, 1 / (3 in_features)), those into the residual stream with a standard deviation
+    smaller by sqrt(2 depth) (GPT-2), norms from 1.
 
     Args:
         dim: width of the residual stream.
@@ -42,13 +76,26 @@ class AttentionLayers(nn.Module):
         dim_head: channels of a head; `dim // heads` if not given.
         kv_heads: key/value heads; `heads` if not given.
         feedforward: `swiglu`, `geglu` or `gelu`.
-        feedforward_mult: hidden width over `dim`.
+        feedforward_mult: hidden width over `dim`; the gated forms use two thirds of it.
+        feedforward_dim: the hidden width itself, instead.
+        feedforward_bias: give the feed-forward projections biases.
         norm: `rmsnorm` or `layernorm`.
+        norm_eps: added to the mean square; 1e-6 for RMSNorm and 1e-5 for LayerNorm if not given.
         rotary: rotary positions; without them `TransformerWrapper` adds learned ones.
         rotary_theta: base of the rotary wavelengths.
+        rotary_dim: channels of a head that are rotated; all if not given.
+        rotary_interpolation_factor: divides positions, to run on longer sequences (arXiv:2306.15595).
+        rotary_base_rescale_factor: NTK-aware scaling, for the same end.
         qk_norm: normalise queries and keys.
+        window: a token attends to those less than this many places away.
+        cross_attend: attend to a context after each self-attention.
+        dim_context: width of the context; `dim` if not given.
         dropout: of attention weights, hidden units and block outputs.
-        activation_checkpointing: recompute each block in the backward pass.
+        attention_kernel: `sdpa`, or `flex`, which skips what a window, documents or padding hide and never holds a
+            mask of all pairs, but has no attention dropout and no z-loss.
+        activation_checkpointing: `full` computes each block again in the backward pass; `selective` keeps the results
+            of matrix products and attention and repeats the rest.
+        compile: run each block through `torch.compile` in training.
 
     Raises:
         ConfigError: sizes that do not fit each other.
@@ -66,37 +113,69 @@ class AttentionLayers(nn.Module):
         kv_heads: int | None = None,
         feedforward: FeedForwardName = "swiglu",
         feedforward_mult: float = 4.0,
+        feedforward_dim: int | None = None,
+        feedforward_bias: bool = False,
         norm: NormName = "rmsnorm",
+        norm_eps: float | None = None,
         rotary: bool = True,
         rotary_theta: float = 10_000.0,
+        rotary_dim: int | None = None,
+        rotary_interpolation_factor: float = 1.0,
+        rotary_base_rescale_factor: float = 1.0,
         qk_norm: bool = False,
+        window: int | None = None,
+        cross_attend: bool = False,
+        dim_context: int | None = None,
         dropout: float = 0.0,
-        activation_checkpointing: bool = False,
+        attention_kernel: AttentionKernel = "sdpa",
+        activation_checkpointing: Checkpointing = "none",
+        compile: bool = False,
     ):
         super().__init__()
         if dim_head is None and dim % heads:
             raise ConfigError(f"dim {dim} is not divisible by heads {heads}; give dim_head")
         dim_head = dim_head or dim // heads
         kv_heads = kv_heads or heads
+        rotary_dim = rotary_dim or dim_head
         if heads % kv_heads:
             raise ConfigError(f"heads {heads} is not divisible by kv_heads {kv_heads}")
-        if rotary and dim_head % 2:
-            raise ConfigError(f"rotary positions need an even dim_head, not {dim_head}")
+        if rotary and (rotary_dim % 2 or rotary_dim > dim_head):
+            wanted = "dim_head" if rotary_dim == dim_head else f"rotary_dim of at most dim_head {dim_head}"
+            raise ConfigError(f"rotary positions need an even {wanted}, not {rotary_dim}")
+        if activation_checkpointing not in get_args(Checkpointing):
+            raise ConfigError(
+                f"activation_checkpointing must be none, full or selective, not {activation_checkpointing!r}"
+            )
+        if attention_kernel not in get_args(AttentionKernel):
+            raise ConfigError(f"attention_kernel must be sdpa or flex, not {attention_kernel!r}")
+        if attention_kernel == "flex" and dropout:
+            raise ConfigError("attention_kernel flex has no attention dropout; use sdpa or dropout 0")
+        if window is not None and window < 1:
+            raise ConfigError(f"window must be at least 1, not {window}")
         self.dim, self.depth, self.heads, self.dim_head = dim, depth, heads, dim_head
+        self.window, self.cross_attend, self.attention_kernel = window, cross_attend, attention_kernel
         self.activation_checkpointing = activation_checkpointing
-        self.rotary = Rotary(dim_head, rotary_theta) if rotary else None
+        scaling = (rotary_interpolation_factor, rotary_base_rescale_factor)
+        self.rotary = Rotary(rotary_dim, rotary_theta, *scaling) if rotary else None
+
         output_scale = (2 * depth) ** -0.5
+        attention = partial(
+            Attention, dim, heads, kv_heads, dim_head, qk_norm, dropout, output_scale, norm_eps=norm_eps
+        )
+        hidden = feedforward_dim or hidden_width(dim, feedforward_mult, feedforward)
         self.blocks = nn.ModuleList(
             Block(
-                dim,
-                norm,
-                Attention(dim, heads, kv_heads, dim_head, qk_norm, dropout, output_scale),
-                FeedForward(dim, feedforward_mult, feedforward, dropout, output_scale),
-                dropout,
+                attention=attention(),
+                cross_attention=attention(dim_context=dim_context) if cross_attend else None,
+                feedforward=FeedForward(dim, hidden, feedforward, feedforward_bias, dropout, output_scale),
+                norm=partial(make_norm, norm, dim, norm_eps),
+                dropout=dropout,
             )
             for _ in range(depth)
         )
-        self.final_norm = make_norm(norm, dim)
+        self.final_norm = make_norm(norm, dim, norm_eps)
+        # a tuple, so that they are not registered as modules a second time
+        self._compiled = tuple(torch.compile(block) for block in self.blocks) if compile else None
 
     def forward(
         self,
@@ -105,6 +184,11 @@ class AttentionLayers(nn.Module):
         mask: Tensor | None = None,
         cache: KeyValueCache | None = None,
         with_z_loss: bool = False,
+        *,
+        documents: Tensor | None = None,
+        rule: Rule | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the stack.
 
@@ -112,49 +196,57 @@ class AttentionLayers(nn.Module):
             x: `[batch, n, dim]`.
             positions: int64 `[n]` or `[batch, n]`.
             mask: bool `[batch, keys]`, true for the tokens that may be attended, the cached ones included.
-            cache: earlier keys and values (`Decoder` only), extended in place.
+            cache: earlier keys and values, extended in place.
             with_z_loss: also return the attention z-loss.
+            documents: int64 `[batch, keys]`; a token attends to its own document alone.
+            rule: which query places may attend to which key places, in addition.
+            context: `[batch, m, dim_context]`, with `cross_attend`.
+            context_mask: bool `[batch, m]`, true where the context may be attended.
 
         Returns:
-            embeddings `[batch, n, dim]`, and the z-loss per token `[batch, n]`, summed over blocks and heads.
+            embeddings `[batch, n, dim]`, and the z-loss per token `[batch, n]`: squared log-partition of the
+            attention logits (ST-MoE, arXiv:2202.08906, eq. 5), summed over blocks and heads.
+
+        Raises:
+            ValueError: a context without `cross_attend` or the reverse; a z-loss with the `flex` kernel.
         """
+        if self.cross_attend != (context is not None):
+            raise ValueError("a context is needed" if self.cross_attend else "a context needs cross_attend=True")
+        flex = self.attention_kernel == "flex" and cache is None
+        if flex and with_z_loss:
+            raise ValueError("the attention z-loss needs attention_kernel sdpa")
+        past = cache.length if cache is not None else 0
+        visibility = Visibility(x.shape[1], past, self.causal, self.window, mask, documents, rule)
         angles = self.rotary.angles(positions) if self.rotary else None
         if angles is not None and positions.ndim == 2:
             angles = (angles[0][:, None], angles[1][:, None])
-        attention_mask, is_causal = self._attention_mask(x.shape[1], mask, cache, x.device)
         arguments = {
             "angles": angles,
-            "mask": attention_mask,
-            "is_causal": is_causal,
+            "mask": visibility.block_mask(len(x), x.device) if flex else visibility.dense(x.device),
+            "is_causal": visibility.is_causal,
             "cache": cache,
             "with_z_loss": with_z_loss,
         }
+        if context is not None:
+            arguments["context"] = context.to(x.dtype)
+            arguments["context_mask"] = None if context_mask is None else context_mask[:, None, None]
         z_losses = []
-        for layer, block in enumerate(self.blocks):
-            x, z_loss = self._run(block)(x, layer=layer, **arguments)
+        for layer in range(self.depth):
+            x, z_loss = self._run(layer)(x, layer=layer, **arguments)
             z_losses.append(z_loss)
         if cache is not None:
             cache.length += x.shape[1]
         return self.final_norm(x), sum(z_losses) if with_z_loss else None  # type: ignore[arg-type, return-value]
 
-    def _run(self, block: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
-        if not (self.activation_checkpointing and self.training and torch.is_grad_enabled()):
+    def _run(self, layer: int) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        training = self.training and torch.is_grad_enabled()
+        block = self._compiled[layer] if self._compiled is not None and training else self.blocks[layer]
+        if self.activation_checkpointing == "none" or not training:
             return block
-        return lambda x, **arguments: checkpoint(block, x, use_reentrant=False, **arguments)
-
-    def _attention_mask(
-        self, queries: int, mask: Tensor | None, cache: KeyValueCache | None, device: torch.device
-    ) -> tuple[Tensor | None, bool]:
-        """An explicit mask, or None and whether the kernel shall mask the future by itself."""
-        past = cache.length if cache is not None else 0
-        if mask is None and not past:
-            return None, self.causal
-        allowed = None if mask is None else mask[:, None, None, :]
-        if self.causal and queries > 1:
-            causal = torch.ones(queries, past + queries, dtype=torch.bool, device=device).tril(past)
-            itself = causal.triu(past)  # a padding token that saw nothing at all would be NaN
-            allowed = causal if allowed is None else (causal & allowed) | itself
-        return allowed, False
+        settings: dict[str, Any] = {"use_reentrant": False}
+        if self.activation_checkpointing == "selective":
+            settings["context_fn"] = partial(create_selective_checkpoint_contexts, _KEPT)
+        return partial(checkpoint, block, **settings)
 
 
 class Encoder(AttentionLayers):

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from nar_scale.errors import ConfigError
 from nar_scale.model.attention import KeyValueCache
+from nar_scale.model.head import CHUNK_SIZE, Head
 from nar_scale.model.layers import Embedding, Linear
 from nar_scale.model.stack import AttentionLayers
+from nar_scale.model.visibility import Rule
 
 
 class TransformerOutput(NamedTuple):
@@ -33,9 +35,14 @@ class TransformerWrapper(nn.Module):
         max_seq_len: longest sequence; fixed by learned positions, a convention with rotary ones.
         attn_layers: an `Encoder` or a `Decoder`.
         tie_embedding: use the embedding table as the output projection.
+        tie_embedding_scale: of the logits then.
         add_continuous_pred_head: a head that predicts the next token's embedding (`AutoregressiveWrapper`).
         attn_z_loss_weight: weight of the attention z-loss, where a wrapper adds it.
         logits_dim: width of the output; `num_tokens` if not given (a token critic uses 1).
+        logits_chunk_size: logits (tokens times vocabulary) that a loss computes at a time.
+
+    Raises:
+        ConfigError: a tied head of another width.
     """
 
     def __init__(
@@ -45,9 +52,11 @@ class TransformerWrapper(nn.Module):
         max_seq_len: int,
         attn_layers: AttentionLayers,
         tie_embedding: bool = False,
+        tie_embedding_scale: float = 1.0,
         add_continuous_pred_head: bool = False,
         attn_z_loss_weight: float = 1e-4,
         logits_dim: int | None = None,
+        logits_chunk_size: int = CHUNK_SIZE,
     ):
         super().__init__()
         dim = attn_layers.dim
@@ -59,8 +68,9 @@ class TransformerWrapper(nn.Module):
         self.token_emb = Embedding(num_tokens, dim)
         self.pos_emb = Embedding(max_seq_len, dim) if attn_layers.rotary is None else None
         self.attn_layers = attn_layers
-        self.to_logits = Linear(dim, logits_dim or num_tokens)
         self.tie_embedding = tie_embedding
+        scale = tie_embedding_scale if tie_embedding else 1.0
+        self.to_logits = Head(dim, logits_dim or num_tokens, scale, logits_chunk_size)
         self.tie_weights()
         if add_continuous_pred_head:
             self.to_next_embed_pred = nn.Sequential(Linear(dim, dim), nn.SiLU(), Linear(dim, dim))
@@ -87,6 +97,10 @@ class TransformerWrapper(nn.Module):
         prepend_embeds: Tensor | None = None,
         positions: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        documents: Tensor | None = None,
+        rule: Rule | None = None,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
         return_embeddings: bool = False,
         return_logits_and_embeddings: bool = False,
         return_output: bool = False,
@@ -102,6 +116,10 @@ class TransformerWrapper(nn.Module):
             prepend_embeds: a prefix of embeddings, `[batch, prefix, dim]`; the result covers it too.
             positions: int64 `[batch, n]`; counted on from the cache if not given.
             cache: keys and values of earlier tokens, extended in place.
+            documents: int64 `[batch, keys]`; a token attends to its own document alone.
+            rule: which query places may attend to which key places, in addition (`Visibility.rule`).
+            context: `[batch, m, dim_context]` for cross-attention.
+            context_mask: bool `[batch, m]`, true where the context may be attended.
             return_embeddings: return `[batch, n, dim]` instead of logits.
             return_logits_and_embeddings: return both.
             return_output: return a `TransformerOutput`.
@@ -109,20 +127,34 @@ class TransformerWrapper(nn.Module):
 
         Returns:
             logits `[batch, n, num_tokens]`, or what was asked for.
+
+        Raises:
+            ValueError: more tokens than learned positions, or a context where none is expected.
         """
         start = cache.length if cache is not None else 0
         prefix = prepend_embeds.shape[1] if prepend_embeds is not None else 0
         if positions is None:
-            positions = torch.arange(start, start + prefix + x.shape[1], device=x.device)
+            end = start + prefix + x.shape[1]
+            self._check_length(end)
+            positions = torch.arange(start, end, device=x.device)
         embeds = self.token_emb(x)
         if sum_embeds is not None:
             embeds = embeds + sum_embeds
         if prepend_embeds is not None:
             embeds = torch.cat((prepend_embeds.to(embeds.dtype), embeds), dim=1)
         if self.pos_emb is not None:
-            self._check_length(start + embeds.shape[1])
             embeds = embeds + self.pos_emb(positions)
-        embeddings, z_loss = self.attn_layers(embeds, positions, mask, cache, with_z_loss)
+        embeddings, z_loss = self.attn_layers(
+            embeds,
+            positions,
+            mask,
+            cache,
+            with_z_loss,
+            documents=documents,
+            rule=rule,
+            context=context,
+            context_mask=context_mask,
+        )
         if return_output:
             return TransformerOutput(embeddings, z_loss)
         if return_embeddings:
@@ -131,5 +163,5 @@ class TransformerWrapper(nn.Module):
         return (logits, embeddings) if return_logits_and_embeddings else logits
 
     def _check_length(self, length: int) -> None:
-        if length > self.max_seq_len:
+        if self.pos_emb is not None and length > self.max_seq_len:
             raise ValueError(f"{length} tokens exceed max_seq_len {self.max_seq_len} of the learned positions")

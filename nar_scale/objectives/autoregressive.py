@@ -246,8 +246,7 @@ class AutoregressiveWrapper(nn.Module):
         places = predicted.flatten().nonzero()[:, 0]  # once, since on a GPU the host waits for it
         embeddings = output.embeddings.flatten(0, 1).index_select(0, places)
         answers = targets.flatten().index_select(0, places)
-        logits = self.net.to_logits(embeddings).float()
-        losses = F.cross_entropy(logits, answers, reduction="none")
+        losses = self.net.to_logits(embeddings, _cross_entropy, answers)
         sums = [losses.sum()]
         weights = [1.0]
         if self.add_attn_z_loss:
@@ -272,6 +271,10 @@ class AutoregressiveWrapper(nn.Module):
         """L1 distance to the next token's embedding, averaged over channels and summed over `[tokens]`."""
         truth = self.net.token_emb(targets).detach()
         return (self.net.to_next_embed_pred(embeddings) - truth).abs().mean(dim=-1).sum()
+
+
+def _cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
+    return F.cross_entropy(logits.float(), answers, reduction="none")
 
 
 def _net(model: nn.Module) -> TransformerWrapper:

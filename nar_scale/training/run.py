@@ -22,10 +22,15 @@ from nar_scale.training.saving import check_writable, load_checkpoint
 from nar_scale.training.stop import StopRequest
 from nar_scale.training.trainer import Trainer
 
+# how a model is computed rather than what it is
+_FREE = ("dropout", "activation_checkpointing", "attention_kernel", "compile", "logits_chunk_size")
 # what a checkpoint cannot be resumed with when it has changed
 _FIXED = (
-    *(f"model.{name}" for name in ModelConfig.model_fields if name not in ("dropout", "activation_checkpointing")),
+    *(f"model.{name}" for name in ModelConfig.model_fields if name not in _FREE),
     "objective.kind",
+    "objective.block_size",
+    "objective.num_classes",
+    "objective.prefix_length",
     "objective.self_conditioning",
     "objective.self_token_critic",
     "data.field",

@@ -26,7 +26,7 @@ FEATURES = {
     "self_conditioning": ["objective.self_conditioning=true", "objective.no_replace_prob=0.15"],
     "self_token_critic": ["objective.self_token_critic=true"],
     "tied": ["model.tie_embeddings=true", "model.kv_heads=1", "model.qk_norm=true"],
-    "recomputed": ["model.activation_checkpointing=true", "objective.kind=autoregressive"],
+    "recomputed": ["model.activation_checkpointing=full", "objective.kind=autoregressive"],
     "maskgit": ["objective.loss=maskgit", "objective.schedule=cosine"],
 }
 

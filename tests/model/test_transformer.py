@@ -122,9 +122,10 @@ def test_tied_embeddings_are_one_parameter():
 
 
 @pytest.mark.parametrize("kind", [Encoder, Decoder])
-def test_activation_checkpointing_changes_no_gradient(kind):
+@pytest.mark.parametrize("how", ["full", "selective"])
+def test_activation_checkpointing_changes_no_gradient(kind, how):
     gradients, recomputed = [], 0
-    for checkpointing in (False, True):
+    for checkpointing in ("none", how):
         net = small_net(kind, activation_checkpointing=checkpointing, dropout=0.3).train()
         calls = []
         net.attn_layers.blocks[0].register_forward_pre_hook(lambda *_: calls.append(1))  # noqa: B023

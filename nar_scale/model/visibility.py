@@ -1,0 +1,96 @@
+"""Who attends to whom: one rule, as a mask for the scaled-dot-product kernels or as a plan for FlexAttention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Rule = Callable[[Tensor, Tensor], Tensor]
+"""Whether the query at one place may attend to the key at another: int64 places that broadcast, to bool."""
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """What the queries of a forward pass may attend to.
+
+    Attributes:
+        queries: tokens in the pass.
+        past: cached tokens before them.
+        causal: a token sees itself and those before it.
+        window: a token sees those less than this many places away (Mistral, arXiv:2310.06825); None for all.
+        present: bool `[batch, keys]`, false for tokens nobody attends to; None for all.
+        documents: int64 `[batch, keys]`; a token sees its own document alone. None for one document.
+        rule: an additional rule on places.
+    """
+
+    queries: int
+    past: int
+    causal: bool
+    window: int | None = None
+    present: Tensor | None = None
+    documents: Tensor | None = None
+    rule: Rule | None = None
+
+    @property
+    def keys(self) -> int:
+        """Tokens that may be attended, the cached ones included."""
+        return self.past + self.queries
+
+    @property
+    def trivial(self) -> bool:
+        """Whether `causal` alone says everything."""
+        restrictions = (self.present, self.documents, self.rule, self.window)
+        return all(one is None for one in restrictions) and not (self.causal and self.past and self.queries > 1)
+
+    @property
+    def is_causal(self) -> bool:
+        """Whether the kernel's own causal mask does it."""
+        return self.trivial and self.causal and not self.past
+
+    def allows(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        """Whether query places of batch rows may attend to key places; int64 that broadcast, to bool.
+
+        A token always sees itself: padding that saw nothing at all would be NaN.
+        """
+        allowed = query >= key if self.causal else (query >= 0) & (key >= 0)
+        if self.window is not None:
+            allowed = allowed & ((query - key).abs() < self.window)
+        if self.documents is not None:
+            allowed = allowed & (self.documents[row, query] == self.documents[row, key])
+        if self.rule is not None:
+            allowed = allowed & self.rule(query, key)
+        if self.present is not None:
+            allowed = allowed & self.present[row, key]
+        return allowed | (query == key)
+
+    def dense(self, device: torch.device) -> Tensor | None:
+        """Bool, broadcastable to `[batch, heads, queries, keys]`; None if nothing but causality restricts."""
+        if self.trivial:
+            return None
+        if self.present is not None and not self.causal and self.window is self.documents is self.rule is None:
+            return self.present[:, None, None]  # the common case of padding needs no matrix
+        by_row = self.present if self.present is not None else self.documents
+        rows = torch.arange(1 if by_row is None else len(by_row), device=device)
+        query = torch.arange(self.past, self.keys, device=device)
+        allowed = self.allows(rows[:, None, None], query[:, None], torch.arange(self.keys, device=device))
+        return allowed.view(-1, 1, self.queries, self.keys)
+
+    def block_mask(self, batch: int, device: torch.device) -> Any:
+        """The same as a `BlockMask` for FlexAttention, which skips what nobody sees; None where `dense` has none."""
+        if self.trivial:
+            return None
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        by_row = self.present is not None or self.documents is not None
+        return create_block_mask(
+            lambda row, head, query, key: self.allows(row, query + self.past, key),
+            batch if by_row else None,
+            None,
+            self.queries,
+            self.keys,
+            device=device,
+        )

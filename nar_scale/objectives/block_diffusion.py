@@ -1,0 +1,98 @@
+"""`BlockDiffusionWrapper`: autoregressive over blocks of tokens, masked diffusion inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nar_scale.decoding import Demasked, demask
+from nar_scale.errors import ConfigError
+from nar_scale.masking import Noise
+from nar_scale.model import KeyValueCache, TransformerWrapper
+from nar_scale.objectives.non_autoregressive import NonAutoregressiveWrapper
+
+
+class BlockDiffusionWrapper(NonAutoregressiveWrapper):
+    """Trains an `Encoder` to demask blocks of tokens from left to right (BD3-LM, arXiv:2503.09573).
+
+    A block of masked tokens sees itself and the true tokens of the blocks before it. Every block draws its own number
+    of masked tokens, stratified over all blocks of the global batch. With blocks of one token the loss is the exact
+    negative log-likelihood of an autoregressive model, with one block it is that of `NonAutoregressiveWrapper`.
+
+    Both copies of a sequence, masked and true, pass the net together, so training costs twice the tokens; decoding
+    keeps keys and values of finished blocks.
+
+    Args:
+        net: a `TransformerWrapper` around an `Encoder`.
+        mask_id: the token that hides.
+        block_size: tokens in a block; divides `max_seq_len`.
+        options: those of `NonAutoregressiveWrapper`, but for self-conditioning and critics.
+
+    Raises:
+        ConfigError: arguments that contradict each other.
+    """
+
+    def __init__(self, net: TransformerWrapper, *, mask_id: int, block_size: int, **options: Any):
+        if block_size < 1 or net.max_seq_len % block_size:
+            raise ConfigError(f"max_seq_len {net.max_seq_len} is not a multiple of block_size {block_size}")
+        if options.get("self_cond") or options.get("self_token_critic") or options.get("token_critic") is not None:
+            raise ConfigError("block diffusion has no self-conditioning and no token critic")
+        super().__init__(net, mask_id=mask_id, **options)
+        self.block_size = block_size
+        self.blocks = net.max_seq_len // block_size
+
+    def _embed(
+        self, visible: Tensor, tokens: Tensor, noise: Noise, classes: Tensor | None, net_kwargs: dict[str, Any]
+    ) -> Tensor:
+        if self.blocks == 1:
+            return super()._embed(visible, tokens, noise, classes, net_kwargs)
+        n = tokens.shape[1]
+        if "mask" in net_kwargs:
+            net_kwargs = {**net_kwargs, "mask": net_kwargs["mask"].repeat(1, 2)}
+        both = torch.cat((visible, tokens), dim=1)
+        positions = torch.arange(2 * n, device=tokens.device) % n
+        rule = masked_then_true(n, self.block_size)
+        return self._run(both, None, classes, {**net_kwargs, "positions": positions, "rule": rule})[:, :n]
+
+    def _demask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Demasked:
+        """Demask block after block; `steps` network calls are shared out to the blocks, one at least to each."""
+        noise: Noise = options.pop("noise")
+        steps = max(1, options.pop("steps") // self.blocks)
+        cache = KeyValueCache(tokens.shape[1])
+        calls = torch.zeros_like(tokens[:, 0])
+        finished: list[Tensor] = []
+        for number, block in enumerate(tokens.split(self.block_size, dim=1)):
+            past = cache.length
+
+            def predict_block(tokens: Tensor, embeddings: Tensor | None, past: int = past) -> tuple[Tensor, Tensor]:
+                cache.length = past  # forget the block as it was in the call before
+                return predict(tokens, embeddings, cache=cache)
+
+            result = demask(predict_block, block, steps=steps, noise=noise.derive(number), **options)
+            finished.append(result.tokens)
+            calls += result.network_calls
+            if past + block.shape[1] < tokens.shape[1]:
+                predict_block(result.tokens, None)  # keep the keys and values of what it has become
+                calls += 1
+        return Demasked(torch.cat(finished, dim=1), calls)
+
+
+def masked_then_true(n: int, block_size: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Who sees whom in a masked sequence followed by the true one, each of n tokens (BD3-LM, section 4.1).
+
+    Masked tokens see those of their own block and the true ones of the blocks before; true tokens see the true ones
+    of their own block and of those before.
+    """
+
+    def rule(query: Tensor, key: Tensor) -> Tensor:
+        query_block, key_block = query % n // block_size, key % n // block_size
+        query_true, key_true = query >= n, key >= n
+        within_masked = ~query_true & ~key_true & (query_block == key_block)
+        to_the_past = ~query_true & key_true & (key_block < query_block)
+        within_true = query_true & key_true & (key_block <= query_block)
+        return within_masked | to_the_past | within_true
+
+    return rule
