@@ -15,6 +15,12 @@ EMBEDDING_STD = 0.02
 _MULTIPLE = 8  # hidden widths are rounded up to this, which matrix units like
 
 
+@torch.no_grad()
+def draw_normal(weight: Tensor, std: float) -> None:
+    """Fill a weight from N(0, std^2), drawn in float32 so that it is the same, but for rounding, in any dtype."""
+    weight.copy_(weight.new_empty(weight.shape, dtype=torch.float32).normal_(std=std))
+
+
 class Linear(nn.Linear):
     """A projection drawn from N(0, scale^2 / (3 * in_features)), with a bias of 0 or none.
 
@@ -28,7 +34,7 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Draw the weight anew."""
-        nn.init.normal_(self.weight, std=self.scale * (3 * self.in_features) ** -0.5)
+        draw_normal(self.weight, std=self.scale * (3 * self.in_features) ** -0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -38,7 +44,7 @@ class Embedding(nn.Embedding):
 
     def reset_parameters(self) -> None:
         """Draw the table anew."""
-        nn.init.normal_(self.weight, std=EMBEDDING_STD)
+        draw_normal(self.weight, std=EMBEDDING_STD)
 
 
 def make_norm(kind: NormName, dim: int, eps: float | None = None) -> nn.Module:

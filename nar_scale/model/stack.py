@@ -174,8 +174,8 @@ class AttentionLayers(nn.Module):
             for _ in range(depth)
         )
         self.final_norm = make_norm(norm, dim, norm_eps)
-        # a tuple, so that they are not registered as modules a second time
-        self._compiled = tuple(torch.compile(block) for block in self.blocks) if compile else None
+        self.compile_blocks = compile
+        self._compiled: dict[int, Callable[..., tuple[Tensor, Tensor | None]]] = {}
 
     def forward(
         self,
@@ -239,9 +239,18 @@ class AttentionLayers(nn.Module):
         return self.final_norm(x), sum(z_losses) if with_z_loss else None  # type: ignore[arg-type, return-value]
 
     def _run(self, layer: int) -> Callable[..., tuple[Tensor, Tensor | None]]:
-        training = self.training and torch.is_grad_enabled()
-        block = self._compiled[layer] if self._compiled is not None and training else self.blocks[layer]
-        if self.activation_checkpointing == "none" or not training:
+        block = self.blocks[layer]
+        if not (self.training and torch.is_grad_enabled()):
+            return block
+        if not self.compile_blocks:
+            return self._checkpointed(block)
+        if layer not in self._compiled:
+            self._compiled[layer] = torch.compile(self._checkpointed(block))
+        return self._compiled[layer]
+
+    def _checkpointed(self, block: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+        """What `torch.compile` is to see: around a compiled block, `selective` would keep attention alone."""
+        if self.activation_checkpointing == "none":
             return block
         settings: dict[str, Any] = {"use_reentrant": False}
         if self.activation_checkpointing == "selective":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,20 @@ from nar_scale.config import Config, resolve_deepspeed_config
 from nar_scale.errors import ConfigError
 from nar_scale.training.distributed import World
 from nar_scale.training.optimizer import build_optimizer
+
+
+def sharded_from_birth(config: Config, world: World) -> AbstractContextManager[None]:
+    """A `with` block in which ZeRO 3 shards each layer once it is made, so that no rank ever holds a whole model.
+
+    Other stages build as usual.
+    """
+    resolved = resolve_deepspeed_config(config, world.size)
+    if resolved["zero_optimization"]["stage"] < 3:
+        return nullcontext()
+    import deepspeed
+
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+    return deepspeed.zero.Init(config_dict_or_path=resolved, mem_efficient_linear=False)
 
 
 def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
@@ -25,6 +39,8 @@ def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
 
     if config.training.precision == "fp16" and world.device.type == "cpu":
         raise ConfigError("training.precision fp16 needs a GPU; use bf16 or fp32 on CPUs")
+    if config.model.attention_kernel == "flex" and world.device.type == "cpu":
+        raise ConfigError("model.attention_kernel flex needs a GPU for training; use sdpa on CPUs")
     # only inference's all-reduce uses this operator; it costs a C++ compilation at the first start
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with _without_compilation():

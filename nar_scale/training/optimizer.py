@@ -14,16 +14,20 @@ from nar_scale.model.layers import Embedding
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Two groups: matrices, which are decayed, and vectors and embeddings, which are not.
 
-    Works on whole parameters, before an engine shards them. A parameter shared by an embedding and the
-    output projection counts as an embedding.
+    Works on parameters before an engine shards them, and on those that `deepspeed.zero.Init` has sharded. A
+    parameter shared by an embedding and the output projection counts as an embedding.
     """
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, Embedding)}
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if parameter.ndim >= 2 and id(parameter) not in embeddings]
+    decayed = [parameter for parameter in trained if _is_matrix(parameter) and id(parameter) not in embeddings]
     decayed_ids = {id(parameter) for parameter in decayed}
     others = [parameter for parameter in trained if id(parameter) not in decayed_ids]
     groups = ((decayed, weight_decay), (others, 0.0))
     return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
 
 
 def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -23,7 +23,7 @@ def flops_per_token(net: TransformerWrapper) -> float:
     """
     tables = {id(layer.weight) for layer in net.modules() if isinstance(layer, Embedding)}
     tables -= {id(net.to_logits.weight)}
-    weights = sum(_full_size(parameter) for parameter in net.parameters() if id(parameter) not in tables)
+    weights = sum(full_size(parameter) for parameter in net.parameters() if id(parameter) not in tables)
     layers = net.attn_layers
     return 6.0 * weights + 12.0 * layers.depth * layers.heads * layers.dim_head * net.max_seq_len
 
@@ -70,6 +70,6 @@ class Stopwatch:
         return elapsed, fraction
 
 
-def _full_size(parameter: torch.Tensor) -> int:
+def full_size(parameter: torch.Tensor) -> int:
     """Elements of a parameter, also when ZeRO 3 has sharded it."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))

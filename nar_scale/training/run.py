@@ -15,9 +15,10 @@ from nar_scale.errors import CheckpointError, ConfigError, DataError
 from nar_scale.files import write_atomically
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.distributed import World
-from nar_scale.training.engine import build_engine
+from nar_scale.training.engine import build_engine, sharded_from_birth
 from nar_scale.training.held_out import HeldOut
 from nar_scale.training.monitor import Monitor
+from nar_scale.training.performance import full_size
 from nar_scale.training.saving import check_writable, load_checkpoint
 from nar_scale.training.stop import StopRequest
 from nar_scale.training.trainer import Trainer
@@ -65,8 +66,9 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
 
     source, step = _find_checkpoint(store, resume, world)
     torch.manual_seed(config.training.seed)
-    wrapper = build_wrapper(config, vocabulary_size)
-    parameters = sum(parameter.numel() for parameter in wrapper.parameters())
+    with sharded_from_birth(config, world):
+        wrapper = build_wrapper(config, vocabulary_size)
+    parameters = sum(map(full_size, wrapper.parameters()))
     engine = build_engine(wrapper, config, world)
     state = TrainingState(
         step=0,
