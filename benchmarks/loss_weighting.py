@@ -14,6 +14,7 @@ import argparse
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,9 @@ def main() -> None:
     cases: list[tuple[str, Callable[[], tuple[nn.Module, nn.Module]]]] = []
     for schedule in ("linear", "cosine"):
         cases += [
-            (f"nar_scale, {schedule}, weighted (default)", lambda schedule=schedule: ours(schedule)),
-            (f"x-transformers, {schedule}, weighted (default)", lambda schedule=schedule: theirs(schedule, True)),
-            (f"x-transformers, {schedule}, unweighted", lambda schedule=schedule: theirs(schedule, False)),
+            (f"nar_scale, {schedule}, weighted (default)", partial(ours, schedule)),
+            (f"x-transformers, {schedule}, weighted (default)", partial(theirs, schedule, True)),
+            (f"x-transformers, {schedule}, unweighted", partial(theirs, schedule, False)),
         ]
     for name, build in cases:
         torch.manual_seed(0)

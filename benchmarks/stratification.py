@@ -1,10 +1,10 @@
 """How much steadier the loss is with the masked fraction stratified over the batch than drawn for each sequence.
 
-    python benchmarks/stratification.py [--batches 2000]
+    python benchmarks/stratification.py [--batches 200]
 
-A trained-like net is stood in for by cross-entropies that depend on the masked fraction as those of real models do:
-the more is masked, the harder a token. For one fixed set of sequences the loss of a batch is estimated again and again
-with new masks; printed is the variance of the estimate, and that of the gradient of a small real net.
+A small net is trained for a moment. Then the loss of one fixed batch is estimated again and again with new masks, and
+the variance of the estimate over the draws is printed, and that of the gradient of the output projection. What is left
+with stratification is the choice of the tokens, given how many are masked.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -20,9 +22,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from anywhere
 from benchmarks.sources import MarkovSource
 from nar_scale import Encoder, NonAutoregressiveWrapper, TransformerWrapper
-from nar_scale.masking import Noise, hash_counters
+from nar_scale.masking import Masking, Noise, hash_counters
 
-SYMBOLS, N, BATCH = 6, 32, 64
+SYMBOLS, N, BATCH = 6, 128, 64
 
 
 def independent(noise: Noise) -> Noise:
@@ -30,13 +32,13 @@ def independent(noise: Noise) -> Noise:
     return dataclasses.replace(noise, strata=hash_counters(noise.keys, 999))
 
 
-def trained(schedule: str, steps: int) -> NonAutoregressiveWrapper:
+def trained(schedule: str, masking: Masking, steps: int) -> NonAutoregressiveWrapper:
     """A wrapper trained for a moment, so that its losses are those of a model that knows something."""
     torch.manual_seed(0)
     layers = Encoder(dim=48, depth=2, heads=4)
     net = TransformerWrapper(num_tokens=SYMBOLS + 1, max_seq_len=N, attn_layers=layers)
     wrapper = NonAutoregressiveWrapper(
-        net, mask_id=SYMBOLS, schedule=schedule, no_replace_prob=0.0, random_token_prob=0.0
+        net, mask_id=SYMBOLS, schedule=schedule, masking=masking, no_replace_prob=0.0, random_token_prob=0.0
     )
     optimizer = torch.optim.AdamW(wrapper.parameters(), lr=3e-3)
     source = MarkovSource(SYMBOLS)
@@ -63,18 +65,21 @@ def estimates(wrapper: NonAutoregressiveWrapper, tokens: Tensor, batches: int, s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=500)
+    parser.add_argument("--batches", type=int, default=200)
     parser.add_argument("--steps", type=int, default=150)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tokens = MarkovSource(SYMBOLS).sample(BATCH, N)
     print(f"the same {BATCH} sequences of {N} tokens, {arguments.batches} draws of their masks\n")
-    print(f"{'schedule':10}{'':12}{'stratified':>12}{'i.i.d.':>12}{'factor':>9}")
-    for schedule in ("linear", "cosine"):
-        wrapper = trained(schedule, arguments.steps).eval()
+    print(f"{'schedule':10}{'masking':12}{'':14}{'stratified':>12}{'i.i.d.':>12}{'factor':>9}")
+    for schedule, masking in product(("linear", "cosine"), get_args(Masking)):
+        wrapper = trained(schedule, masking, arguments.steps).eval()
         even, loose = (estimates(wrapper, tokens, arguments.batches, stratified) for stratified in (True, False))
         for name, ours, theirs in zip(("loss", "gradient"), even, loose):
-            print(f"{schedule:10}{'Var ' + name:12}{ours:12.3g}{theirs:12.3g}{theirs / ours:8.1f}x", flush=True)
+            print(
+                f"{schedule:10}{masking:12}{'Var ' + name:14}{ours:12.3g}{theirs:12.3g}{theirs / ours:8.1f}x",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
