@@ -10,8 +10,9 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import get_args
 
-from nar_scale.checkpoint import load_exported
+from nar_scale.checkpoint import WeightKind, load_exported
 from nar_scale.errors import UserError
 from nar_scale.evaluation import evaluate_dataset
 from nar_scale.files import write_atomically
@@ -26,10 +27,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N sequences only")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
     parser.add_argument("--index-directory", metavar="DIR", help="for the shard index, if the data is read-only")
+    parser.add_argument(
+        "--weights", default="model", choices=get_args(WeightKind), help="ema: the moving average (default: model)"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     options = parser.parse_args(arguments)
     try:
-        model = load_exported(options.checkpoint, options.device)
+        model = load_exported(options.checkpoint, options.device, weights=options.weights)
         likelihood = evaluate_dataset(
             model.wrapper,
             options.data,
@@ -45,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
             "bits_per_byte": likelihood.bits_per_byte,
             "checkpoint": options.checkpoint,
             "step": model.info.step,
+            "weights": options.weights,
             "data": options.data,
             "split": options.split,
         }

@@ -12,6 +12,7 @@ import json
 import sys
 from typing import get_args
 
+from nar_scale.checkpoint import WeightKind
 from nar_scale.decoding import Sampler
 from nar_scale.errors import UserError
 from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
@@ -43,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
     parser.add_argument("--part-size", type=int, default=64, metavar="N", help="samples in a file (default: 64)")
     parser.add_argument("--worker", type=parse_worker, default=(0, 1), metavar="I/N", help="do share I of N, from 0")
+    parser.add_argument(
+        "--weights", default="model", choices=get_args(WeightKind), help="ema: the moving average (default: model)"
+    )
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     parser.add_argument("--print", action="store_true", help="show the results on the terminal too")
     options = parser.parse_args(arguments)
@@ -60,6 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
             batch_size=options.batch_size,
             part_size=options.part_size,
             device=options.device,
+            weights=options.weights,
         )
     except UserError as error:
         print(f"generate: error: {error}", file=sys.stderr)

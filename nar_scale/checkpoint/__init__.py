@@ -11,6 +11,7 @@ from nar_scale.checkpoint.exported import (
 )
 from nar_scale.checkpoint.probe import check_probe, run_probe, save_probe
 from nar_scale.checkpoint.store import CheckpointStore, find_damage, list_files, record_files
+from nar_scale.checkpoint.zero import WeightKind
 
 __all__ = [
     "CONFIG_FILE",
@@ -19,6 +20,7 @@ __all__ = [
     "LoadedModel",
     "ModelInfo",
     "TrainingState",
+    "WeightKind",
     "check_probe",
     "consolidate",
     "describe_decoding",

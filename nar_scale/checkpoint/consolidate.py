@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from nar_scale.checkpoint.exported import CONFIG_FILE, ModelInfo, describe_decoding, write_exported
 from nar_scale.checkpoint.probe import PROBE_FILE
 from nar_scale.checkpoint.store import CheckpointStore, find_damage
+from nar_scale.checkpoint.zero import read_weights
 from nar_scale.config import load_config
 from nar_scale.errors import CheckpointError
 from nar_scale.objectives import build_wrapper
@@ -102,6 +100,7 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
             if name not in weights:
                 raise CheckpointError(f"{checkpoint} lacks the weight {name!r} that its {CONFIG_FILE} describes")
             parameter.copy_(weights[name])
+    average = None if config.training.ema_decay is None else read_weights(checkpoint, state.zero_stage, "ema")
     tokenizer_file = None if state.tokenizer in (None, "byte") else Path(str(state.tokenizer))
     if tokenizer_file is not None and not tokenizer_file.is_file():
         raise CheckpointError(f"the tokenizer of the run, {tokenizer_file}, is gone; put it back")
@@ -113,15 +112,5 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
         dtype=config.training.precision,
         decode=describe_decoding(config, wrapper, state.end_token),
     )
-    return write_exported(output, wrapper, config, info, load_file(checkpoint / PROBE_FILE), tokenizer_file)
-
-
-def read_weights(checkpoint: Path, zero_stage: int) -> dict[str, Tensor]:
-    """All weights of a DeepSpeed checkpoint by name; float32 master weights under ZeRO 1 to 3."""
-    if zero_stage == 0:
-        state = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
-        return state["module"]
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        return get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), checkpoint.name)
+    probe = load_file(checkpoint / PROBE_FILE)
+    return write_exported(output, wrapper, config, info, probe, tokenizer_file, average=average)

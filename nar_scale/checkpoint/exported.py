@@ -2,6 +2,7 @@
 
 config.yaml             the resolved configuration of the run
 model.safetensors       the weights; for large models model-00001-of-0000N.safetensors and an index
+ema.safetensors         their moving average, if the run kept one
 model.json              vocabulary, tokenizer, step, and how to decode
 tokenizer.json          unless the tokenizer is `byte`
 probe.safetensors       a forward pass of the live model
@@ -13,26 +14,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nar_scale.checkpoint.probe import check_probe, save_probe
+from nar_scale.checkpoint.shards import SHARD_BYTES, read_shards, save_weights
 from nar_scale.checkpoint.store import MANIFEST, find_damage, list_files, record_files
+from nar_scale.checkpoint.zero import WeightKind
 from nar_scale.config import Config, dump_config, load_config
 from nar_scale.data import Tokenizer, load_tokenizer
 from nar_scale.errors import CheckpointError
 from nar_scale.files import sync_directory, write_atomically
 from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper, build_wrapper
 
-CONFIG_FILE, MODEL_FILE, INDEX_FILE = "config.yaml", "model.json", "model.safetensors.index.json"
-SHARD_BYTES = 4 * 2**30
+CONFIG_FILE, MODEL_FILE = "config.yaml", "model.json"
 
 
 @dataclass(frozen=True)
@@ -108,8 +107,12 @@ def write_exported(
     probe: dict[str, Tensor],
     tokenizer_file: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
+    average: dict[str, Tensor] | None = None,
 ) -> float:
     """Write a consolidated checkpoint; it appears at `output` only after its reloaded logits match the probe.
+
+    Args:
+        average: the moving average of the weights by name, if there is one.
 
     Returns:
         the largest difference of the logits over the largest logit.
@@ -123,7 +126,10 @@ def write_exported(
     try:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
-        _save_weights(writing, wrapper, shard_bytes)
+        weights = _weights(wrapper)
+        save_weights(writing, weights, "model", shard_bytes)
+        if average is not None:
+            save_weights(writing, {name: average[name] for name in weights}, "ema", shard_bytes)
         (writing / CONFIG_FILE).write_text(dump_config(config))
         (writing / MODEL_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n")
         if tokenizer_file is not None:
@@ -142,7 +148,11 @@ def write_exported(
 
 
 def load_exported(
-    directory: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, verify: bool = True
+    directory: str | Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    verify: bool = True,
+    weights: WeightKind = "model",
 ) -> LoadedModel:
     """Load a consolidated checkpoint.
 
@@ -150,9 +160,11 @@ def load_exported(
         device: where the model goes.
         dtype: of its weights.
         verify: compare every file with its recorded checksum first.
+        weights: those of the last step (`model`), or their moving average (`ema`).
 
     Raises:
-        CheckpointError: not a consolidated checkpoint, damaged, or of another shape than its config says.
+        CheckpointError: not a consolidated checkpoint, damaged, of another shape than its config says, or without a
+            moving average to load.
     """
     directory = Path(directory)
     if not (directory / MODEL_FILE).is_file():
@@ -162,12 +174,14 @@ def load_exported(
     if verify and (damage := find_damage(directory)):
         raise CheckpointError(f"{directory} is damaged: {damage}")
     config = load_config(directory / CONFIG_FILE)
+    if weights == "ema" and config.training.ema_decay is None:
+        raise CheckpointError(f"{directory} has no moving average of the weights: its run had no training.ema_decay")
     fields: dict[str, Any] = json.loads((directory / MODEL_FILE).read_text())
     info = ModelInfo(**{**fields, "decode": DecodeManifest(**fields["decode"])})
     with torch.device("meta"):
         wrapper = build_wrapper(config, info.vocabulary_size)
     wrapper.to_empty(device=device).to(dtype).net.tie_weights()
-    _load_weights(directory, wrapper)
+    _load_weights(directory, wrapper, weights)
     tokenizer = load_tokenizer(info.tokenizer, directory) if info.tokenizer else None
     return LoadedModel(wrapper.eval(), config, info, tokenizer)
 
@@ -177,43 +191,11 @@ def _weights(wrapper: Wrapper) -> dict[str, Tensor]:
     return dict(wrapper.named_parameters())
 
 
-def _save_weights(directory: Path, wrapper: Wrapper, shard_bytes: int) -> None:
-    shards = list(_split(_weights(wrapper), shard_bytes))
-    if len(shards) == 1:
-        save_file(shards[0], directory / "model.safetensors", metadata={"format": "pt"})
-        return
-    names: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / file, metadata={"format": "pt"})
-        names.update(dict.fromkeys(shard, file))
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    index = {"metadata": {"total_size": total}, "weight_map": names}
-    (directory / INDEX_FILE).write_text(json.dumps(index, indent=1))
-
-
-def _split(weights: dict[str, Tensor], shard_bytes: int) -> Iterable[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
-    size = 0
-    for name, weight in weights.items():
-        if shard and size + weight.nbytes > shard_bytes:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = weight.detach().cpu().contiguous()
-        size += weight.nbytes
-    yield shard
-
-
 @torch.no_grad()
-def _load_weights(directory: Path, wrapper: Wrapper) -> None:
+def _load_weights(directory: Path, wrapper: Wrapper, kind: WeightKind) -> None:
     missing = _weights(wrapper)
-    for file in sorted(directory.glob("model*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - not a dictionary
-                    _copy(missing, name, shard.get_tensor(name), file)
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from None
+    for file, name, value in read_shards(directory, kind):
+        _copy(missing, name, value, file)
     if missing:
         raise CheckpointError(f"{directory} lacks the weights {', '.join(sorted(missing)[:3])} ({len(missing)} in all)")
 

@@ -179,6 +179,8 @@ class TrainingConfig(Section):
     """Sequences in one forward pass of one rank; accumulation follows from the other numbers."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     zero_stage: Literal[0, 1, 2, 3] = 2
+    ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    """Also keep a moving average of the weights, of which this much stays in a step, such as 0.9999; none if null."""
     seed: NonNegativeInt = 0
     run_directory: str | None = None
     """Checkpoints, logs and samples; `runs/NAME` with the name of the YAML file if not given."""
@@ -234,6 +236,8 @@ class Config(Section):
             raise ValueError(
                 f"objective.prefix_length {objective.prefix_length} is not below model.max_seq_len {length}"
             )
+        if objective.attention_z_loss and self.model.attention_kernel == "flex":
+            raise ValueError("objective.attention_z_loss needs model.attention_kernel sdpa")
         return self
 
     @validator(mode="after")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from nar_scale.checkpoint import load_exported
+from nar_scale.checkpoint import WeightKind, load_exported
 from nar_scale.errors import UserError
 from nar_scale.files import write_atomically
 from nar_scale.generation.requests import Request
@@ -31,6 +31,7 @@ def generate(
     batch_size: int = 16,
     part_size: int = 64,
     device: torch.device | str | None = None,
+    weights: WeightKind = "model",
     progress: bool = True,
 ) -> list[Path]:
     """Generate one worker's share of the requests.
@@ -43,6 +44,7 @@ def generate(
         workers: how many share the requests.
         batch_size: sequences in a forward pass.
         device: a GPU if there is one and nothing else is given.
+        weights: those of the last step, or their moving average.
 
     Returns:
         the paths of this worker's parts.
@@ -58,9 +60,10 @@ def generate(
     if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device {device} was asked for, but torch finds no GPU; use cpu")
     output = Path(output)
-    model = load_exported(checkpoint, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    model = load_exported(checkpoint, device or ("cuda" if torch.cuda.is_available() else "cpu"), weights=weights)
     manifest = {
         "checkpoint": _digest((Path(checkpoint) / "manifest.json").read_bytes()),
+        "weights": weights,
         "requests": _digest(repr(list(requests)).encode()),
         "count": len(requests),
         "part_size": part_size,

@@ -48,7 +48,7 @@ def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
     wrapper.to(world.device)
     engine, *_ = deepspeed.initialize(
         model=wrapper,
-        optimizer=build_optimizer(wrapper, config.optimizer),
+        optimizer=build_optimizer(wrapper, config.optimizer, config.training.ema_decay),
         config=resolve_deepspeed_config(config, world.size),
         dist_init_required=False,
     )

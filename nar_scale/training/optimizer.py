@@ -3,43 +3,51 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
 from nar_scale.config import OptimizerConfig, ScheduleConfig
 from nar_scale.model.layers import Embedding
+from nar_scale.training.ema import AveragingAdamW
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices, which are decayed, and vectors and embeddings, which are not.
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups of named parameters: matrices, which are decayed, and vectors and embeddings, which are not.
 
     Works on parameters before an engine shards them, and on those that `deepspeed.zero.Init` has sharded. A
     parameter shared by an embedding and the output projection counts as an embedding.
     """
     embeddings = {id(layer.weight) for layer in module.modules() if isinstance(layer, Embedding)}
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    decayed = [parameter for parameter in trained if _is_matrix(parameter) and id(parameter) not in embeddings]
-    decayed_ids = {id(parameter) for parameter in decayed}
-    others = [parameter for parameter in trained if id(parameter) not in decayed_ids]
+    decayed: list[tuple[str, nn.Parameter]] = []
+    others: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            group = decayed if _is_matrix(parameter) and id(parameter) not in embeddings else others
+            group.append((name, parameter))
     groups = ((decayed, weight_decay), (others, 0.0))
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+    return [{"params": named, "weight_decay": decay} for named, decay in groups if named]
 
 
 def _is_matrix(parameter: nn.Parameter) -> bool:
     return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101), fused into one kernel on GPUs."""
-    on_gpu = next(module.parameters()).is_cuda
-    return torch.optim.AdamW(
-        parameter_groups(module, config.weight_decay),
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        fused=on_gpu,
-    )
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, ema_decay: float | None = None
+) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101), fused into one kernel on GPUs; with an average of the weights if a decay is given."""
+    groups = parameter_groups(module, config.weight_decay)
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.eps,
+        "fused": next(module.parameters()).is_cuda,
+    }
+    if ema_decay is None:
+        return torch.optim.AdamW(groups, **settings)
+    return AveragingAdamW(groups, decay=ema_decay, **settings)
 
 
 def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:

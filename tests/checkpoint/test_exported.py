@@ -224,7 +224,9 @@ def finished_run(run, settings=NAR, steps=(10, 20)):
     for step in steps:
         wrapper.net.token_emb.weight.data += 0.1
         writing = store.prepare(step)
-        torch.save({"module": wrapper.state_dict()}, writing / "mp_rank_00_model_states.pt")
+        torch.save(
+            {"module": wrapper.state_dict(), "optimizer": {"param_groups": []}}, writing / "mp_rank_00_model_states.pt"
+        )
         TrainingState(step, step * 8, "f", 0, 8, 1, 0, VOCABULARY, "byte", 256).save(writing)
         (writing / "config.yaml").write_text(dump_config(config))
         save_probe(writing, run_probe(wrapper))
