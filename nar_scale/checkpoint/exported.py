@@ -12,7 +12,6 @@ manifest.json           size and checksum of every file
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nar_scale.checkpoint.directory import written_whole
 from nar_scale.checkpoint.probe import check_probe, save_probe
 from nar_scale.checkpoint.shards import SHARD_BYTES, read_shards, save_weights
 from nar_scale.checkpoint.store import MANIFEST, find_damage, list_files, record_files
@@ -28,7 +28,7 @@ from nar_scale.checkpoint.zero import WeightKind
 from nar_scale.config import Config, dump_config, load_config
 from nar_scale.data import Tokenizer, load_tokenizer
 from nar_scale.errors import CheckpointError
-from nar_scale.files import sync_directory, write_atomically
+from nar_scale.files import write_atomically
 from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper, build_wrapper
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "model.json"
@@ -45,6 +45,8 @@ class DecodeManifest:
         temperature: at the start.
         mask_id: the mask token; None left to right.
         end_token: ends a document.
+        block_size: tokens that are demasked together; None for all.
+        guidance_scale: of classifier-free guidance; 1 for none.
     """
 
     sampler: str
@@ -53,6 +55,8 @@ class DecodeManifest:
     temperature: float
     mask_id: int | None
     end_token: int | None
+    block_size: int | None = None
+    guidance_scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,18 @@ def describe_decoding(config: Config, wrapper: Wrapper, end_token: int | None) -
     """The decode manifest of a model with its configured defaults."""
     if isinstance(wrapper, NonAutoregressiveWrapper):
         sampler = "confidence" if wrapper.token_critic is None else "critic"
-        return DecodeManifest(sampler, wrapper.steps, config.objective.schedule, 1.0, wrapper.mask_id, end_token)
+        objective = config.objective
+        block_size = objective.block_size if objective.kind == "block_diffusion" else None
+        return DecodeManifest(
+            sampler=sampler,
+            steps=wrapper.steps,
+            schedule=objective.schedule,
+            temperature=1.0,
+            mask_id=wrapper.mask_id,
+            end_token=end_token,
+            block_size=block_size,
+            guidance_scale=objective.guidance_scale,
+        )
     return DecodeManifest("left_to_right", None, None, 1.0, None, end_token)
 
 
@@ -120,12 +135,7 @@ def write_exported(
     Raises:
         CheckpointError: the output exists or cannot be written, or the reloaded model is not the live one.
     """
-    if output.exists():
-        raise CheckpointError(f"{output} exists already; remove it or choose another --output")
-    writing = output.with_name(f".writing-{output.name}")
-    try:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
+    with written_whole(output) as writing:
         weights = _weights(wrapper)
         save_weights(writing, weights, "model", shard_bytes)
         if average is not None:
@@ -138,12 +148,6 @@ def write_exported(
         records = record_files(writing, list_files(writing))
         write_atomically(writing / MANIFEST, json.dumps(records, indent=1).encode())
         difference = check_probe(writing, load_exported(writing).wrapper)
-        os.replace(writing, output)
-        sync_directory(output.parent)
-    except OSError as error:
-        raise CheckpointError(f"cannot write {output}: {error.strerror}") from None
-    finally:
-        shutil.rmtree(writing, ignore_errors=True)
     return difference
 
 
