@@ -87,8 +87,8 @@ class Schedule:
         Raises:
             ConfigError: the schedule has no derivative that torch can compute.
         """
-        with torch.enable_grad():
-            progress = progress.detach().double().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad():
+            progress = progress.double().clone().detach().requires_grad_()
             fraction = self._masked_fraction(progress)
             if not fraction.requires_grad:
                 raise ConfigError("this masking schedule is not differentiable by torch; use masking 'exact'")

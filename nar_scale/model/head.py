@@ -22,7 +22,7 @@ class Head(Linear):
 
     Args:
         input_scale: of the embeddings, for a weight that is shared with an embedding table.
-        chunk_size: tokens times vocabulary that are projected at a time.
+        chunk_size: tokens times vocabulary that are projected at a time; one token at least.
     """
 
     def __init__(self, dim: int, num_tokens: int, input_scale: float = 1.0, chunk_size: int = CHUNK_SIZE):
@@ -44,10 +44,10 @@ class Head(Linear):
         def run(chunk: Tensor, *rest: Tensor) -> Tensor:
             return reduce(self._project(chunk), *rest)
 
-        chunks = -(-embeddings.shape[0] * self.out_features // self.chunk_size)
-        if chunks <= 1:
+        size = max(1, self.chunk_size // self.out_features)
+        if len(embeddings) <= size:
             return run(embeddings, *per_token)
-        parts = zip(*(tensor.tensor_split(chunks) for tensor in (embeddings, *per_token)))
+        parts = zip(*(tensor.split(size) for tensor in (embeddings, *per_token)))
         if not torch.is_grad_enabled():
             return torch.cat([run(*part) for part in parts])
         return torch.cat([checkpoint(run, *part, use_reentrant=False) for part in parts])

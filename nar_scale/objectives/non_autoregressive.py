@@ -165,9 +165,9 @@ class NonAutoregressiveWrapper(nn.Module):
             `Losses` in nats per token for a tensor, `LossTerms` for a `Batch`.
 
         Raises:
-            ValueError: a sequence of the wrong length, or one that contains the mask id (a RuntimeError from the
-                device on GPUs, where checking at once would make every step wait); a critic that is not there;
-                classes that are missing or not expected.
+            ValueError: a sequence of the wrong length; one that contains the mask id or has a class that is none (a
+                RuntimeError from the device on GPUs, where checking at once would make every step wait); a critic that
+                is not there; classes that are missing or not expected.
         """
         if isinstance(x, Batch):
             lengths = x.lengths if x.padded else None
@@ -178,7 +178,7 @@ class NonAutoregressiveWrapper(nn.Module):
             raise ValueError("only_train_critic, but there is no token_critic and no self_token_critic")
         if only_train_critic and only_train_generator:
             raise ValueError("only_train_generator and only_train_critic exclude each other; choose one")
-        self._refuse_mask_id(x)
+        _require((x != self.mask_id).all(), f"the data contains the mask id {self.mask_id}")
         terms = self._loss_terms(
             x,
             Noise.draw(len(x), x.device),
@@ -248,9 +248,8 @@ class NonAutoregressiveWrapper(nn.Module):
         if guidance_scale != 1 and self.num_classes is None and not self.prefix_length:
             raise ValueError("guidance_scale needs a condition: num_classes or prefix_length")
         if classes is not None:
+            self._check_classes(classes.view(-1).cpu(), len(tokens))
             classes = classes.to(device).view(-1)
-            if self.num_classes is not None and bool(((classes < 0) | (classes >= self.num_classes)).any()):
-                raise ValueError(f"a class is outside 0..{self.num_classes - 1}")
         noise = noise or Noise.draw(len(tokens), device)
 
         was_training = self.training
@@ -291,20 +290,21 @@ class NonAutoregressiveWrapper(nn.Module):
 
         def predict(tokens: Tensor, embeddings: Tensor | None, **more: Any) -> tuple[Tensor, Tensor]:
             dropped = torch.arange(2 * len(tokens), device=tokens.device) >= len(tokens)
-            both, both_classes = self._drop(_twice(tokens), _twice(classes), dropped)
+            start = more["cache"].length if "cache" in more else 0
+            both, both_classes = self._drop(_twice(tokens), _twice(classes), dropped, start)
             logits, embeddings = self.predict(both, embeddings, classes=both_classes, **doubled, **more)
             conditional, unconditional = logits.float().chunk(2)
             return unconditional + scale * (conditional - unconditional), embeddings
 
         return predict
 
-    def _refuse_mask_id(self, tokens: Tensor) -> None:
-        message = f"the data contains the mask id {self.mask_id}"
-        clean = (tokens != self.mask_id).all()
-        if tokens.is_cuda:
-            torch._assert_async(clean, message)
-        elif not clean:
-            raise ValueError(message)
+    def _check_classes(self, classes: Tensor | None, batch: int) -> None:
+        if classes is None or self.num_classes is None:
+            return  # whether there should be classes is known in `_run`
+        if classes.shape != (batch,):
+            raise ValueError(f"classes of shape {tuple(classes.shape)} were given for {batch} sequences")
+        inside = ((classes >= 0) & (classes < self.num_classes)).all()
+        _require(inside, f"a class is outside 0..{self.num_classes - 1}")
 
     def _noise(self, batch: Batch, seed: int) -> Noise:
         return Noise.of_samples(seed, batch.epochs, batch.sample_ids, batch.positions)
@@ -324,7 +324,7 @@ class NonAutoregressiveWrapper(nn.Module):
     def judge(self, tokens: Tensor, classes: Tensor | None = None, **net_kwargs: Any) -> Tensor:
         """The critic's logit that each token is wrong, `[batch, n]`; a critic of its own sees no classes."""
         if isinstance(self.token_critic, SelfCritic) and self.class_emb is not None:
-            net_kwargs = {**net_kwargs, "sum_embeds": self._class_embeds(classes)}
+            net_kwargs = _with_embeds(net_kwargs, self._class_embeds(classes))
         return cast(nn.Module, self.token_critic)(tokens, **net_kwargs)[:, -tokens.shape[1] :, 0]
 
     def _critic(self, classes: Tensor | None, net_kwargs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
@@ -345,8 +345,7 @@ class NonAutoregressiveWrapper(nn.Module):
         if self.self_cond:
             null = self.null_embed.expand(*tokens.shape, -1)
             conditions.append(self.to_self_cond(null if previous is None else previous))
-        if conditions:
-            net_kwargs = {**net_kwargs, "sum_embeds": sum(conditions)}
+        net_kwargs = _with_embeds(net_kwargs, *conditions)
         return self.net(tokens, return_embeddings=True, **net_kwargs)[:, -tokens.shape[1] :]
 
     def _maskable(self, present: Tensor, frozen: Tensor | None) -> Tensor:
@@ -358,13 +357,16 @@ class NonAutoregressiveWrapper(nn.Module):
     def _by_block(self, values: Tensor) -> Tensor:
         return values.reshape(len(values) * self.blocks, -1)
 
-    def _drop(self, tokens: Tensor, classes: Tensor | None, dropped: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Take class and prefix away from the sequences `dropped`, bool `[batch]`."""
+    def _drop(
+        self, tokens: Tensor, classes: Tensor | None, dropped: Tensor, start: int = 0
+    ) -> tuple[Tensor, Tensor | None]:
+        """Take class and prefix away from the sequences `dropped`, bool `[batch]`, whose tokens are from `start` on."""
         if classes is not None and self.num_classes is not None:
             classes = classes.masked_fill(dropped, self.num_classes)
-        if self.prefix_length:
+        given = max(0, self.prefix_length - start)
+        if given:
             tokens = tokens.clone()
-            tokens[:, : self.prefix_length].masked_fill_(dropped[:, None], self.mask_id)
+            tokens[:, :given].masked_fill_(dropped[:, None], self.mask_id)
         return tokens, classes
 
     def _loss_terms(
@@ -380,11 +382,13 @@ class NonAutoregressiveWrapper(nn.Module):
         only_train_critic: bool = False,
         **net_kwargs: Any,
     ) -> LossTerms:
+        self._check_classes(classes, len(tokens))
         present = torch.ones_like(tokens, dtype=torch.bool)
         if lengths is not None:
             present = length_mask(lengths, tokens.shape[1])
-            prepended = net_kwargs["prepend_embeds"].shape[1] if "prepend_embeds" in net_kwargs else 0
-            net_kwargs["mask"] = F.pad(present, (prepended, 0), value=True)
+            prepended = net_kwargs.get("prepend_embeds")
+            prefix = 0 if prepended is None else prepended.shape[1]
+            net_kwargs["mask"] = F.pad(present, (prefix, 0), value=True)
         maskable = self._maskable(present, frozen)
         masked = mask_tokens(
             self._by_block(tokens),
@@ -397,12 +401,13 @@ class NonAutoregressiveWrapper(nn.Module):
             self.random_token_prob if self.training else 0.0,
             self.masking,
         )
-        visible = masked.tokens.view_as(tokens)
+        visible, true = masked.tokens.view_as(tokens), tokens
         if self.training and self.condition_drop_prob > 0:
             dropped = noise.derive(_DROP_CONDITION).uniform() < self.condition_drop_prob
+            true, _ = self._drop(true, None, dropped)
             visible, classes = self._drop(visible, classes, dropped)
         with torch.no_grad() if only_train_critic else nullcontext():
-            embeddings = self._embed(visible, tokens, noise.derive(_SELF_CONDITION), classes, net_kwargs)
+            embeddings = self._embed(visible, true, noise.derive(_SELF_CONDITION), classes, net_kwargs)
             hidden = masked.select(embeddings)
             losses = self.net.to_logits(hidden, self._cross_entropy, masked.select(tokens))
             weighted = losses * self._loss_weights(masked)
@@ -459,3 +464,19 @@ class NonAutoregressiveWrapper(nn.Module):
 def _twice(value: Any) -> Any:
     """A tensor with a batch dimension, repeated; anything else as it is."""
     return torch.cat((value, value)) if isinstance(value, Tensor) else value
+
+
+def _with_embeds(net_kwargs: dict[str, Any], *embeds: Tensor) -> dict[str, Any]:
+    """Arguments of the net with more embeddings to add to those of the tokens."""
+    if not embeds:
+        return net_kwargs
+    asked = net_kwargs.get("sum_embeds")
+    return {**net_kwargs, "sum_embeds": sum(embeds, 0 if asked is None else asked)}
+
+
+def _require(condition: Tensor, message: str) -> None:
+    """Refuse data: a ValueError, or on a GPU, where asking at once would make every step wait, a RuntimeError later."""
+    if condition.is_cuda:
+        torch._assert_async(condition, message)
+    elif not condition:
+        raise ValueError(message)

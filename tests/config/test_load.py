@@ -45,7 +45,7 @@ def test_a_config_is_immutable():
         ("model.dim", 0, "model.dim: .*greater than 0, got 0"),
         ("model.qk_norm", 1, "model.qk_norm: .*boolean"),
         ("model.norm", "batchnorm", "model.norm: .*'rmsnorm' or 'layernorm', got 'batchnorm'"),
-        ("objective.kind", "diffusion", "objective.kind: .*'non_autoregressive' or 'autoregressive'"),
+        ("objective.kind", "diffusion", "objective.kind: .*'block_diffusion' or 'autoregressive', got 'diffusion'"),
         ("objective.no_replace_prob", 1.1, "objective.no_replace_prob: .*less than or equal to 1"),
         ("objective.mask_prob", 1.0, "objective.mask_prob: .*less than 1"),
         ("training.zero_stage", 4, "training.zero_stage: .*0, 1, 2 or 3"),
@@ -53,6 +53,22 @@ def test_a_config_is_immutable():
         ("model.kv_heads", 3, "heads 2 is not divisible by kv_heads 3"),
         ("schedule.warmup_steps", 10, "schedule.warmup_steps 10 is not below training.steps 10"),
         ("optimizer.betas", [0.9], "optimizer.betas"),
+        ("model.window", 0, "model.window: .*greater than 0, got 0"),
+        ("model.feedforward_dim", 0, "model.feedforward_dim: .*greater than 0"),
+        ("model.norm_eps", 0.0, "model.norm_eps: .*greater than 0"),
+        ("model.rotary_interpolation_factor", 0.5, "model.rotary_interpolation_factor: .*greater than or equal to 1"),
+        ("model.rotary_base_rescale_factor", 0.5, "model.rotary_base_rescale_factor: .*greater than or equal to 1"),
+        ("model.attention_kernel", "flash", "model.attention_kernel: .*'sdpa' or 'flex', got 'flash'"),
+        ("model.activation_checkpointing", True, "model.activation_checkpointing: .*'none', 'full' or 'selective'"),
+        ("model.logits_chunk_size", 0, "model.logits_chunk_size: .*greater than 0"),
+        ("objective.masking", "binomial", "objective.masking: .*'exact' or 'bernoulli', got 'binomial'"),
+        ("objective.schedule", "sigmoid", "objective.schedule: .*'linear', 'cosine' or 'uniform_count'"),
+        ("objective.num_classes", 0, "objective.num_classes: .*greater than 0"),
+        ("objective.prefix_length", -1, "objective.prefix_length: .*greater than or equal to 0"),
+        ("objective.prefix_length", 12, "objective.prefix_length 12 is not below model.max_seq_len 12"),
+        ("objective.condition_drop_prob", 0.1, "condition_drop_prob and guidance_scale need num_classes or prefix"),
+        ("objective.guidance_scale", 2.0, "condition_drop_prob and guidance_scale need num_classes or prefix_length"),
+        ("objective.guidance_scale", -1.0, "objective.guidance_scale: .*greater than or equal to 0"),
     ],
 )
 def test_wrong_keys_and_values_are_named(key, value, message):
@@ -60,6 +76,57 @@ def test_wrong_keys_and_values_are_named(key, value, message):
         config_with(**{key: value})
     assert "\n" not in str(caught.value)
     assert "(in a test)" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model.attention_kernel": "flex", "model.dropout": 0.1},
+            "attention_kernel flex has no dropout; use sdpa or dropout 0",
+        ),
+        (
+            {
+                "objective.kind": "autoregressive",
+                "objective.attention_z_loss": True,
+                "model.attention_kernel": "flex",
+            },
+            "objective.attention_z_loss needs model.attention_kernel sdpa",
+        ),
+        (
+            {"objective.kind": "block_diffusion", "objective.block_size": 5},
+            "model.max_seq_len 12 is not a multiple of objective.block_size 5",
+        ),
+        (
+            {"objective.kind": "block_diffusion", "objective.block_size": 4, "objective.self_conditioning": True},
+            "block_diffusion has no self_conditioning and no self_token_critic",
+        ),
+        (
+            {"objective.kind": "block_diffusion", "objective.block_size": 4, "objective.self_token_critic": True},
+            "block_diffusion has no self_conditioning and no self_token_critic",
+        ),
+        ({"objective.num_classes": 2, "objective.condition_drop_prob": 1.0}, "condition_drop_prob: .*less than 1"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config_with(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"objective.num_classes": 2, "objective.condition_drop_prob": 0.1, "objective.guidance_scale": 3.0},
+        {"objective.prefix_length": 11, "objective.guidance_scale": 0.0},
+        {"objective.kind": "block_diffusion", "objective.block_size": 4},
+        {"model.attention_kernel": "flex", "model.window": 1},
+    ],
+)
+def test_settings_that_fit_each_other_are_not_refused(changes):
+    config = config_with(**changes)
+    for key, value in changes.items():
+        section, name = key.split(".")
+        assert getattr(getattr(config, section), name) == value
 
 
 @pytest.mark.parametrize(

@@ -122,3 +122,35 @@ def test_runs_of_stream_positions_are_stratified(run):
     independent = [star_discrepancy(torch.rand(run, dtype=torch.float64, generator=generator)) for _ in range(200)]
     assert max(ours) < 3 / run
     assert sum(ours) / len(ours) < 0.5 * sum(independent) / len(independent)
+
+
+def test_one_part_of_a_sequence_is_the_sequence():
+    noise, whole = requests(20), requests(20).split(1)
+    assert torch.equal(whole.keys, noise.keys)
+    assert torch.equal(whole.strata, noise.strata)
+
+
+@pytest.mark.parametrize(("run", "parts"), [(8, 2), (16, 4), (64, 16), (100, 10)])
+def test_parts_of_runs_of_stream_positions_are_stratified(run, parts):
+    generator, count = torch.Generator().manual_seed(0), run * parts
+    ours = [
+        star_discrepancy(samples(seed, [0] * run, [0] * run, list(range(start, start + run))).split(parts).progress())
+        for seed in range(5)
+        for start in (0, 1, 13, 10**6, 10**12)
+    ]
+    independent = [star_discrepancy(torch.rand(count, dtype=torch.float64, generator=generator)) for _ in range(200)]
+    assert max(ours) < 3 / count
+    assert sum(ours) / len(ours) < 0.5 * sum(independent) / len(independent)
+
+
+def test_parts_are_independent_of_each_other_and_of_the_batch():
+    noise, parts = requests(500), 6
+    split = noise.split(parts)
+    draws = split.uniform(20).view(500, parts, 20)
+    assert len(draws.unique()) == draws.numel()
+    centred = (draws - 0.5) * math.sqrt(12)
+    for product in (centred[:, 1:] * centred[:, :-1], centred[1:] * centred[:-1], centred[1:, 0] * centred[:-1, 1]):
+        assert abs(float(product.mean())) < 5 / math.sqrt(product.numel())
+    alone = rows_of(noise, slice(7, 8)).split(parts)
+    assert torch.equal(alone.keys, split.keys[7 * parts : 8 * parts])
+    assert torch.equal(alone.strata, split.strata[7 * parts : 8 * parts])

@@ -11,7 +11,14 @@ from nar_scale.model import Decoder, Encoder, TransformerOutput, TransformerWrap
 def small_net(kind: type[Encoder] | type[Decoder], num_tokens: int = 11, max_seq_len: int = 12, **options: Any):
     """A transformer drawn with a fixed seed, with logits far enough apart that rounding does not decide."""
     torch.manual_seed(0)
-    of_wrapper = {"tie_embedding", "add_continuous_pred_head", "attn_z_loss_weight", "logits_dim"}
+    of_wrapper = {
+        "tie_embedding",
+        "tie_embedding_scale",
+        "add_continuous_pred_head",
+        "attn_z_loss_weight",
+        "logits_dim",
+        "logits_chunk_size",
+    }
     layers = {name: value for name, value in options.items() if name not in of_wrapper}
     net = TransformerWrapper(
         num_tokens=num_tokens,

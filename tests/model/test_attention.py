@@ -10,9 +10,9 @@ from nar_scale.model.layers import Rotary, rotate
 BATCH, N, DIM = 2, 7, 24
 
 
-def attention(heads=4, kv_heads=2, dim_head=6, qk_norm=False):
+def attention(heads=4, kv_heads=2, dim_head=6, qk_norm=False, **options):
     torch.manual_seed(0)
-    return Attention(DIM, heads, kv_heads, dim_head, qk_norm, dropout=0.0, output_scale=1.0)
+    return Attention(DIM, heads, kv_heads, dim_head, qk_norm, dropout=0.0, output_scale=1.0, **options)
 
 
 def inputs(seed=1):
@@ -27,10 +27,11 @@ def rotate_by_hand(x, positions, theta):
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
-def attend_by_hand(layer, x, allowed, rotary=False):
+def attend_by_hand(layer, x, allowed, rotary=False, context=None):
+    source = x if context is None else context
     q, k, v = (
-        rearrange(project(x), "b n (h d) -> b h n d", d=layer.dim_head)
-        for project in (layer.to_queries, layer.to_keys, layer.to_values)
+        rearrange(projected, "b n (h d) -> b h n d", d=layer.dim_head)
+        for projected in (layer.to_queries(x), layer.to_keys(source), layer.to_values(source))
     )
     if rotary:
         q, k = (rotate_by_hand(each, torch.arange(N).float(), 100.0) for each in (q, k))
@@ -57,6 +58,17 @@ def test_the_kernel_equals_naive_attention(kv_heads, rotary):
         expected, expected_z_loss = attend_by_hand(layer, x, allowed, rotary)
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(z_loss, expected_z_loss, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_attention_to_a_context_equals_naive_attention(kv_heads):
+    layer, x = attention(kv_heads=kv_heads, dim_context=5), inputs()
+    context = torch.randn(BATCH, 3, 5, generator=torch.Generator().manual_seed(3))
+    allowed = torch.tensor([[True, True, False], [False, True, True]])[:, None, None]
+    for arguments in ({}, {"mask": allowed}):
+        out, _ = layer(x, context=context, **arguments)
+        expected, _ = attend_by_hand(layer, x, arguments.get("mask", torch.tensor(True)), context=context)
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_grouped_heads_equal_repeated_heads():

@@ -12,16 +12,16 @@ from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import AutoregressiveWrapper, NonAutoregressiveWrapper
 
 
-def batch_of(tokens: Tensor, lengths: Tensor | None = None, first: int = 0) -> Batch:
+def batch_of(tokens: Tensor, lengths: Tensor | None = None, first: int = 0, classes: Tensor | None = None) -> Batch:
     """The samples `first`, `first + 1`, ... of the stream."""
     lengths = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths
     ids = torch.arange(first, first + len(tokens))
-    return Batch(tokens, lengths, ids, torch.zeros_like(ids), ids)
+    return Batch(tokens, lengths, ids, torch.zeros_like(ids), ids, classes)
 
 
 def rows_of(batch: Batch, rows: slice) -> Batch:
     fields = (batch.tokens, batch.lengths, batch.sample_ids, batch.epochs, batch.positions)
-    return Batch(*(field[rows] for field in fields))
+    return Batch(*(field[rows] for field in fields), batch.classes[rows] if batch.classes is not None else None)
 
 
 def random_tokens(batch: int, n: int, num_tokens: int = 10, seed: int = 0) -> Tensor:

@@ -200,6 +200,24 @@ def test_it_learns(options):
             (ValueError, RuntimeError),
             "the data contains the mask id 10",
         ),
+        (lambda: small_nar()(random_tokens(2, N), only_train_critic=True), ValueError, "but there is no token_critic"),
+        (
+            lambda: small_nar(self_token_critic=True)(
+                random_tokens(2, N), only_train_critic=True, only_train_generator=True
+            ),
+            ValueError,
+            "only_train_generator and only_train_critic exclude each other",
+        ),
+        (lambda: small_nar(masking="binomial")(random_tokens(2, N)), ConfigError, "unknown masking 'binomial'"),
+        (lambda: small_nar(prefix_length=-1), ConfigError, "prefix_length must be at least 0 and below max_seq_len"),
+        (lambda: small_nar(prefix_length=N), ConfigError, "prefix_length .*not 12"),
+        (lambda: small_nar(condition_drop_prob=0.1), ConfigError, "condition_drop_prob needs a condition to drop"),
+        (lambda: small_nar().generate(1, guidance_scale=2.0), ValueError, "guidance_scale needs a condition"),
+        (
+            lambda: small_nar().generate(prompt=torch.full((2, N + 1), MASK_ID)),
+            ValueError,
+            "the prompt has 13 tokens, but max_seq_len is 12",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(make, error, message):

@@ -12,6 +12,9 @@ BERT = {"no_replace_prob": 0.3, "random_token_prob": 0.3}
 WRAPPERS = {
     "nar": lambda: small_nar(),
     "maskgit": lambda: small_nar(use_simple_mdlm_loss_weight=False, schedule="cosine", **BERT),
+    "bernoulli": lambda: small_nar(masking="bernoulli", schedule="cosine", **BERT),
+    "bernoulli_maskgit": lambda: small_nar(masking="bernoulli", use_simple_mdlm_loss_weight=False),
+    "prefix": lambda: small_nar(prefix_length=3, use_simple_mdlm_loss_weight=False, condition_drop_prob=0.5),
     "self_conditioned": lambda: small_nar(self_cond=True, schedule="cosine", **BERT),
     "self_critic": lambda: small_nar(self_token_critic=True, critic_loss_weight=0.5, **BERT),
     "critic": lambda: small_nar(token_critic=small_net(Encoder, logits_dim=1), self_cond=True),
