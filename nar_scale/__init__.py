@@ -3,6 +3,7 @@
 >>> from nar_scale import TransformerWrapper, Encoder, NonAutoregressiveWrapper
 """
 
+from nar_scale.checkpoint import from_x_transformers
 from nar_scale.checkpoint import load_exported as load
 from nar_scale.model import Decoder, Encoder, TransformerWrapper
 from nar_scale.objectives import AutoregressiveWrapper, BlockDiffusionWrapper, NonAutoregressiveWrapper
@@ -14,5 +15,6 @@ __all__ = [
     "Encoder",
     "NonAutoregressiveWrapper",
     "TransformerWrapper",
+    "from_x_transformers",
     "load",
 ]

@@ -43,10 +43,11 @@ def run_probe(wrapper: Wrapper) -> dict[str, Tensor]:
     on_device = tokens.to(wrapper.net.token_emb.weight.device)
     outputs = {}
     if isinstance(wrapper, NonAutoregressiveWrapper):
-        _, embeddings = wrapper.predict(on_device)
-        outputs["logits"], _ = wrapper.predict(on_device, embeddings)
+        classes = None if wrapper.num_classes is None else on_device.new_tensor([wrapper.num_classes - 1])
+        _, embeddings = wrapper.predict(on_device, classes=classes)
+        outputs["logits"], _ = wrapper.predict(on_device, embeddings, classes)
         if wrapper.token_critic is not None:
-            outputs["judgement"] = wrapper.judge(on_device)
+            outputs["judgement"] = wrapper.judge(on_device, classes)
     else:
         outputs["logits"] = wrapper.net(on_device)
     wrapper.train(was_training)

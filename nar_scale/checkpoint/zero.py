@@ -37,13 +37,14 @@ def _read_whole(checkpoint: Path, kind: WeightKind) -> dict[str, Tensor]:
     """Under ZeRO 0 one file has everything."""
     saved = torch.load(checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=True)
     wrapped: dict[str, Any] = saved["optimizer"]
+    if kind == "model" and "fp32_groups" not in wrapped:
+        return saved["module"]
     optimizer = wrapped.get("optimizer_state_dict", wrapped)
     names = [name for group in optimizer["param_groups"] for name in group["param_names"]]
     if kind == "ema":
         return {name: optimizer["state"][number][kind] for number, name in enumerate(names)}
-    if "fp32_groups" in wrapped:  # of which the bfloat16 weights are a rounded copy
-        return dict(zip(names, (weight for group in wrapped["fp32_groups"] for weight in group)))
-    return saved["module"]
+    # of which the bfloat16 weights of the module are a rounded copy
+    return dict(zip(names, (weight for group in wrapped["fp32_groups"] for weight in group)))
 
 
 def _read_shards(checkpoint: Path, kind: WeightKind) -> dict[str, Tensor]:

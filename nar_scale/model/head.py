@@ -50,7 +50,7 @@ class Head(Linear):
         parts = zip(*(tensor.split(size) for tensor in (embeddings, *per_token)))
         if not torch.is_grad_enabled():
             return torch.cat([run(*part) for part in parts])
-        return torch.cat([checkpoint(run, *part, use_reentrant=False) for part in parts])
+        return torch.cat([checkpoint(run, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
     def _project(self, embeddings: Tensor) -> Tensor:
         return super().forward(embeddings if self.input_scale == 1 else embeddings * self.input_scale)

@@ -91,8 +91,8 @@ class AttentionLayers(nn.Module):
         cross_attend: attend to a context after each self-attention.
         dim_context: width of the context; `dim` if not given.
         dropout: of attention weights, hidden units and block outputs.
-        attention_kernel: `sdpa`, or `flex`, which skips what a window, documents or padding hide and never holds a
-            mask of all pairs, but has no attention dropout and no z-loss.
+        attention_kernel: `sdpa`, or `flex`, which skips what a window, documents or padding hide, but has no attention
+            dropout and no z-loss.
         activation_checkpointing: `full` computes each block again in the backward pass; `selective` keeps the results
             of matrix products and attention and repeats the rest.
         compile: run each block through `torch.compile` in training.
@@ -142,6 +142,8 @@ class AttentionLayers(nn.Module):
         if rotary and (rotary_dim % 2 or rotary_dim > dim_head):
             wanted = "dim_head" if rotary_dim == dim_head else f"rotary_dim of at most dim_head {dim_head}"
             raise ConfigError(f"rotary positions need an even {wanted}, not {rotary_dim}")
+        if rotary and rotary_base_rescale_factor != 1 and rotary_dim <= 2:
+            raise ConfigError(f"rotary_base_rescale_factor needs more than {rotary_dim} rotated channels")
         if activation_checkpointing not in get_args(Checkpointing):
             raise ConfigError(
                 f"activation_checkpointing must be none, full or selective, not {activation_checkpointing!r}"

@@ -42,12 +42,12 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
             raise ConfigError("block diffusion has no self-conditioning and no token critic")
         super().__init__(net, mask_id=mask_id, **options)
         self.block_size = block_size
-        self.blocks = net.max_seq_len // block_size
+        self.parts = net.max_seq_len // block_size
 
     def _embed(
         self, visible: Tensor, tokens: Tensor, noise: Noise, classes: Tensor | None, net_kwargs: dict[str, Any]
     ) -> Tensor:
-        if self.blocks == 1:
+        if self.parts == 1:
             return super()._embed(visible, tokens, noise, classes, net_kwargs)
         n = tokens.shape[1]
         if "mask" in net_kwargs:
@@ -55,12 +55,12 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         both = torch.cat((visible, tokens), dim=1)
         positions = torch.arange(2 * n, device=tokens.device) % n
         rule = masked_then_true(n, self.block_size)
-        return self._run(both, None, classes, {**net_kwargs, "positions": positions, "rule": rule})[:, :n]
+        return self.embed(both, None, classes, **net_kwargs, positions=positions, rule=rule)[:, :n]
 
     def _demask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Demasked:
         """Demask block after block; `steps` network calls are shared out to the blocks, one at least to each."""
         noise: Noise = options.pop("noise")
-        steps = max(1, options.pop("steps") // self.blocks)
+        steps = max(1, options.pop("steps") // self.parts)
         cache = KeyValueCache(tokens.shape[1])
         calls = torch.zeros_like(tokens[:, 0])
         finished: list[Tensor] = []

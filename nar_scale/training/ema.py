@@ -18,8 +18,9 @@ class AveragingAdamW(torch.optim.AdamW):
     ZeRO hands its shards of the weights to the optimizer and saves and restores the optimizer's state, so the average
     is sharded, checkpointed and resumed like the moments are.
 
-    The average starts from the initial weights; after step t it moves by 1 - min(decay, (1 + t) / (10 + t)) of the way
-    to the weights (the warm-up of TensorFlow's ExponentialMovingAverage).
+    The average starts from the weights before the first step, or from those of a checkpoint that has none; after step t
+    it moves by 1 - min(decay, (1 + t) / (10 + t)) of the way to the weights (the warm-up of TensorFlow's
+    tf.train.ExponentialMovingAverage).
 
     Args:
         decay: what of the average stays in a step, below 1.
@@ -32,17 +33,25 @@ class AveragingAdamW(torch.optim.AdamW):
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take a step, then move the averages."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
         stepped = [weight for group in self.param_groups for weight in group["params"] if weight.grad is not None]
         # AdamW takes a state that is not empty for one of its own, so the first averages are put there afterwards
         averages = [self._average(weight) for weight in stepped]
-        loss = super().step(closure)
+        super().step()
         for weight, average in zip(stepped, averages):
             state = self.state[weight]
-            step = float(state["step"])
-            average.lerp_(weight.float(), 1.0 - min(self.decay, (1.0 + step) / (10.0 + step)))
+            # computed on the device, which is not waited for
+            share = (9.0 / (10.0 + state["step"])).clamp(min=1.0 - self.decay)
+            average.lerp_(weight.float(), share.to(average))
             state[EMA] = average
         return loss
 
     def _average(self, weight: Tensor) -> Tensor:
         average = self.state[weight].get(EMA) if weight in self.state else None
         return weight.detach().to(torch.float32, copy=True) if average is None else average
+
+
+def forget_averages(optimizer: torch.optim.Optimizer) -> None:
+    """Drop the averages that a checkpoint has brought to an optimizer that keeps none: they would stand still."""
+    for state in optimizer.state.values():
+        state.pop(EMA, None)

@@ -10,7 +10,7 @@ from torch import nn
 
 from nar_scale.config import OptimizerConfig, ScheduleConfig
 from nar_scale.model.layers import Embedding
-from nar_scale.training.ema import AveragingAdamW
+from nar_scale.training.ema import AveragingAdamW, forget_averages
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -46,7 +46,9 @@ def build_optimizer(
         "fused": next(module.parameters()).is_cuda,
     }
     if ema_decay is None:
-        return torch.optim.AdamW(groups, **settings)
+        optimizer = torch.optim.AdamW(groups, **settings)
+        optimizer.register_load_state_dict_post_hook(forget_averages)
+        return optimizer
     return AveragingAdamW(groups, decay=ema_decay, **settings)
 
 

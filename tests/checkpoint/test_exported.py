@@ -113,6 +113,43 @@ def test_tied_weights_stay_tied(tmp_path):
     assert net.token_emb.weight.dtype == torch.bfloat16
 
 
+def exported_with_average(output, settings=NAR, **options):
+    config, wrapper = built({**settings, "training.ema_decay": 0.99})
+    average = {name: weight + 1 for name, weight in wrapper.state_dict().items()}
+    info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", describe_decoding(config, wrapper, 256))
+    write_exported(output, wrapper, config, info, run_probe(wrapper), average=average, **options)
+    return wrapper
+
+
+@every_model
+@pytest.mark.parametrize("shard_bytes", [2**30, 10_000])
+def test_weights_or_their_moving_average_are_loaded(tmp_path, settings, shard_bytes):
+    wrapper = exported_with_average(tmp_path / "model", settings, shard_bytes=shard_bytes)
+    for kind, shift in (("model", 0), ("ema", 1)):
+        loaded = dict(load_exported(tmp_path / "model", weights=kind).wrapper.named_parameters())
+        assert set(loaded) == set(dict(wrapper.named_parameters()))
+        assert all(torch.equal(loaded[name], weight + shift) for name, weight in wrapper.named_parameters())
+    files = sorted(path.name for path in (tmp_path / "model").glob("ema*"))
+    assert (files == ["ema.safetensors"]) is (shard_bytes == 2**30)
+    assert ("ema.safetensors.index.json" in files) is (shard_bytes == 10_000)
+    averages = [load_file(path) for path in (tmp_path / "model").glob("ema*.safetensors")]
+    assert sorted(name for file in averages for name in file) == sorted(dict(wrapper.named_parameters()))  # each once
+
+
+def test_an_average_that_is_not_there_is_not_loaded(exported, tmp_path):
+    config = exported / "config.yaml"
+    config.write_text("".join(line for line in config.open() if "ema_decay" not in line))  # as older exports
+    assert load_exported(exported, verify=False).config.training.ema_decay is None
+    with pytest.raises(CheckpointError, match=rf"{exported} has no moving average.*had no training\.ema_decay"):
+        load_exported(exported, weights="ema", verify=False)
+    exported_with_average(tmp_path / "lost")
+    (tmp_path / "lost" / "ema.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors is missing"):
+        load_exported(tmp_path / "lost", weights="ema")
+    with pytest.raises(CheckpointError, match="lost lacks the weights"):
+        load_exported(tmp_path / "lost", weights="ema", verify=False)
+
+
 def test_how_to_decode_is_written_down():
     def described(settings):
         config, wrapper = built(settings)

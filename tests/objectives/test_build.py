@@ -84,6 +84,7 @@ def test_objective_keys_reach_the_wrapper(kind):
         "condition_drop_prob": 0.4,
     }
     keys = {f"objective.{name}": value for name, value in options.items()}
+    keys["data.class_field"] = "cls"
     wrapper = built(**{"objective.kind": kind, "objective.loss": "maskgit", "objective.schedule": "cosine", **keys})
     assert {name: getattr(wrapper, name) for name in options} == options
     assert wrapper.use_simple_mdlm_loss_weight is False

@@ -1,0 +1,44 @@
+"""Turn a consolidated checkpoint into one that other libraries load: Hugging Face's Llama, or x-transformers.
+
+python launcher/export.py --checkpoint exported/quickstart_ar --format llama --output exported/quickstart_ar_llama
+"""
+
+import argparse
+import sys
+from typing import get_args
+
+from nar_scale.checkpoint import WeightKind, export_llama, export_x_transformers, load_exported
+from nar_scale.errors import ConfigError, UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the consolidated checkpoint")
+    parser.add_argument("--format", required=True, choices=["llama", "x-transformers"])
+    parser.add_argument("--output", required=True, metavar="DIR", help="the directory to create")
+    parser.add_argument(
+        "--weights", default="model", choices=get_args(WeightKind), help="ema: the moving average (default: model)"
+    )
+    parser.add_argument(
+        "--ignore-norm-eps",
+        action="store_true",
+        help="x-transformers: accept that its norms have another epsilon, so that results differ slightly",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        model = load_exported(options.checkpoint, weights=options.weights)
+        if options.format == "llama":
+            if options.ignore_norm_eps:
+                raise ConfigError("--ignore-norm-eps is for --format x-transformers; Llama has any norm_eps")
+            export_llama(model, options.output)
+        else:
+            export_x_transformers(model, options.output, ignore_norm_eps=options.ignore_norm_eps)
+    except UserError as error:
+        print(f"export: error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

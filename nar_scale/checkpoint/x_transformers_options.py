@@ -1,0 +1,111 @@
+"""The options of x-transformers that have a counterpart here, with its names and defaults."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, dataclass, fields
+from difflib import get_close_matches
+from typing import Any, TypeVar
+
+from nar_scale.errors import ConfigError
+
+_Options = TypeVar("_Options", bound="LayerOptions | WrapperOptions")
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """Arguments of x-transformers' `Encoder` and `Decoder`, with its defaults."""
+
+    dim: int
+    depth: int
+    heads: int = 8
+    attn_dim_head: int = 64
+    attn_kv_heads: int | None = None
+    attn_one_kv_head: bool = False
+    attn_project_out: bool | None = None
+    attn_qk_norm: bool = False
+    attn_qk_norm_scale: float = 10.0
+    attn_qk_rmsnorm: bool = False
+    attn_max_attend_past: int | None = None
+    attn_dropout: float = 0.0
+    attn_sublayer_dropout: float = 0.0
+    attn_flash: bool = False
+    cross_attend: bool = False
+    cross_attn_dim_context: int | None = None
+    ff_mult: float = 4.0
+    ff_glu: bool = False
+    ff_swish: bool = False
+    ff_no_bias: bool = False
+    ff_dropout: float = 0.0
+    ff_sublayer_dropout: float = 0.0
+    use_rmsnorm: bool = False
+    norm_add_unit_offset: bool = True
+    rotary_pos_emb: bool = False
+    rotary_emb_dim: int | None = None
+    rotary_interpolation_factor: float = 1.0
+    rotary_base_rescale_factor: float = 1.0
+    verbose: bool = True
+
+    @property
+    def kv_heads(self) -> int:
+        """Key/value heads."""
+        return 1 if self.attn_one_kv_head else self.attn_kv_heads or self.heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """Channels of a head that are rotated."""
+        if not self.rotary_pos_emb:
+            return 0
+        return self.attn_dim_head // 2 if self.rotary_emb_dim is None else self.rotary_emb_dim
+
+    @property
+    def project_out(self) -> bool:
+        """Whether attention ends in a projection."""
+        return self.heads > 1 if self.attn_project_out is None else self.attn_project_out
+
+    @property
+    def norm_name(self) -> str:
+        """What the gamma of a norm is called."""
+        return "g" if self.use_rmsnorm else "gamma"
+
+
+@dataclass(frozen=True)
+class WrapperOptions:
+    """Arguments of x-transformers' `TransformerWrapper`, with its defaults."""
+
+    num_tokens: int
+    max_seq_len: int
+    tie_embedding: bool = False
+    tie_embedding_scale: float | None = None
+    logits_dim: int | None = None
+    add_continuous_pred_head: bool = False
+    attn_z_loss_weight: float = 1e-4
+
+
+def given(options: LayerOptions | WrapperOptions) -> dict[str, Any]:
+    """The options that differ from x-transformers' defaults."""
+    values = ((field, getattr(options, field.name)) for field in fields(options))
+    return {field.name: value for field, value in values if field.default is MISSING or value != field.default}
+
+
+def parse_options(options: dict[str, Any]) -> tuple[WrapperOptions, LayerOptions]:
+    """Sort keyword arguments of x-transformers into those of the wrapper and those of the layers.
+
+    Raises:
+        ConfigError: one that has no counterpart here, or is missing.
+    """
+    names = [field.name for kind in (WrapperOptions, LayerOptions) for field in fields(kind)]
+    for name, value in options.items():
+        if name not in names:
+            near = get_close_matches(name, names, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError(f"the x-transformers option {name} has no counterpart here{hint}")
+        if isinstance(value, tuple):
+            raise ConfigError(f"the x-transformers option {name} differs from layer to layer, which is not supported")
+    return _pick(WrapperOptions, options), _pick(LayerOptions, options)
+
+
+def _pick(kind: type[_Options], options: dict[str, Any]) -> _Options:
+    for field in fields(kind):
+        if field.default is MISSING and field.name not in options:
+            raise ConfigError(f"the x-transformers option {field.name} is missing")
+    return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})

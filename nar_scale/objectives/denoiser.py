@@ -1,0 +1,181 @@
+"""What a non-autoregressive model is asked: hidden tokens, given visible ones, a class, a prefix, a pass before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from nar_scale.errors import ConfigError
+from nar_scale.model import TransformerWrapper
+from nar_scale.model.layers import Embedding, Linear
+from nar_scale.objectives.critic import SelfCritic
+
+
+class Denoiser(nn.Module):
+    """A net with its conditions and its critic; `NonAutoregressiveWrapper` trains it and generates with it.
+
+    Args:
+        net: a `TransformerWrapper` around an `Encoder`.
+        mask_id: the token that hides.
+        self_cond: condition each pass on the embeddings of the one before (arXiv:2208.04202).
+        token_critic: a `TransformerWrapper` with `logits_dim=1` that judges tokens.
+        self_token_critic: use the net itself as the critic.
+        num_classes: condition on a class, whose embedding is added to every token's.
+        prefix_length: first tokens of each sequence that are given.
+
+    Raises:
+        ConfigError: arguments that contradict each other.
+    """
+
+    def __init__(
+        self,
+        net: TransformerWrapper,
+        mask_id: int,
+        self_cond: bool,
+        token_critic: TransformerWrapper | None,
+        self_token_critic: bool,
+        num_classes: int | None,
+        prefix_length: int,
+    ):
+        super().__init__()
+        if net.causal:
+            raise ConfigError("NonAutoregressiveWrapper needs an Encoder; a Decoder cannot see what follows a mask")
+        if not 0 <= mask_id < net.num_tokens:
+            raise ConfigError(f"mask_id {mask_id} is outside the vocabulary of {net.num_tokens} tokens")
+        if self_token_critic and token_critic is not None:
+            raise ConfigError("token_critic and self_token_critic exclude each other; choose one")
+        if not 0 <= prefix_length < net.max_seq_len:
+            raise ConfigError(f"prefix_length must be at least 0 and below max_seq_len, not {prefix_length}")
+        self.net = net
+        self.mask_id, self.max_seq_len = mask_id, net.max_seq_len
+        self.self_cond = self_cond
+        if self_cond:
+            self.null_embed = nn.Parameter(torch.randn(net.emb_dim))
+            self.to_self_cond = Linear(net.emb_dim, net.emb_dim)
+        self.token_critic: nn.Module | None = SelfCritic(net) if self_token_critic else token_critic
+        self.num_classes, self.prefix_length = num_classes, prefix_length
+        # the last row stands for no class
+        self.class_emb = Embedding(num_classes + 1, net.emb_dim) if num_classes is not None else None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether there is a condition, which guidance needs."""
+        return self.num_classes is not None or self.prefix_length > 0
+
+    def embed(
+        self,
+        tokens: Tensor,
+        previous: Tensor | None = None,
+        classes: Tensor | None = None,
+        sum_embeds: Tensor | None = None,
+        **net_kwargs: Any,
+    ) -> Tensor:
+        """Embeddings `[batch, n, dim]` of tokens, int64 `[batch, n]`.
+
+        Args:
+            previous: embeddings of the pass before, for self-conditioning; None in the first.
+            classes: int64 `[batch]`, with `num_classes`.
+            sum_embeds: added to the tokens' own.
+            net_kwargs: passed to the net.
+
+        Raises:
+            ValueError: classes that are missing or not expected.
+        """
+        if classes is not None and self.class_emb is None:
+            raise ValueError("classes were given, but the model has no num_classes")
+        conditions = [] if sum_embeds is None else [sum_embeds]
+        if self.class_emb is not None:
+            conditions.append(self._class_embeds(classes))
+        if self.self_cond:
+            null = self.null_embed.expand(*tokens.shape, -1)
+            conditions.append(self.to_self_cond(null if previous is None else previous))
+        total = sum(conditions[1:], conditions[0]) if conditions else None
+        return self.net(tokens, return_embeddings=True, sum_embeds=total, **net_kwargs)[:, -tokens.shape[1] :]
+
+    def predict(
+        self, tokens: Tensor, embeddings: Tensor | None = None, classes: Tensor | None = None, **net_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Logits `[batch, n, num_tokens]` and embeddings `[batch, n, dim]`; arguments as in `embed`."""
+        hidden = self.embed(tokens, embeddings, classes, **net_kwargs)
+        return self.net.to_logits(hidden), hidden
+
+    def judge(self, tokens: Tensor, classes: Tensor | None = None, **net_kwargs: Any) -> Tensor:
+        """The critic's logit that each token is wrong, `[batch, n]`; a critic with a net of its own sees no classes."""
+        if isinstance(self.token_critic, SelfCritic) and self.class_emb is not None:
+            asked = net_kwargs.get("sum_embeds")
+            embeds = self._class_embeds(classes)
+            net_kwargs = {**net_kwargs, "sum_embeds": embeds if asked is None else embeds + asked}
+        return cast(nn.Module, self.token_critic)(tokens, **net_kwargs)[:, -tokens.shape[1] :, 0]
+
+    def guided(
+        self, scale: float, classes: Tensor | None, net_kwargs: dict[str, Any]
+    ) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`predict` under classifier-free guidance: both halves of a doubled batch in one network call.
+
+        Args:
+            scale: how far to go from the unconditional logits (0) towards the conditional ones (1), and beyond.
+        """
+        if scale == 1:
+            return lambda tokens, embeddings, **more: self.predict(
+                tokens, embeddings, classes=classes, **net_kwargs, **more
+            )
+        doubled = {name: _twice(value) for name, value in net_kwargs.items()}
+
+        def predict(tokens: Tensor, embeddings: Tensor | None, **more: Any) -> tuple[Tensor, Tensor]:
+            dropped = torch.arange(2 * len(tokens), device=tokens.device) >= len(tokens)
+            start = more["cache"].length if "cache" in more else 0
+            both = self.without_prefix(_twice(tokens), dropped, start)
+            both_classes = self.without_class(_twice(classes), dropped)
+            logits, embeddings = self.predict(both, embeddings, classes=both_classes, **doubled, **more)
+            conditional, unconditional = logits.float().chunk(2)
+            return unconditional + scale * (conditional - unconditional), embeddings
+
+        return predict
+
+    def without_prefix(self, tokens: Tensor, dropped: Tensor, start: int = 0) -> Tensor:
+        """Hide the prefix of the sequences `dropped`, bool `[batch]`, whose tokens `[batch, n]` are from `start` on."""
+        given = max(0, self.prefix_length - start)
+        if not given:
+            return tokens
+        hidden = dropped[:, None] & (torch.arange(tokens.shape[1], device=tokens.device) < given)
+        return tokens.masked_fill(hidden, self.mask_id)
+
+    def without_class(self, classes: Tensor | None, dropped: Tensor) -> Tensor | None:
+        """Put no class in the place of those of the sequences `dropped`, bool `[batch]`."""
+        if classes is None or self.num_classes is None:
+            return classes
+        return classes.masked_fill(dropped, self.num_classes)
+
+    def check_classes(self, classes: Tensor | None, batch: int) -> None:
+        """Refuse classes of another shape than `[batch]` or that do not exist.
+
+        Raises:
+            ValueError: saying what is wrong; on a GPU, of a class that does not exist, a RuntimeError of the device.
+        """
+        if classes is None or self.num_classes is None:
+            return  # whether there should be classes is known in `embed`
+        if classes.shape != (batch,):
+            raise ValueError(f"classes of shape {tuple(classes.shape)} were given for {batch} sequences")
+        inside = ((classes >= 0) & (classes < self.num_classes)).all()
+        require(inside, f"a class is outside 0..{self.num_classes - 1}")
+
+    def _class_embeds(self, classes: Tensor | None) -> Tensor:
+        if classes is None:
+            raise ValueError(f"classes are needed: the model is conditional on one of {self.num_classes}")
+        return cast(Embedding, self.class_emb)(classes)[:, None]
+
+
+def require(condition: Tensor, message: str) -> None:
+    """Refuse data: a ValueError, or on a GPU, where asking at once would make every step wait, a RuntimeError later."""
+    if condition.is_cuda:
+        torch._assert_async(condition, message)
+    elif not condition:
+        raise ValueError(message)
+
+
+def _twice(value: Any) -> Any:
+    """A tensor with a batch dimension, repeated; anything else as it is."""
+    return torch.cat((value, value)) if isinstance(value, Tensor) else value
