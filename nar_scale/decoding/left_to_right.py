@@ -44,11 +44,17 @@ class Predictor:
 
     Within `max_seq_len` each token passes the net once; past it the window slides, and with it all positions
     change, so that the whole window is computed anew for each token.
+
+    Attributes:
+        padding: int64 `[batch]`, padding tokens before each sequence.
+        use_cache: keep keys and values.
+        conditions: what the net is given beside the tokens, tensors by name with a batch dimension.
     """
 
     net: TransformerWrapper
     padding: Tensor
     use_cache: bool = True
+    conditions: dict[str, Tensor] = field(default_factory=dict)
     cache: KeyValueCache | None = field(default=None, init=False)
 
     def __call__(self, tokens: Tensor) -> Tensor:
@@ -65,6 +71,7 @@ class Predictor:
     def select(self, rows: Tensor) -> None:
         """Keep, repeat or reorder the sequences; int64 `[new_batch]`."""
         self.padding = self.padding[rows]
+        self.conditions = {name: tensor[rows] for name, tensor in self.conditions.items()}
         if self.cache is not None:
             self.cache.select(rows)
 
@@ -73,7 +80,9 @@ class Predictor:
         places = torch.arange(tokens.shape[1], device=tokens.device)
         mask = places >= padding[:, None] if bool(padding.any()) else None
         positions = (places - padding[:, None]).clamp(min=0)[:, start:]
-        hidden = self.net(tokens[:, start:], mask=mask, positions=positions, cache=cache, return_embeddings=True)
+        hidden = self.net(
+            tokens[:, start:], mask=mask, positions=positions, cache=cache, return_embeddings=True, **self.conditions
+        )
         return self.net.to_logits(hidden[:, -1]).float()
 
 
@@ -90,12 +99,13 @@ def continue_prompts(
     pad_value: int,
     amateurs: Sequence[tuple[TransformerWrapper, dict[str, float]]] = (),
     use_cache: bool = True,
+    conditions: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Sample up to `seq_len` tokens after each prompt, int64 `[batch, generated]`.
 
     Generation ends early when every sequence has produced `eos_token`; what follows it is `pad_value`.
     """
-    expert = Predictor(net, prompts.padding, use_cache)
+    expert = Predictor(net, prompts.padding, use_cache, conditions or {})
     rivals = [(Predictor(amateur, prompts.padding, use_cache), settings) for amateur, settings in amateurs]
     tokens, start = prompts.tokens, prompts.tokens.shape[1]
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
@@ -129,6 +139,7 @@ def search_beams(
     eos_token: int | None,
     pad_value: int,
     use_cache: bool = True,
+    conditions: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Keep the `beams` best continuations at every step.
 
@@ -145,7 +156,7 @@ def search_beams(
         raise ConfigError(f"{beams} beams, but only {net.num_tokens} tokens to choose from")
     batch, start = prompts.tokens.shape
     device = prompts.tokens.device
-    predictor = Predictor(net, prompts.padding, use_cache)
+    predictor = Predictor(net, prompts.padding, use_cache, conditions or {})
     tokens = prompts.tokens
     scores = torch.zeros(batch, 1, dtype=torch.float64, device=device)
     drawn, perturbed = torch.zeros_like(scores), torch.zeros_like(scores)

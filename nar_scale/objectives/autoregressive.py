@@ -119,6 +119,7 @@ class AutoregressiveWrapper(nn.Module):
         cache_kv: bool = True,
         return_prompt: bool = True,
         noise: Noise | None = None,
+        **conditions: Tensor,
     ) -> Tensor:
         """Continue prompts by up to `seq_len` tokens.
 
@@ -134,6 +135,7 @@ class AutoregressiveWrapper(nn.Module):
             cache_kv: keep keys and values of earlier tokens.
             return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
             noise: all randomness; from torch's default generator if not given.
+            conditions: passed to the net, a row for each prompt: `context` and `context_mask`.
 
         Returns:
             int64 `[batch, n + seq_len]` (shorter if all have ended), or `[batch, seq_len]` without the prompt.
@@ -157,6 +159,7 @@ class AutoregressiveWrapper(nn.Module):
                 pad_value=self.pad_value,
                 amateurs=[(_net(model), settings) for model, settings in amateurs],
                 use_cache=cache_kv,
+                conditions=conditions,
             )
         if return_prompt and not ragged:
             generated = torch.cat((aligned.tokens, generated), dim=1)
@@ -177,6 +180,7 @@ class AutoregressiveWrapper(nn.Module):
         filter_kwargs: dict[str, Any] | None = None,
         cache_kv: bool = True,
         noise: Noise | None = None,
+        **conditions: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """The likeliest continuation found with `beams` hypotheses, arguments as in `generate`.
 
@@ -203,6 +207,7 @@ class AutoregressiveWrapper(nn.Module):
                 eos_token=eos_token,
                 pad_value=self.pad_value,
                 use_cache=cache_kv,
+                conditions=conditions,
             )
         if single:
             tokens, scores = tokens[0], scores[0]

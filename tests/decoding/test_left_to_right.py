@@ -236,3 +236,24 @@ def test_stochastic_beams_are_drawn_without_replacement(seq_len):
 def test_more_beams_than_tokens_are_refused():
     with pytest.raises(ConfigError, match="12 beams, but only 11 tokens"):
         small_ar().beam_search(torch.tensor([[1]]), 2, beams=12)
+
+
+def test_a_context_conditions_generation_and_follows_its_beams():
+    net = small_net(Decoder, cross_attend=True, dim_context=5)
+    wrapper = AutoregressiveWrapper(net)
+    context = 20 * torch.randn(3, 4, 5, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[True] * 4, [True] * 4, [True, True, False, False]])
+    prompts = torch.ones(3, 1, dtype=torch.int64)
+    greedy = wrapper.generate(prompts, 8, temperature=0.0, context=context, context_mask=mask)
+    assert len(greedy.unique(dim=0)) == 3
+    for row in range(3):
+        rows = slice(row, row + 1)
+        alone = wrapper.generate(
+            prompts[rows], 8, temperature=0.0, context=context[rows], context_mask=mask[rows], cache_kv=False
+        )
+        assert torch.equal(alone, greedy[rows])
+    beams = wrapper.beam_search(prompts, 6, beams=3, context=context, context_mask=mask)
+    for row in range(3):
+        rows = slice(row, row + 1)
+        alone = wrapper.beam_search(prompts[rows], 6, beams=3, context=context[rows], context_mask=mask[rows])
+        assert torch.equal(alone, beams[rows])

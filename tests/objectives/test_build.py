@@ -18,7 +18,9 @@ KINDS = {
 def built(**changes):
     torch.manual_seed(0)
     changes = {f"model.{name}" if "." not in name else name: value for name, value in changes.items()}
-    return build_wrapper(config_with(**{"objective.block_size": 4, **changes}), VOCABULARY)
+    if changes.get("objective.kind") == "block_diffusion":
+        changes = {"objective.block_size": 4, **changes}
+    return build_wrapper(config_with(**changes), VOCABULARY)
 
 
 @pytest.mark.parametrize("kind", KINDS)
