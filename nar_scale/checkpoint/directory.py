@@ -26,6 +26,9 @@ def written_whole(output: Path) -> Iterator[Path]:
         shutil.rmtree(writing, ignore_errors=True)
         writing.mkdir(parents=True)
         yield writing
+        for path in writing.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
         os.replace(writing, output)
         sync_directory(output.parent)
     except OSError as error:

@@ -76,6 +76,7 @@ def _refusals(net: TransformerWrapper) -> list[tuple[bool, str]]:
         (isinstance(block.attention.query_norm, nn.RMSNorm), "qk_norm"),
         (rotary is None, "learned positions, only rotary ones"),
         (rotary is not None and rotary.dim != stack.dim_head, f"rotary_dim other than dim_head {stack.dim_head}"),
+        (stack.dim % stack.heads != 0, f"dim {stack.dim} that heads {stack.heads} do not divide"),
         (stack.window is not None, "window"),
         (stack.cross_attend, "cross_attend"),
         (net.to_logits.input_scale != 1, "tie_embedding_scale other than 1"),

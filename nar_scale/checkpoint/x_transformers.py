@@ -73,7 +73,7 @@ def from_x_transformers(
         ConfigError: an option without counterpart.
         CheckpointError: a weight without counterpart, a missing one, or one of another shape.
     """
-    state = {name.removeprefix(_WRAPPED): value for name, value in state_dict.items()}
+    state = {name.removeprefix(_WRAPPED): value.cpu() for name, value in state_dict.items()}
     if _TOKENS not in state:
         raise CheckpointError(f"the state dict lacks {_TOKENS}")
     given_options = {"num_tokens": len(state[_TOKENS]), **options, "max_seq_len": max_seq_len}
@@ -95,6 +95,8 @@ def from_x_transformers(
 def to_x_transformers(net: TransformerWrapper, *, ignore_norm_eps: bool = False) -> XTransformersExport:
     """A net as x-transformers has it; bit by bit, but for the rounding of a learned table and query/key gammas.
 
+    The weights are copies, on the CPU.
+
     Args:
         ignore_norm_eps: accept norms with another epsilon than x-transformers has (1e-5 in LayerNorm, none in
             RMSNorm), although results then differ slightly.
@@ -103,7 +105,7 @@ def to_x_transformers(net: TransformerWrapper, *, ignore_norm_eps: bool = False)
         ConfigError: the net has what x-transformers cannot represent.
     """
     wrapper, layers = describe_net(net, ignore_norm_eps)
-    weights = dict(net.named_parameters())
+    weights = {name: weight.cpu() for name, weight in net.named_parameters()}
     state = {
         entry.theirs: entry.to_theirs(weights[entry.ours]).clone() if entry.ours in weights else entry.stand_in()
         for entry in list_entries(net, layers)
@@ -149,7 +151,8 @@ def _import(entry: Entry, state: dict[str, Tensor], target: Tensor | None) -> No
         if value.shape != expected.shape:
             shapes = f"{list(value.shape)}, the options describe {list(expected.shape)}"
             raise CheckpointError(f"{entry.theirs} has shape {shapes}")
-        if target is None and not torch.allclose(value.float(), expected, rtol=0.01):  # it may be in half precision
+        tolerance = 1e-5 if value.dtype == torch.float32 else 0.01
+        if target is None and not torch.allclose(value.float(), expected, rtol=tolerance):
             raise CheckpointError(f"{entry.theirs} holds other values than the options describe")
     else:
         value = entry.stand_in()

@@ -28,7 +28,7 @@ def build_net(
     Raises:
         ConfigError: options with no counterpart, or that contradict each other.
     """
-    for refused, reason in _import_refusals(kind, layers):
+    for refused, reason in _import_refusals(kind, wrapper, layers):
         if refused:
             raise ConfigError(reason)
     past = layers.attn_max_attend_past
@@ -127,7 +127,9 @@ def describe_net(net: TransformerWrapper, ignore_norm_eps: bool = False) -> tupl
     return wrapper, LayerOptions(**layers)
 
 
-def _import_refusals(kind: type[Encoder] | type[Decoder], layers: LayerOptions) -> list[tuple[bool, str]]:
+def _import_refusals(
+    kind: type[Encoder] | type[Decoder], wrapper: WrapperOptions, layers: LayerOptions
+) -> list[tuple[bool, str]]:
     dropouts = {layers.attn_dropout, layers.ff_dropout}
     block_dropouts = {layers.attn_sublayer_dropout, layers.ff_sublayer_dropout}
     past = layers.attn_max_attend_past is not None
@@ -158,12 +160,17 @@ def _import_refusals(kind: type[Encoder] | type[Decoder], layers: LayerOptions) 
             "cross_attn_dim_context needs cross_attend",
         ),
         (layers.rotary_pos_emb and layers.rotary_dim <= 2, "rotary_emb_dim must be above 2"),
+        (
+            not (wrapper.use_abs_pos_emb or layers.rotary_pos_emb),
+            "use_abs_pos_emb False needs rotary_pos_emb: there are no nets without positions here",
+        ),
     ]
 
 
 def _export_refusals(net: TransformerWrapper, ignore_norm_eps: bool) -> list[tuple[bool, str]]:
     stack = net.attn_layers
     windowed = stack.window is not None
+    factor = stack.rotary.interpolation_factor if stack.rotary is not None else 1.0
     expected = {nn.RMSNorm: RMS_NORM_EPS, nn.LayerNorm: LAYER_NORM_EPS}
     norms = [module for module in net.modules() if isinstance(module, (nn.RMSNorm, nn.LayerNorm))]
     differences = [
@@ -173,6 +180,7 @@ def _export_refusals(net: TransformerWrapper, ignore_norm_eps: bool) -> list[tup
         (windowed and not stack.causal, "window in an Encoder: x-transformers limits the past alone"),
         (windowed and stack.cross_attend, "window with cross_attend: x-transformers limits the context too"),
         (stack.rotary is not None and stack.rotary.dim == 2, "rotary_dim 2: x-transformers divides by rotary_dim - 2"),
+        (factor < 1, f"rotary_interpolation_factor {factor}: x-transformers takes 1 and above"),
         (
             bool(differences) and not ignore_norm_eps,
             f"norm_eps {', '.join(differences[:1])}, with which results differ slightly; allow that with "

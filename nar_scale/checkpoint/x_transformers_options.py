@@ -10,6 +10,9 @@ from nar_scale.errors import ConfigError
 
 _Options = TypeVar("_Options", bound="LayerOptions | WrapperOptions")
 
+_FIXED = {"pre_norm": True, "pre_norm_has_final_norm": True, "emb_dropout": 0.0, "layer_dropout": 0.0}
+"""Options that may be given, with the one value that is implied here."""
+
 
 @dataclass(frozen=True)
 class LayerOptions:
@@ -79,6 +82,7 @@ class WrapperOptions:
     logits_dim: int | None = None
     add_continuous_pred_head: bool = False
     attn_z_loss_weight: float = 1e-4
+    use_abs_pos_emb: bool = True
 
 
 def given(options: LayerOptions | WrapperOptions) -> dict[str, Any]:
@@ -95,6 +99,10 @@ def parse_options(options: dict[str, Any]) -> tuple[WrapperOptions, LayerOptions
     """
     names = [field.name for kind in (WrapperOptions, LayerOptions) for field in fields(kind)]
     for name, value in options.items():
+        if name in _FIXED:
+            if value != _FIXED[name]:
+                raise ConfigError(f"the x-transformers option {name} can only be {_FIXED[name]} here, not {value}")
+            continue
         if name not in names:
             near = get_close_matches(name, names, 1)
             hint = f"; did you mean {near[0]}?" if near else ""

@@ -98,6 +98,7 @@ REFUSED = {
     "qk_norm": {"qk_norm": True},
     "learned positions": {"rotary": False},
     "rotary_dim": {"rotary_dim": 4},
+    "dim 16 that heads 3 do not divide": {"heads": 3, "dim_head": 4},
     "window": {"window": 3},
     "cross_attend": {"cross_attend": True},
     "tie_embedding_scale": {"tie_embedding": True, "tie_embedding_scale": 0.5},

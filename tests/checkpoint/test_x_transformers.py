@@ -127,6 +127,16 @@ def test_the_same_weights_give_the_same_loss(options):
     assert abs(wrapper(ids, lens=lengths) - their_wrapper(ids, lens=lengths)) <= TOLERANCE
 
 
+@torch.no_grad()
+def test_ignored_targets_and_padding_count_alike():
+    other, net = pair(Decoder, OPTIONS["grouped"])
+    settings = {"ignore_index": -7, "pad_value": 3}
+    ids = random_ids().masked_fill(torch.rand(3, LENGTH, generator=torch.Generator().manual_seed(2)) < 0.3, -7)
+    loss = AutoregressiveWrapper(net, **settings).eval()(ids)
+    assert abs(loss - x_transformers.AutoregressiveWrapper(other, **settings).eval()(ids)) <= TOLERANCE
+    assert abs(loss - AutoregressiveWrapper(net).eval()(ids.masked_fill(ids == -7, 3))) > 0.01
+
+
 @predicting
 def test_the_same_weights_generate_the_same(options):
     other, net = pair(Decoder, options)
@@ -197,6 +207,21 @@ def test_a_wrapped_state_dict():
 
 
 @torch.no_grad()
+def test_options_that_say_what_is_implied():
+    other, options = theirs(Decoder, MODERN)
+    implied = {"pre_norm": True, "pre_norm_has_final_norm": True, "emb_dropout": 0.0, "use_abs_pos_emb": False}
+    net = from_x_transformers(other.state_dict(), Decoder, max_seq_len=LENGTH, **options, **implied)
+    assert_close(net(random_ids()), other(random_ids()))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_weights_may_come_from_a_gpu():
+    other, options = theirs(Decoder, {**MODERN, "ff_no_bias": True})
+    net = from_x_transformers(other.cuda().state_dict(), Decoder, max_seq_len=LENGTH, **options)
+    assert {weight.device.type for weight in to_x_transformers(net.cuda()).state_dict.values()} == {"cpu"}
+
+
+@torch.no_grad()
 def test_half_precision_stays():
     other, options = theirs(Decoder, MODERN)
     net = from_x_transformers(other.bfloat16().state_dict(), Decoder, max_seq_len=LENGTH, **options)
@@ -220,6 +245,8 @@ def test_half_precision_stays():
         ({"cross_attn_dim_context": 8}, "cross_attn_dim_context needs cross_attend"),
         ({"rotary_pos_emb": True, "rotary_emb_dim": 2}, "rotary_emb_dim"),
         ({"tie_embedding": True, "logits_dim": 5}, "logits_dim"),
+        ({"use_abs_pos_emb": False}, "use_abs_pos_emb False needs rotary_pos_emb"),
+        ({"pre_norm": False}, "pre_norm can only be True here, not False"),
     ],
 )
 def test_an_option_without_counterpart_is_named(options, named):
@@ -268,6 +295,7 @@ def test_a_weight_without_counterpart_is_named(change, named):
         (Encoder, {"window": 3, "norm_eps": 1e-24}, "window in an Encoder"),
         (Decoder, {"window": 3, "cross_attend": True, "norm_eps": 1e-24}, "window with cross_attend"),
         (Decoder, {"rotary_dim": 2, "norm_eps": 1e-24}, "rotary_dim 2"),
+        (Decoder, {"rotary_interpolation_factor": 0.5, "norm_eps": 1e-24}, "rotary_interpolation_factor 0.5"),
         (Decoder, {}, "norm_eps 1e-06: x-transformers has 1e-24"),
         (Decoder, {"norm": "layernorm", "norm_eps": 1e-5, "qk_norm": True}, "norm_eps 1e-05: x-transformers has 1e-24"),
         (Decoder, {"norm": "layernorm", "norm_eps": 1e-3}, "norm_eps 0.001: x-transformers has 1e-05"),
