@@ -258,7 +258,7 @@ class AutoregressiveWrapper(nn.Module):
             sums.append(output.attention_z_loss[:, prefix:].flatten().index_select(0, places).sum())
             weights.append(self.net.attn_z_loss_weight)
         if self.net.add_continuous_pred_head:
-            sums.append(self._next_embed_loss(embeddings, answers))
+            sums.append(self._next_embed_loss(embeddings, answers, prefix + 1 + places % targets.shape[1]))
             weights.append(self.next_embed_loss_weight)
         count = predicted.sum().float().expand(len(sums))
         moments = sequence_moments(losses, places // targets.shape[1], predicted.sum(dim=1))
@@ -272,9 +272,11 @@ class AutoregressiveWrapper(nn.Module):
         candidates[:, 0] = False
         return ~random_subset(candidates, torch.full_like(inputs[:, 0], hidden), noise)
 
-    def _next_embed_loss(self, embeddings: Tensor, targets: Tensor) -> Tensor:
-        """L1 distance to the next token's embedding, averaged over channels and summed over `[tokens]`."""
+    def _next_embed_loss(self, embeddings: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
+        """L1 distance to the next token's embedding, position included: mean over channels, sum over `[tokens]`."""
         truth = self.net.token_emb(targets).detach()
+        if self.net.pos_emb is not None:
+            truth = truth + self.net.pos_emb(positions).detach()
         return (self.net.to_next_embed_pred(embeddings) - truth).abs().mean(dim=-1).sum()
 
 

@@ -42,6 +42,7 @@ OPTIONS = {
     "tied_scaled": {**MODERN, "tie_embedding": True, "tie_embedding_scale": 0.5},
     "one_head": {"heads": 1, "attn_dim_head": WIDTH},
     "continuous": {**MODERN, "add_continuous_pred_head": True, "logits_dim": VOCABULARY},
+    "continuous_with_learned_positions": {"add_continuous_pred_head": True},
     "other_outputs": {"logits_dim": 5},
     "dropout": {"attn_dropout": 0.1, "ff_dropout": 0.1},
 }

@@ -1,11 +1,14 @@
-"""The moving average of the weights under every ZeRO stage, against one kept by hand; and after a restart."""
+"""The moving average of the weights under every ZeRO stage, against one kept by hand; after a restart; and in use."""
 
+import json
+import runpy
 from pathlib import Path
 
 import pytest
 import torch
 
-from nar_scale.checkpoint import consolidate, load_exported
+from nar_scale.checkpoint import CheckpointStore, consolidate, load_exported
+from nar_scale.checkpoint.zero import read_weights
 from nar_scale.config import load_config
 from nar_scale.data import DatasetIndex, TokenStream
 from nar_scale.errors import CheckpointError
@@ -14,15 +17,18 @@ from nar_scale.training.optimizer import learning_rate_factor, parameter_groups
 
 from . import jobs
 
-DECAY, STEPS = 0.4, 6
-CASES = {
-    **{f"fp32-{stage}": [f"training.zero_stage={stage}"] for stage in range(4)},
-    "tied-3": ["training.zero_stage=3", "model.tie_embeddings=true"],
-}
+DECAY, STEPS, STOP = 0.4, 6, 4  # the warm-up of the average ends within the run
+ON, UNTIL_STOP = f"training.ema_decay={DECAY}", f"training.steps={STOP}"
+STAGES = {f"zero-{stage}": [f"training.zero_stage={stage}"] for stage in range(4)}
+TIED = ["training.zero_stage=3", "model.tie_embeddings=true", "deepspeed.zero_optimization.sub_group_size=2000"]
+RESUMED = (2, 3)
+BF16 = (0, 2)
+
+Weights = dict[str, torch.Tensor]
 
 
-def averages_by_hand(config_file: Path, overrides: list[str]) -> tuple[dict, dict]:
-    """The weights after a plain loop and their average, from the definition."""
+def averages_by_hand(config_file: Path, overrides: list[str], start: int = 0) -> tuple[Weights, Weights]:
+    """The weights after a plain loop, and their average from the step `start` on, by the definition."""
     config = load_config(config_file, overrides)
     index = DatasetIndex.open(config.data.directory, config.data.train, progress=False)
     stream = TokenStream(
@@ -39,51 +45,44 @@ def averages_by_hand(config_file: Path, overrides: list[str]) -> tuple[dict, dic
     )
     torch.manual_seed(0)
     wrapper = build_wrapper(config, 257)
+    weights = {name: weight.data for name, weight in wrapper.named_parameters()}
+    averages: Weights = {}
     optimizer = torch.optim.AdamW(parameter_groups(wrapper, 0.1), lr=3e-3, betas=(0.9, 0.95))
-    averages = {name: weight.detach().clone() for name, weight in wrapper.named_parameters()}
     for step, batch in zip(range(STEPS), stream):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * learning_rate_factor(config.schedule, step, STEPS)
+        if step == start:
+            averages = {name: weight.clone() for name, weight in weights.items()}
         optimizer.zero_grad()
         wrapper(batch, seed=0).total().backward()
         torch.nn.utils.clip_grad_norm_(wrapper.parameters(), 1.0)
         optimizer.step()
         stays = min(DECAY, (2 + step) / (11 + step))
-        for name, weight in wrapper.named_parameters():
-            averages[name] = stays * averages[name] + (1 - stays) * weight.detach()
-    return dict(wrapper.named_parameters()), averages
+        averages = {name: stays * average + (1 - stays) * weights[name] for name, average in averages.items()}
+    return weights, averages
 
 
 class Launch:
+    """All runs, in one start of two ranks; some end early, and are resumed by running them again with more steps."""
+
     def __init__(self, directory: Path, corpus: Path):
         self.directory = directory
-        self.config = jobs.write_config(directory / "small.yaml", corpus)
-        on = f"training.ema_decay={DECAY}"
-        self.cases = {name: [*settings, on] for name, settings in CASES.items()}
-        for stage in (0, 2):
-            self.cases[f"bf16-{stage}"] = [f"training.zero_stage={stage}", "training.precision=bf16", on]
-        self.cases["unbroken"] = [on, "training.zero_stage=2"]
-        runs = [(name, settings) for name, settings in self.cases.items()]
-        short = ["training.zero_stage=2", "checkpoint.every=3"]
-        # the schedule of the rate must know the whole length, so a run is stopped by leaving checkpoints of step 3
-        runs += [("resumed", [on, *short]), ("switched_on", short), ("never", short)]
+        # of a rate that does not depend on how many steps are to come
+        self.config = jobs.write_config(
+            directory / "small.yaml", corpus, model={"depth": 1}, schedule={"kind": "constant"}
+        )
+        runs = [(name, [*settings, ON]) for name, settings in STAGES.items()]
+        runs.append(("tied", [*TIED, ON]))
+        runs += [(f"bf16-{stage}", [f"training.zero_stage={stage}", "training.precision=bf16", ON]) for stage in BF16]
+        for stage in RESUMED:
+            settings = [f"training.zero_stage={stage}", ON]
+            runs += [(f"resumed-{stage}", [*settings, UNTIL_STOP]), (f"resumed-{stage}", settings)]
+        runs += [("switched-on", [UNTIL_STOP]), ("switched-on", [ON])]
+        runs += [("switched-off", [ON, UNTIL_STOP]), ("switched-off", [])]
         jobs.train_in_one_launch(
             directory,
             *((self.config, [*settings, f"training.run_directory={directory / name}"]) for name, settings in runs),
         )
-        for name in ("resumed", "switched_on"):
-            self.forget_after(name, 3)
-        resumed = [("resumed", [on, *short]), ("switched_on", [on, *short])]
-        jobs.train_in_one_launch(
-            directory,
-            *((self.config, [*settings, f"training.run_directory={directory / name}"]) for name, settings in resumed),
-        )
-
-    def forget_after(self, name: str, step: int) -> None:
-        checkpoints = self.directory / name / "checkpoints"
-        for path in checkpoints.glob("step-*"):
-            if int(path.name.removeprefix("step-")) > step:
-                path.rename(self.directory / f"{name}-{path.name}")
 
     def export(self, name: str) -> Path:
         output = self.directory / f"exported-{name}"
@@ -91,8 +90,13 @@ class Launch:
             consolidate(self.directory / name, output)
         return output
 
-    def weights(self, name: str, kind: str) -> dict[str, torch.Tensor]:
-        return dict(load_exported(self.export(name), weights=kind).wrapper.named_parameters())
+    def model(self, name: str) -> Weights:
+        loaded = load_exported(self.export(name), weights="model")
+        return {name: weight.data for name, weight in loaded.wrapper.named_parameters()}
+
+    def average(self, name: str) -> Weights:
+        loaded = load_exported(self.export(name), weights="ema")
+        return {name: weight.data for name, weight in loaded.wrapper.named_parameters()}
 
 
 @pytest.fixture(scope="module")
@@ -100,40 +104,93 @@ def launch(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Launch:
     return Launch(tmp_path_factory.mktemp("ema"), corpus)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_the_average_is_that_of_a_plain_loop(launch: Launch, name: str) -> None:
-    weights, averages = averages_by_hand(launch.config, launch.cases[name])
-    ours = launch.weights(name, "ema")
-    assert set(ours) == set(averages)
-    for weight_name, average in averages.items():
-        torch.testing.assert_close(ours[weight_name].data, average, rtol=1e-3, atol=1e-5)
-    raw = launch.weights(name, "model")
-    apart = max(float((raw[name] - ours[name]).detach().abs().max()) for name in ours)
-    assert apart > 2e-4
-    torch.testing.assert_close(raw["net.token_emb.weight"], weights["net.token_emb.weight"], rtol=1e-3, atol=1e-5)
+@pytest.fixture(scope="module")
+def by_hand(launch: Launch) -> tuple[Weights, Weights]:
+    return averages_by_hand(launch.config, [])
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+def check_close(found: Weights, expected: Weights, **tolerance: float) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, **tolerance)
+
+
+def distance(some: Weights, others: Weights) -> float:
+    return max(float((some[name] - others[name]).abs().max()) for name in some)
+
+
+def check_averages(launch: Launch, name: str, weights: Weights, averages: Weights) -> None:
+    assert distance(weights, averages) > 1e-3  # which are told apart
+    check_close(launch.average(name), averages, rtol=1e-3, atol=2e-5)
+    check_close(launch.model(name), weights, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_average_is_that_of_a_plain_loop(launch: Launch, name: str, by_hand: tuple[Weights, Weights]) -> None:
+    check_averages(launch, name, *by_hand)
+
+
+def test_with_tied_embeddings_and_several_sub_groups(launch: Launch) -> None:
+    shards = list((CheckpointStore(launch.directory / "tied" / "checkpoints").path(STEPS)).glob("*optim_states.pt"))
+    saved = torch.load(shards[0], weights_only=False)["optimizer_state_dict"]
+    assert len(saved["fp32_flat_groups"]) > 3
+    check_averages(launch, "tied", *averages_by_hand(launch.config, TIED))
+
+
+@pytest.mark.parametrize("stage", BF16)
 def test_of_bfloat16_weights_the_average_and_the_export_have_float32_precision(launch: Launch, stage: int) -> None:
-    for kind in ("model", "ema"):
-        weight = launch.weights(f"bf16-{stage}", kind)["net.attn_layers.blocks.0.attention.to_queries.weight"]
+    for weights in (launch.model(f"bf16-{stage}"), launch.average(f"bf16-{stage}")):
+        weight = weights["net.attn_layers.blocks.0.attention.to_queries.weight"]
         assert bool((weight != weight.bfloat16().float()).any())
 
 
-def test_a_resumed_run_has_the_average_of_the_unbroken_one(launch: Launch) -> None:
-    unbroken, resumed = launch.weights("unbroken", "ema"), launch.weights("resumed", "ema")
-    assert all(torch.equal(unbroken[name], resumed[name]) for name in unbroken)
+@pytest.mark.parametrize("stage", RESUMED)
+def test_a_resumed_run_has_the_average_of_the_unbroken_one(launch: Launch, stage: int) -> None:
+    assert CheckpointStore(launch.directory / f"resumed-{stage}" / "checkpoints").steps() == [STOP, STEPS]
+    unbroken, resumed = launch.average(f"zero-{stage}"), launch.average(f"resumed-{stage}")
+    check_close(resumed, unbroken, rtol=0, atol=0)
 
 
-def test_switched_on_later_it_starts_from_the_weights_of_then(launch: Launch) -> None:
-    later, raw = launch.weights("switched_on", "ema"), launch.weights("switched_on", "model")
-    unbroken = launch.weights("unbroken", "ema")
-    name = "net.token_emb.weight"
-    assert torch.equal(raw[name], launch.weights("unbroken", "model")[name])
-    assert (later[name] - raw[name]).abs().max() > 0
-    assert (later[name] - unbroken[name]).abs().max() > 0
+def test_switched_on_later_it_starts_from_the_weights_of_then(launch: Launch, by_hand: tuple[Weights, Weights]) -> None:
+    weights, averages = averages_by_hand(launch.config, [], start=STOP)
+    assert distance(averages, by_hand[1]) > 1e-4
+    check_averages(launch, "switched-on", weights, averages)
 
 
-def test_without_it_there_is_nothing_to_load(launch: Launch) -> None:
-    with pytest.raises(CheckpointError, match=r"no moving average.*training\.ema_decay"):
-        load_exported(launch.export("never"), weights="ema")
+def test_switched_off_it_is_gone(launch: Launch) -> None:
+    store = CheckpointStore(launch.directory / "switched-off" / "checkpoints")
+    assert read_weights(store.path(STOP), 2, "ema")
+    with pytest.raises(CheckpointError, match="has no moving average of the weights"):
+        read_weights(store.path(STEPS), 2, "ema")
+    with pytest.raises(CheckpointError, match=r"exported-switched-off has no moving average.*no training\.ema_decay"):
+        load_exported(launch.export("switched-off"), weights="ema")
+
+
+def test_evaluate_and_generate_use_what_was_asked_for(
+    launch: Launch, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluate, generate = (
+        runpy.run_path(str(jobs.REPOSITORY / "launcher" / f"{name}.py"))["main"] for name in ("evaluate", "generate")
+    )
+    exported, samples = str(launch.export("zero-2")), str(tmp_path / "samples")
+    results = {}
+    for weights in ("model", "ema"):
+        output = tmp_path / f"{weights}.json"
+        data = ["--data", str(corpus), "--limit", "8", "--output", str(output)]
+        assert evaluate(["--checkpoint", exported, *data, "--weights", weights]) == 0
+        results[weights] = json.loads(output.read_text())
+        assert results[weights]["weights"] == weights
+    assert results["model"]["nats_per_token"] != results["ema"]["nats_per_token"]
+
+    wanted = ["--checkpoint", exported, "--output", samples, "--num-samples", "1", "--steps", "2", "--device", "cpu"]
+    assert generate([*wanted, "--weights", "ema"]) == 0
+    assert json.loads(Path(samples, "generation.json").read_text())["weights"] == "ema"
+    assert generate(wanted) == 2
+    assert "holds results of another weights" in capsys.readouterr().err
+
+    without = ["--checkpoint", str(launch.export("switched-off")), "--weights", "ema"]
+    assert evaluate([*without, "--data", str(corpus), "--output", str(tmp_path / "none.json")]) == 2
+    assert generate([*without, "--output", str(tmp_path / "none"), "--num-samples", "1"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert [line.split(":")[0] for line in errors] == ["evaluate", "generate"]
+    assert all("had no training.ema_decay" in line for line in errors)

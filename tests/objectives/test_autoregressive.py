@@ -126,7 +126,8 @@ def test_z_loss_and_next_embedding_loss_by_hand():
         x = block(x, angles=None, is_causal=True)[0]
     embeddings = net.attn_layers.final_norm(x)
     ce = F.cross_entropy(net.to_logits(embeddings)[predicted], tokens[:, 1:][predicted])
-    embed = (net.to_next_embed_pred(embeddings) - net.token_emb(tokens[:, 1:])).abs().mean(dim=-1)[predicted].mean()
+    truth = net.token_emb(tokens[:, 1:]) + net.pos_emb(torch.arange(1, N))
+    embed = (net.to_next_embed_pred(embeddings) - truth).abs().mean(dim=-1)[predicted].mean()
     expected = ce + 0.01 * z_loss[predicted].mean() + 0.2 * embed
 
     loss = wrapper(tokens, lens=lengths)
