@@ -13,7 +13,9 @@ BIN := .venv/bin
 # another TORCH makes another stamp, so that it is installed over the one before
 INSTALLED := .venv/installed-$(shell echo '$(TORCH)' | md5sum | cut -c1-8)
 NAME := $(basename $(notdir $(CONFIG)))
-DATA := data/python_stdlib
+# configs of images have names that begin with digits, and no prompts
+IMAGES := $(filter digits%,$(NAME))
+DATA := $(if $(IMAGES),data/digits,data/python_stdlib)
 ifeq ($(shell command -v nvidia-smi),)
 # spares two warnings
 export DS_ACCELERATOR := cpu
@@ -30,20 +32,29 @@ demo: $(INSTALLED) $(DATA)/dataset.json
 	@rm -rf exported/$(NAME) samples/$(NAME)
 	@$(BIN)/python launcher/consolidate.py --run runs/$(NAME) --output exported/$(NAME)
 	@$(BIN)/python launcher/evaluate.py --checkpoint exported/$(NAME) --data $(DATA) --output runs/$(NAME)/evaluation.json
+ifdef IMAGES
+	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME) --num-samples 100 \
+	    --part-size 100 --sampler random
+else
 	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_scratch \
 	    --num-samples 3 --sampler random --steps 128 --temperature 0.7 --print
 	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_prompts \
 	    --prompts configs/$(NAME).prompts.jsonl --temperature 0.5 --print
+endif
 	@echo
 	@echo "TensorBoard logs  runs/$(NAME)/tensorboard   ($(BIN)/tensorboard --logdir runs)"
 	@echo "checkpoint        exported/$(NAME)"
 	@echo "samples           samples/$(NAME)"
 	@echo "next              $(BIN)/deepspeed --num_accelerators $(RANKS) launcher/train.py --config $(CONFIG) training.steps=4000 training.run_directory=runs/longer"
 
-$(DATA)/dataset.json: | $(INSTALLED)
+data/digits/dataset.json: | $(INSTALLED)
+	@echo "== prepare the handwritten digits of scikit-learn"
+	@$(BIN)/python launcher/prepare.py --digits --output data/digits --overwrite
+
+data/python_stdlib/dataset.json: | $(INSTALLED)
 	@echo "== prepare the Python standard library's source"
 	@$(BIN)/python launcher/prepare.py --input "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
-	    --include '*.py' --exclude site-packages --output $(DATA) --seq-len 128 --overwrite
+	    --include '*.py' --exclude site-packages --output data/python_stdlib --seq-len 128 --overwrite
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.batch_size,
             options.limit,
             options.index_directory,
+            class_field=model.config.data.class_field,
         )
         result = {
             **asdict(likelihood),

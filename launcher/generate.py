@@ -4,7 +4,8 @@ python launcher/generate.py --checkpoint exported/quickstart_nar --output sample
 python launcher/generate.py --checkpoint exported/quickstart_nar --output filled --prompts prompts.jsonl
 
 A line of prompts.jsonl is {"prompt": "def main("} or, for a non-autoregressive model, a text with gaps of so many
-tokens: {"text": "for i in <mask:8>:"}. Results are OUTPUT/part-NNNNN.jsonl.
+tokens: {"text": "for i in <mask:8>:"}, or for a model with classes {"class": 3}. Results are
+OUTPUT/part-NNNNN.jsonl and, where tokens are pixels, part-NNNNN.png.
 """
 
 import argparse
@@ -39,6 +40,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="non-autoregressive: reveal the surest tokens first, cooling down, or random ones (default: confidence)",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="non-autoregressive: network calls (default: the run's)")
+    parser.add_argument(
+        "--guidance", type=float, metavar="X", help="scale of classifier-free guidance, 1 for none (default: the run's)"
+    )
     parser.add_argument("--length", type=int, metavar="N", help="tokens of a sequence, prompt included")
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
@@ -57,7 +61,13 @@ def main(arguments: list[str] | None = None) -> int:
             options.output,
             requests,
             SamplingOptions(
-                options.temperature, options.sampler, options.steps, options.top_k, options.length, options.seed
+                options.temperature,
+                options.sampler,
+                options.steps,
+                options.top_k,
+                options.length,
+                options.seed,
+                options.guidance,
             ),
             worker=options.worker[0],
             workers=options.worker[1],
@@ -72,8 +82,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.print:
         for line in (line for part in parts for line in part.read_text(encoding="utf-8").splitlines()):
             sample = json.loads(line)
-            prompt, text = sample.get("prompt", ""), sample["generated"]
-            print(f"--- {sample['number']} ({sample['network_calls']} network calls)")
+            prompt, text = sample.get("prompt", ""), sample.get("generated", " ".join(map(str, sample["tokens"])))
+            asked = f"class {sample['class']}, " if "class" in sample else ""
+            print(f"--- {sample['number']} ({asked}{sample['network_calls']} network calls)")
             print(text if text.startswith(prompt) else prompt + text)
     print(f"{len(parts)} part(s) in {options.output}")
     return 0

@@ -87,4 +87,4 @@ def test_using_a_model_needs_no_training_library():
     rooms = "import nar_scale, nar_scale.checkpoint, nar_scale.decoding, nar_scale.evaluation, nar_scale.generation"
     loaded = loaded_by(rooms)
     assert "nar_scale" in loaded
-    assert not loaded & {"deepspeed", "webdataset", "tensorboard", "transformers"}
+    assert not loaded & {"deepspeed", "webdataset", "tensorboard", "transformers", "x_transformers", "sklearn", "PIL"}

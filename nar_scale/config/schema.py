@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+)
 from pydantic import model_validator as validator
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -65,6 +74,12 @@ class ModelConfig(Section):
     logits_chunk_size: PositiveInt = 2**26
     """Logits (tokens times vocabulary) that a loss computes at a time; smaller takes less memory."""
 
+    @field_validator("activation_checkpointing", mode="before")
+    @classmethod
+    def _was_a_switch(cls, value: object) -> object:
+        """Read what the first checkpoints have in their config.yaml."""
+        return {False: "none", True: "full"}[value] if isinstance(value, bool) else value
+
     @validator(mode="after")
     def _heads_fit(self) -> ModelConfig:
         if self.dim_head is None and self.dim % self.heads:
@@ -76,8 +91,23 @@ class ModelConfig(Section):
         return self
 
 
+_OF_MASKED = (
+    *("schedule", "loss", "masking", "steps", "no_replace_prob", "random_token_prob"),
+    *("num_classes", "prefix_length", "condition_drop_prob", "guidance_scale"),
+)
+_OBJECTIVE_KEYS = {
+    "non_autoregressive": (
+        *_OF_MASKED,
+        *("self_conditioning", "self_conditioning_train_prob", "self_token_critic", "critic_loss_weight"),
+    ),
+    "block_diffusion": ("block_size", *_OF_MASKED),
+    "autoregressive": ("mask_prob", "attention_z_loss"),
+}
+
+
 class ObjectiveConfig(Section):
-    """What is learned. Keys after `kind` belong to the kind named beside them."""
+    """What is learned. Keys belong to the kind named beside them; non-autoregressive ones to block diffusion too, but
+    for self-conditioning and the critic."""
 
     kind: Literal["non_autoregressive", "block_diffusion", "autoregressive"]
     block_size: PositiveInt = 16
@@ -115,8 +145,10 @@ class ObjectiveConfig(Section):
 
     @validator(mode="after")
     def _options_fit(self) -> ObjectiveConfig:
-        if self.kind == "block_diffusion" and (self.self_conditioning or self.self_token_critic):
-            raise ValueError("block_diffusion has no self_conditioning and no self_token_critic")
+        for name, field in type(self).model_fields.items():
+            if name not in ("kind", *_OBJECTIVE_KEYS[self.kind]) and getattr(self, name) != field.default:
+                owners = " and ".join(kind for kind, keys in _OBJECTIVE_KEYS.items() if name in keys)
+                raise ValueError(f"{name} means nothing to kind {self.kind}, only to {owners}; leave it out")
         conditional = self.num_classes is not None or self.prefix_length > 0
         if not conditional and (self.condition_drop_prob or self.guidance_scale != 1):
             raise ValueError("condition_drop_prob and guidance_scale need num_classes or prefix_length")
@@ -134,6 +166,8 @@ class DataConfig(Section):
     """Held-out shards; an empty string if there are none."""
     field: str = "tokens.npy"
     """The member of each sample that holds the token ids, a one-dimensional integer array."""
+    class_field: str | None = None
+    """The member that holds the class of each sample, an integer as text (WebDataset's `cls`) or a `.npy`."""
     tokenizer: str | None = None
     """`byte` or a tokenizer file; what `dataset.json` names if not given."""
     vocabulary_size: PositiveInt | None = None
@@ -209,6 +243,8 @@ class LoggingConfig(Section):
     """Steps between generated samples in TensorBoard; 0 for none."""
     samples: PositiveInt = 2
     """Sequences generated each time."""
+    image_shape: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None
+    """Height and width, where tokens are the grey levels of an image, row by row: samples are then drawn."""
 
 
 class Config(Section):
@@ -238,6 +274,24 @@ class Config(Section):
             )
         if objective.attention_z_loss and self.model.attention_kernel == "flex":
             raise ValueError("objective.attention_z_loss needs model.attention_kernel sdpa")
+        return self
+
+    @validator(mode="after")
+    def _classes_fit(self) -> Config:
+        if (self.objective.num_classes is None) != (self.data.class_field is None):
+            raise ValueError("objective.num_classes and data.class_field are needed together: give both or neither")
+        return self
+
+    @validator(mode="after")
+    def _image_fits(self) -> Config:
+        shape, length = self.logging.image_shape, self.model.max_seq_len
+        if shape is not None and self.objective.kind == "autoregressive":
+            raise ValueError("logging.image_shape needs a non-autoregressive model, whose samples have a fixed length")
+        if shape is not None and shape[0] * shape[1] != length:
+            raise ValueError(
+                f"logging.image_shape {shape[0]} x {shape[1]} has {shape[0] * shape[1]} pixels, but model.max_seq_len "
+                f"is {length}"
+            )
         return self
 
     @validator(mode="after")

@@ -1,6 +1,8 @@
 """Tokenizers, shards, their index, the sample order and the loader."""
 
 from nar_scale.data.batch import Batch
+from nar_scale.data.classes import ClassReader
+from nar_scale.data.digits import prepare_digits
 from nar_scale.data.index import DatasetIndex
 from nar_scale.data.info import DatasetInfo, SplitInfo
 from nar_scale.data.loader import TokenStream, sequential_batches
@@ -11,6 +13,7 @@ from nar_scale.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 __all__ = [
     "Batch",
     "ByteTokenizer",
+    "ClassReader",
     "DatasetIndex",
     "DatasetInfo",
     "SampleOrder",
@@ -19,5 +22,6 @@ __all__ = [
     "Tokenizer",
     "load_tokenizer",
     "prepare",
+    "prepare_digits",
     "sequential_batches",
 ]

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from nar_scale.data.batch import PAD_TOKEN, Batch
+from nar_scale.data.classes import ClassReader
 from nar_scale.data.index import DatasetIndex
 from nar_scale.errors import DataError
 
@@ -22,10 +23,12 @@ class BatchArrays(NamedTuple):
     sample_ids: np.ndarray
     epochs: np.ndarray
     positions: np.ndarray
+    classes: np.ndarray | None = None
 
     def to_batch(self) -> Batch:
         """Return the batch, sharing memory with the arrays."""
-        return Batch(*map(torch.from_numpy, self))
+        tensors = {name: torch.from_numpy(array) for name, array in self._asdict().items() if array is not None}
+        return Batch(**tensors)
 
 
 class BatchReader:
@@ -35,10 +38,19 @@ class BatchReader:
         index: the data set.
         sequence_length: n, the length to which samples are padded and which none may exceed.
         vocabulary_size: every token must be below it.
+        classes: of the same samples, if they are wanted.
+
+    Raises:
+        DataError: the classes are those of other shards.
     """
 
-    def __init__(self, index: DatasetIndex, sequence_length: int, vocabulary_size: int):
+    def __init__(
+        self, index: DatasetIndex, sequence_length: int, vocabulary_size: int, classes: ClassReader | None = None
+    ):
+        if classes is not None and classes.index.fingerprint != index.fingerprint:
+            raise DataError(f"shards of {index.shards[0].parent} have changed while they were opened; start again")
         self.index = index
+        self.classes = classes
         self.sequence_length = sequence_length
         self.vocabulary_size = vocabulary_size
 
@@ -61,7 +73,8 @@ class BatchReader:
                 raise DataError(f"{self.index.name(sample_id)}: {fault}")
             tokens[row, : len(sample)] = sample
             lengths[row] = len(sample)
-        return BatchArrays(tokens, lengths, sample_ids, epochs, positions)
+        classes = None if self.classes is None else self.classes.read(sample_ids)
+        return BatchArrays(tokens, lengths, sample_ids, epochs, positions, classes)
 
     def _fault(self, sample: np.ndarray) -> str | None:
         if sample.dtype.kind not in "iu":

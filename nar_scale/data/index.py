@@ -22,6 +22,7 @@ class DatasetIndex:
 
     Attributes:
         shards: the tar files, sorted.
+        field: the field that is read.
         counts: int64 [shards], samples in each.
         num_samples: samples in all.
         fingerprint: hex digest of the names, sizes, contents and counts of all shards; two data sets with the same
@@ -30,6 +31,7 @@ class DatasetIndex:
 
     def __init__(self, directory: Path, indexes: Sequence[ShardIndex]):
         self.shards = [index.shard for index in indexes]
+        self.field = indexes[0].field
         self.counts = np.array([index.count for index in indexes], dtype=np.int64)
         self.num_samples = int(self.counts.sum())
         self.fingerprint = _fingerprint(directory, indexes)
@@ -63,7 +65,7 @@ class DatasetIndex:
         directory = Path(directory)
         cache = None if cache_directory is None else Path(cache_directory)
         shards = _find_shards(directory, [pattern] if isinstance(pattern, str) else pattern)
-        tasks = [(shard, index_path(shard, cache), field) for shard in shards]
+        tasks = [(shard, index_path(shard, field, cache), field) for shard in shards]
         indexes = [load_shard_index(*task) for task in tasks]
         unread = [row for row, index in enumerate(indexes) if index is None or not is_unchanged(index)]
         for row, index in zip(unread, _read_shards([tasks[row] for row in unread], progress)):
@@ -83,6 +85,10 @@ class DatasetIndex:
             DataError: naming shard, key and reason, if one cannot be read.
         """
         return [self._reader.read(*self._place(sample_id)) for sample_id in sample_ids]
+
+    def read_bytes(self, sample_ids: np.ndarray) -> list[bytes]:
+        """Return the contents of some samples, whatever they are; arguments and errors as in `read`."""
+        return [self._reader.read_bytes(*self._place(sample_id)) for sample_id in sample_ids]
 
     def name(self, sample_id: int) -> str:
         """Return "shard PATH, sample KEY" for messages about a sample."""

@@ -10,6 +10,7 @@ from nar_scale.files import write_atomically
 
 INFO_FILE = "dataset.json"
 TOKENS_FIELD = "tokens.npy"
+CLASS_FIELD = "cls"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class SplitInfo:
         documents: number of documents.
         samples: number of samples; all but the last hold `seq_len` tokens.
         tokens: number of tokens, one end token per document included.
-        bytes: size of the source text; bits per byte = nats per token * tokens / bytes / ln 2.
+        bytes: size of the source text, 0 if there is none.
         shards: number of tar files.
     """
 
@@ -30,24 +31,30 @@ class SplitInfo:
     bytes: int
     shards: int
 
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Length of the text behind a token; None where there is no text."""
+        return self.bytes / self.tokens if self.bytes else None
+
 
 @dataclass(frozen=True)
 class DatasetInfo:
     """The contents of `dataset.json`.
 
     Attributes:
-        tokenizer: "byte" or "tokenizer.json"; read it with `load_tokenizer(info.tokenizer, directory)`.
+        tokenizer: "byte" or "tokenizer.json"; read it with `load_tokenizer(info.tokenizer, directory)`. None where
+            tokens are not of text.
         vocabulary_size: number of token ids, the end token included.
-        end_token: the id that ends a document.
+        end_token: the id that ends a document; None if there is none.
         seq_len: tokens in a sample.
         field: the WebDataset field that holds the tokens.
         splits: sizes of "train" and, unless none was asked for, "validation".
         skipped: files left out, counted by reason ("hidden", "binary", "empty").
     """
 
-    tokenizer: str
+    tokenizer: str | None
     vocabulary_size: int
-    end_token: int
+    end_token: int | None
     seq_len: int
     field: str
     splits: dict[str, SplitInfo]

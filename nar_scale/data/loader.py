@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nar_scale.data.batch import Batch
+from nar_scale.data.classes import ClassReader
 from nar_scale.data.collate import BatchArrays, BatchReader
 from nar_scale.data.index import DatasetIndex
 from nar_scale.data.order import SampleOrder
@@ -36,6 +37,7 @@ class TokenStream:
         workers: processes that read ahead; 0 reads in this one.
         start_sample: samples consumed before, a multiple of G; found at once, nothing is skipped by reading.
         pin_memory: put batches into page-locked memory.
+        classes: reads the classes of the samples; batches have none without it.
 
     Raises:
         ConfigError: G is not a multiple of world_size * micro_batch_size.
@@ -57,6 +59,7 @@ class TokenStream:
         workers: int = 1,
         start_sample: int = 0,
         pin_memory: bool = False,
+        classes: ClassReader | None = None,
     ):
         _check_batch_sizes(global_batch_size, micro_batch_size, world_size)
         if start_sample % global_batch_size or start_sample < 0:
@@ -67,7 +70,7 @@ class TokenStream:
         self._pin_memory = pin_memory
         order = SampleOrder(index.counts, seed, window_shards)
         self._loader: DataLoader[BatchArrays | DataError] = DataLoader(
-            _PositionDataset(BatchReader(index, sequence_length, vocabulary_size), order),
+            _PositionDataset(BatchReader(index, sequence_length, vocabulary_size, classes), order),
             batch_size=None,
             sampler=_MicroBatchPositions(global_batch_size, micro_batch_size, rank, world_size, start_sample),
             num_workers=workers,
@@ -100,6 +103,7 @@ def sequential_batches(
     rank: int,
     world_size: int,
     limit: int | None = None,
+    classes: ClassReader | None = None,
 ) -> Iterator[Batch]:
     """Return one unshuffled pass over the first `limit` samples, each on one rank, for evaluation.
 
@@ -113,12 +117,13 @@ def sequential_batches(
         rank: this process, in [0, world_size).
         world_size: number of processes that share the pass.
         limit: samples to take over all ranks; all if None.
+        classes: reads the classes of the samples; batches have none without it.
 
     Raises:
         DataError: while iterating, naming shard, key and reason, if a sample cannot be used.
     """
     samples = index.num_samples if limit is None else min(limit, index.num_samples)
-    reader = BatchReader(index, sequence_length, vocabulary_size)
+    reader = BatchReader(index, sequence_length, vocabulary_size, classes)
     end = samples * (rank + 1) // world_size
     for start in range(samples * rank // world_size, end, batch_size):
         sample_ids = np.arange(start, min(start + batch_size, end), dtype=np.int64)

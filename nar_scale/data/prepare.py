@@ -1,8 +1,6 @@
 """Turning text files into a data set of WebDataset shards."""
 
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,15 +9,12 @@ import numpy as np
 
 from nar_scale.data.corpus import find_corpus
 from nar_scale.data.documents import TokenSpool, spool_documents
-from nar_scale.data.info import INFO_FILE, TOKENS_FIELD, DatasetInfo, SplitInfo
+from nar_scale.data.info import TOKENS_FIELD, DatasetInfo, SplitInfo
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
+from nar_scale.data.publish import SHARD_NAME, SPLITS, publish, refuse_existing_shards, staging_directory
 from nar_scale.data.shard_writer import write_shard
-from nar_scale.data.tokenizer import TOKENIZER_FILE, Tokenizer, load_tokenizer
+from nar_scale.data.tokenizer import Tokenizer, load_tokenizer
 from nar_scale.errors import DataError, UserError
-
-SHARD_NAME = "shard-{:06d}.tar"
-SHARD_FILES = ("shard-*.tar", "shard-*.tar.index")
-SPLITS = ("train", "validation")
 
 
 def prepare(
@@ -67,32 +62,21 @@ def prepare(
     workers = available_cores() if workers is None else workers
     _check_arguments(seq_len, validation, samples_per_shard, workers)
     if not overwrite:
-        _refuse_existing_shards(output)
+        refuse_existing_shards(output)
     encoder = load_tokenizer(tokenizer)
     corpus = find_corpus(inputs, include, exclude, output)
     if not corpus.files:
         raise DataError(f"no file to read in {_names(inputs)}; check the paths and the include and exclude patterns")
 
-    staging = output / ".prepare"
-    output_is_new = not output.exists()
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
+    with staging_directory(output) as staging:
         dtype = np.min_scalar_type(encoder.vocabulary_size - 1)
         spool = TokenSpool(staging, dtype)
         skipped = spool_documents(corpus.files, spool, tokenizer, encoder.end_token, validation, workers, progress)
         _check_splits(spool, inputs, validation)
         splits = _write_splits(spool, staging, seq_len, samples_per_shard, workers, progress)
         info = _describe(encoder, seq_len, splits, {"hidden": corpus.hidden, **skipped})
-        _publish(staging, output, encoder, info)
+        publish(staging, output, info, encoder)
         return info
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if output_is_new and output.is_dir() and not any(output.iterdir()):
-            output.rmdir()
 
 
 def _check_arguments(seq_len: int, validation: float, samples_per_shard: int, workers: int) -> None:
@@ -104,19 +88,6 @@ def _check_arguments(seq_len: int, validation: float, samples_per_shard: int, wo
         raise UserError(f"samples_per_shard is {samples_per_shard}; give at least 1")
     if workers < 1:
         raise UserError(f"workers is {workers}; give at least 1")
-
-
-def _refuse_existing_shards(output: Path) -> None:
-    if (output / INFO_FILE).exists():
-        raise UserError(f"{output} already holds a data set; choose another output or pass --overwrite to replace it")
-    if any(_shard_files(output)):
-        raise UserError(
-            f"{output} holds shards but no {INFO_FILE}; choose another output or pass --overwrite to replace them"
-        )
-
-
-def _shard_files(output: Path) -> list[Path]:
-    return [file for split in SPLITS for pattern in SHARD_FILES for file in (output / split).glob(pattern)]
 
 
 def _check_splits(spool: TokenSpool, inputs: Sequence[Path], validation: float) -> None:
@@ -173,20 +144,6 @@ def _describe(encoder: Tokenizer, seq_len: int, splits: dict[str, SplitInfo], sk
         splits=splits,
         skipped=skipped,
     )
-
-
-def _publish(staging: Path, output: Path, encoder: Tokenizer, info: DatasetInfo) -> None:
-    # The old dataset.json goes first and the new one comes last: at no moment does it describe other shards.
-    (output / INFO_FILE).unlink(missing_ok=True)
-    for old_file in _shard_files(output):
-        old_file.unlink()
-    (output / TOKENIZER_FILE).unlink(missing_ok=True)
-    for split in info.splits:
-        (output / split).mkdir(exist_ok=True)
-        for shard in sorted((staging / split).iterdir()):
-            os.replace(shard, output / split / shard.name)
-    encoder.save(output)
-    info.save(output)
 
 
 def _names(paths: Sequence[Path]) -> str:

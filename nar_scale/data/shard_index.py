@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nar_scale.data.info import TOKENS_FIELD
 from nar_scale.data.shard_scan import ShardStamp, scan_shard, stamp_shard
 from nar_scale.errors import DataError
 from nar_scale.files import write_atomically
@@ -56,12 +57,16 @@ class ShardIndex:
         return table
 
 
-def index_path(shard: Path, cache_directory: Path | None) -> Path:
-    """Return where the index of a shard is kept: beside it, or in the cache under a name unique to its path."""
+def index_path(shard: Path, field: str, cache_directory: Path | None) -> Path:
+    """Return where the index of a shard is kept: beside it, or in the cache under a name unique to its path.
+
+    Fields other than the tokens have indices of their own.
+    """
+    name = shard.name if field == TOKENS_FIELD else f"{shard.name}.{field.replace('/', '_')}"
     if cache_directory is None:
-        return shard.with_name(shard.name + INDEX_SUFFIX)
+        return shard.with_name(name + INDEX_SUFFIX)
     unique = blake2b(str(shard.resolve()).encode(), digest_size=8).hexdigest()
-    return cache_directory / f"{unique}-{shard.name}{INDEX_SUFFIX}"
+    return cache_directory / f"{unique}-{name}{INDEX_SUFFIX}"
 
 
 def load_shard_index(shard: Path, path: Path, field: str) -> ShardIndex | None:

@@ -47,14 +47,26 @@ class ShardReader:
         try:
             return decode_npy(self._read_member(shard, row))
         except (OSError, ValueError) as error:
-            raise DataError(
-                f"{self.name(shard, row)} cannot be read: {error}; copy or write the shard again"
-            ) from error
+            raise self._unreadable(shard, row, error) from error
+
+    def read_bytes(self, shard: int, row: int) -> bytes:
+        """Return the content of sample `row` of shard number `shard` as it is.
+
+        Raises:
+            DataError: naming shard, key and reason, if it cannot be read.
+        """
+        try:
+            return self._read_member(shard, row)
+        except (OSError, ValueError) as error:
+            raise self._unreadable(shard, row, error) from error
 
     def name(self, shard: int, row: int) -> str:
         """Return "shard PATH, sample KEY" for messages."""
         key = self._opened(shard).table[row]["key"].decode("utf-8", errors="replace")
         return f"shard {self._indexes[shard].shard}, sample {key}"
+
+    def _unreadable(self, shard: int, row: int, error: Exception) -> DataError:
+        return DataError(f"{self.name(shard, row)} cannot be read: {error}; copy or write the shard again")
 
     def _read_member(self, shard: int, row: int) -> bytes:
         for wait in RETRY_WAITS:

@@ -1,4 +1,4 @@
-"""Writing one WebDataset shard of token samples, the same bytes every time."""
+"""Writing one WebDataset shard of samples, the same bytes every time."""
 
 import io
 import os
@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from nar_scale.data.info import TOKENS_FIELD
+from nar_scale.data.info import CLASS_FIELD, TOKENS_FIELD
 
 
-def write_shard(path: Path, tokens: np.ndarray, sequence_length: int, first_sample: int) -> None:
+def write_shard(
+    path: Path, tokens: np.ndarray, sequence_length: int, first_sample: int, classes: np.ndarray | None = None
+) -> None:
     """Write a tar with one `<key>.tokens.npy` per sample; the key is the number of the sample, "%09d".
 
     Args:
@@ -18,6 +20,7 @@ def write_shard(path: Path, tokens: np.ndarray, sequence_length: int, first_samp
         tokens: unsigned integers [n], cut into samples of `sequence_length`; the last may be shorter.
         sequence_length: tokens in a sample.
         first_sample: number of the shard's first sample in its split.
+        classes: integers [samples], written as text beside the tokens, in `<key>.cls`.
 
     Raises:
         OSError: the file cannot be written.
@@ -26,10 +29,13 @@ def write_shard(path: Path, tokens: np.ndarray, sequence_length: int, first_samp
 
     with open(path, "wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="nar_scale", group="nar_scale") as writer:
-            for number, start in enumerate(range(0, len(tokens), sequence_length), start=first_sample):
+            for row, start in enumerate(range(0, len(tokens), sequence_length)):
                 sample = tokens[start : start + sequence_length]
                 header = _npy_header(sample.dtype.str, len(sample))
-                writer.write({"__key__": f"{number:09d}", TOKENS_FIELD: header + sample.tobytes()})
+                members = {"__key__": f"{first_sample + row:09d}", TOKENS_FIELD: header + sample.tobytes()}
+                if classes is not None:
+                    members[CLASS_FIELD] = str(int(classes[row])).encode()
+                writer.write(members)
         file.flush()
         os.fsync(file.fileno())
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nar_scale.data import DatasetIndex, DatasetInfo, sequential_batches
+from nar_scale.data import ClassReader, DatasetIndex, DatasetInfo, sequential_batches
 from nar_scale.errors import DataError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
-from nar_scale.objectives import Wrapper
+from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
 
 
 def evaluate_dataset(
@@ -21,6 +21,7 @@ def evaluate_dataset(
     limit: int | None = None,
     index_directory: str | Path | None = None,
     progress: bool = True,
+    class_field: str | None = None,
 ) -> Likelihood:
     """Evaluate a model on a split of a data set that `launcher/prepare.py` wrote.
 
@@ -29,9 +30,10 @@ def evaluate_dataset(
         batch_size: sequences in a forward pass.
         limit: sequences, the first ones; all if not given.
         index_directory: where the shard index is kept when it cannot stand beside the shards.
+        class_field: the member of each sample that holds its class, for a model that is conditional on one.
 
     Raises:
-        DataError: no such data set or split, or one of another vocabulary or length.
+        DataError: no such data set or split, or one of another vocabulary, length or number of classes.
     """
     info = DatasetInfo.load(directory)
     if split not in info.splits:
@@ -43,6 +45,10 @@ def evaluate_dataset(
         )
     cache = Path(index_directory) if index_directory else None
     index = DatasetIndex.open(directory, f"{split}/*.tar", info.field, cache, progress=progress)
+    classes = None
+    if class_field is not None and isinstance(wrapper, NonAutoregressiveWrapper) and wrapper.num_classes is not None:
+        class_index = DatasetIndex.open(directory, f"{split}/*.tar", class_field, cache, progress=progress)
+        classes = ClassReader(class_index, wrapper.num_classes)
     batches = sequential_batches(
         index,
         sequence_length=wrapper.max_seq_len,
@@ -51,12 +57,12 @@ def evaluate_dataset(
         rank=0,
         world_size=1,
         limit=limit,
+        classes=classes,
     )
     total = -(-min(index.num_samples, limit or index.num_samples) // batch_size)
-    sizes = info.splits[split]
     return evaluate_likelihood(
         wrapper,
         tqdm(batches, total=total, desc="evaluating", unit="batch", disable=None if progress else True),
         wrapper.net.token_emb.weight.device,
-        bytes_per_token=sizes.bytes / sizes.tokens,
+        bytes_per_token=info.splits[split].bytes_per_token,
     )

@@ -1,6 +1,6 @@
 """Standalone generation from consolidated checkpoints; needs neither DeepSpeed nor webdataset."""
 
-from nar_scale.generation.requests import Request, read_requests, samples_from_scratch
+from nar_scale.generation.requests import Request, assign_classes, read_requests, samples_from_scratch
 from nar_scale.generation.sampling import Sample, SamplingOptions, generate_samples
 from nar_scale.generation.worker import generate
 
@@ -8,6 +8,7 @@ __all__ = [
     "Request",
     "Sample",
     "SamplingOptions",
+    "assign_classes",
     "generate",
     "generate_samples",
     "read_requests",

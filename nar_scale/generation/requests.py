@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nar_scale.data import Tokenizer
 from nar_scale.errors import UserError
@@ -21,15 +23,24 @@ class Request:
         number: place among all requests; makes its random numbers its own.
         prompt: text to continue, or None.
         text: text with gaps `<mask>` or `<mask:8>` to fill in (8 tokens), or None.
+        class_id: class of the sequence, or None.
     """
 
     number: int
     prompt: str | None = None
     text: str | None = None
+    class_id: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """What was asked for, as in a line of prompts."""
+        fields = {"number": self.number, "prompt": self.prompt, "text": self.text, "class": self.class_id}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 def read_requests(path: str | Path) -> list[Request]:
-    """Read prompts, one JSON object a line: `{"prompt": "..."}` or `{"text": "... <mask:8> ..."}`.
+    """Read prompts, one JSON object a line: `{"prompt": "..."}`, `{"text": "... <mask:8> ..."}` or `{"class": 3}`.
+
+    A class may also stand beside a prompt or a text.
 
     Raises:
         UserError: the file cannot be read, or a line is not such an object; the line is named.
@@ -41,12 +52,24 @@ def read_requests(path: str | Path) -> list[Request]:
     requests = [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
     if not requests:
         raise UserError(f"{path} holds no prompts")
-    return [Request(number, request.prompt, request.text) for number, request in enumerate(requests)]
+    return [replace(request, number=number) for number, request in enumerate(requests)]
 
 
 def samples_from_scratch(count: int) -> list[Request]:
     """Requests without any prompt."""
     return [Request(number) for number in range(count)]
+
+
+def assign_classes(requests: Sequence[Request], num_classes: int | None) -> list[Request]:
+    """Give requests from scratch each class in turn, and check the classes that others ask for.
+
+    Args:
+        num_classes: of the model; None if it is not conditional on a class.
+
+    Raises:
+        UserError: a class that the model does not have, or none where it needs one.
+    """
+    return [_assign_class(request, num_classes) for request in requests]
 
 
 def fill_gaps(text: str, tokenizer: Tokenizer, mask_id: int) -> list[int]:
@@ -60,14 +83,33 @@ def fill_gaps(text: str, tokenizer: Tokenizer, mask_id: int) -> list[int]:
     return tokens + tokenizer.encode(text[end:].encode()).tolist()
 
 
+def _assign_class(request: Request, num_classes: int | None) -> Request:
+    class_id = request.class_id
+    if num_classes is None:
+        if class_id is not None:
+            raise UserError(f"a prompt asks for class {class_id}, but the model is not conditional on a class")
+        return request
+    if class_id is None:
+        asked = request.prompt if request.text is None else request.text
+        if asked is not None:
+            raise UserError(f'the prompt {asked!r:.60} has no class; add "class": 0..{num_classes - 1} to its line')
+        return replace(request, class_id=request.number % num_classes)
+    if not 0 <= class_id < num_classes:
+        raise UserError(f"a prompt asks for class {class_id}, which is outside the model's 0..{num_classes - 1}")
+    return request
+
+
 def _parse(path: str | Path, line_number: int, line: str) -> Request:
     try:
         fields = json.loads(line)
     except ValueError:
         fields = None
-    if not isinstance(fields, dict) or len({"prompt", "text"} & set(fields)) != 1:
-        raise UserError(f'{path}, line {line_number}: expected {{"prompt": "..."}} or {{"text": "... <mask:8> ..."}}')
-    values = {name: fields[name] for name in ("prompt", "text") if name in fields}
-    if not all(isinstance(value, str) for value in values.values()):
-        raise UserError(f"{path}, line {line_number}: the {next(iter(values))!r} is not a string")
-    return Request(0, **values)
+    asked = {"prompt", "text", "class"} & set(fields) if isinstance(fields, dict) else set()
+    if not asked or {"prompt", "text"} <= asked:
+        forms = '{"prompt": "..."}, {"text": "... <mask:8> ..."} or {"class": 3}'
+        raise UserError(f"{path}, line {line_number}: expected {forms}")
+    for name in sorted(asked):
+        kind, article = (int, "an integer") if name == "class" else (str, "a string")
+        if type(fields[name]) is not kind:
+            raise UserError(f"{path}, line {line_number}: the {name!r} is not {article}")
+    return Request(0, fields.get("prompt"), fields.get("text"), fields.get("class"))

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
-from nar_scale.checkpoint import WeightKind, load_exported
+from nar_scale.checkpoint import LoadedModel, WeightKind, load_exported
 from nar_scale.errors import UserError
+from nar_scale.evaluation import encode_png, image_grid
 from nar_scale.files import write_atomically
-from nar_scale.generation.requests import Request
-from nar_scale.generation.sampling import SamplingOptions, generate_samples
+from nar_scale.generation.requests import Request, assign_classes
+from nar_scale.generation.sampling import Sample, SamplingOptions, generate_samples
+from nar_scale.objectives import NonAutoregressiveWrapper
 
 MANIFEST_FILE = "generation.json"
 
@@ -37,7 +40,8 @@ def generate(
     """Generate one worker's share of the requests.
 
     The requests are cut into parts of `part_size`; part p belongs to worker p modulo `workers` and becomes
-    `part-NNNNN.jsonl`, by rename. Parts that exist are skipped, so a worker can be killed and started again.
+    `part-NNNNN.jsonl`, by rename. Parts that exist are skipped, so a worker can be killed and started again. Where
+    tokens are pixels (`logging.image_shape`), each part is drawn first, as `part-NNNNN.png`.
 
     Args:
         worker: number of this worker, from 0.
@@ -50,8 +54,8 @@ def generate(
         the paths of this worker's parts.
 
     Raises:
-        UserError: bad arguments, or an output directory that holds results of another checkpoint, other
-            requests or other options.
+        UserError: bad arguments, classes that do not fit the model (see `assign_classes`), or an output directory
+            that holds results of another checkpoint, other requests or other options.
     """
     if not 0 <= worker < workers:
         raise UserError(f"worker {worker} of {workers} does not exist; workers count from 0")
@@ -61,6 +65,9 @@ def generate(
         raise UserError(f"device {device} was asked for, but torch finds no GPU; use cpu")
     output = Path(output)
     model = load_exported(checkpoint, device or ("cuda" if torch.cuda.is_available() else "cpu"), weights=weights)
+    wrapper = model.wrapper
+    num_classes = wrapper.num_classes if isinstance(wrapper, NonAutoregressiveWrapper) else None
+    requests = assign_classes(requests, num_classes)
     manifest = {
         "checkpoint": _digest((Path(checkpoint) / "manifest.json").read_bytes()),
         "weights": weights,
@@ -77,11 +84,22 @@ def generate(
         path = output / f"part-{part:05d}.jsonl"
         if not path.exists():
             share = requests[part * part_size : (part + 1) * part_size]
-            samples = generate_samples(model, share, options, batch_size)
+            samples = list(generate_samples(model, share, options, batch_size))
+            _draw(samples, model, path.with_suffix(".png"))
             lines = "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)
             write_atomically(path, lines.encode())
         paths.append(path)
     return paths
+
+
+def _draw(samples: Sequence[Sample], model: LoadedModel, path: Path) -> None:
+    """Draw those samples that are whole images, if the model makes images."""
+    shape = model.config.logging.image_shape
+    if shape is None:
+        return
+    whole = [sample.tokens for sample in samples if len(sample.tokens) == shape[0] * shape[1]]
+    if whole:
+        write_atomically(path, encode_png(image_grid(np.array(whole), shape, model.info.vocabulary_size)))
 
 
 def _claim_output(output: Path, manifest: dict[str, Any]) -> None:

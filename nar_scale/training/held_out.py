@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nar_scale.data import Batch, DatasetIndex, sequential_batches
+from nar_scale.data import Batch, ClassReader, DatasetIndex, sequential_batches
 from nar_scale.training.distributed import World
 
 
@@ -18,6 +18,7 @@ class HeldOut:
     Attributes:
         samples: how many of them, at most.
         bytes_per_token: length of the text behind a token, if known.
+        classes: reads the classes of the samples, if they have any.
     """
 
     index: DatasetIndex
@@ -27,6 +28,7 @@ class HeldOut:
     samples: int
     bytes_per_token: float | None
     world: World
+    classes: ClassReader | None = None
 
     def batches(self) -> Iterator[Batch]:
         """This rank's share, filled up with empty batches so that every rank has as many.
@@ -44,10 +46,11 @@ class HeldOut:
             rank=self.world.rank,
             world_size=self.world.size,
             limit=samples,
+            classes=self.classes,
         ):
             given += 1
             yield batch
         for _ in range(-(-most // self.batch_size) - given):
             nothing = torch.zeros(1, dtype=torch.int64)
             tokens = torch.zeros(1, self.sequence_length, dtype=torch.int64)
-            yield Batch(tokens, nothing, nothing, nothing, nothing)
+            yield Batch(tokens, nothing, nothing, nothing, nothing, None if self.classes is None else nothing)

@@ -9,8 +9,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from nar_scale.evaluation import encode_png
 from nar_scale.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
@@ -54,6 +56,12 @@ class Monitor:
             self._writer.add_text(f"samples/{number}", fenced, step)
         self._samples.mkdir(exist_ok=True)
         write_atomically(self._samples / f"step-{step:09d}.txt", "\n\n=====\n\n".join(texts).encode())
+
+    def image(self, step: int, image: np.ndarray) -> None:
+        """Record a picture of the samples of a step, uint8 [height, width], in TensorBoard and as a file."""
+        self._writer.add_image("samples", image, step, dataformats="HW")
+        self._samples.mkdir(exist_ok=True)
+        write_atomically(self._samples / f"step-{step:09d}.png", encode_png(image))
 
     def close(self) -> None:
         """Write out everything."""

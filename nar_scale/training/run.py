@@ -10,7 +10,7 @@ import torch
 
 from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState, find_damage
 from nar_scale.config import Config, ModelConfig, dump_config, load_config, resolve_deepspeed_config
-from nar_scale.data import DatasetIndex, DatasetInfo, TokenStream
+from nar_scale.data import ClassReader, DatasetIndex, DatasetInfo, TokenStream
 from nar_scale.errors import CheckpointError, ConfigError, DataError
 from nar_scale.files import write_atomically
 from nar_scale.objectives import build_wrapper
@@ -35,6 +35,7 @@ _FIXED = (
     "objective.self_conditioning",
     "objective.self_token_critic",
     "data.field",
+    "data.class_field",
     "data.shuffle_window",
     "training.seed",
     "training.global_batch_size",
@@ -62,7 +63,8 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
     check_writable(store)
     info = _dataset_info(config)
     vocabulary_size, tokenizer = _vocabulary(config, info)
-    index = _open_index(config, config.data.train, world)
+    index = _open_index(config, config.data.train, config.data.field, world)
+    classes = _open_classes(config, config.data.train, world)
 
     source, step = _find_checkpoint(store, resume, world)
     torch.manual_seed(config.training.seed)
@@ -108,6 +110,7 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
         workers=config.data.loader_workers,
         start_sample=state.samples,
         pin_memory=world.device.type == "cuda",
+        classes=classes,
     )
     held_out = _held_out(config, world, info, vocabulary_size)
     trainer = Trainer(config, engine, world, stream, state, store, held_out, monitor, stop)
@@ -141,13 +144,13 @@ def _vocabulary(config: Config, info: DatasetInfo | None) -> tuple[int, str | No
     return size, str((folder / str(name)).resolve())
 
 
-def _open_index(config: Config, pattern: str, world: World) -> DatasetIndex:
+def _open_index(config: Config, pattern: str, field: str, world: World) -> DatasetIndex:
     """Open the shards; the main process builds a missing index before the others look."""
     cache = config.data.index_directory
 
     def open_index() -> DatasetIndex:
         return DatasetIndex.open(
-            config.data.directory, pattern, config.data.field, Path(cache) if cache else None, progress=world.is_main
+            config.data.directory, pattern, field, Path(cache) if cache else None, progress=world.is_main
         )
 
     problem: Any = None
@@ -161,6 +164,13 @@ def _open_index(config: Config, pattern: str, world: World) -> DatasetIndex:
     if problem is not None:
         raise DataError(problem)
     return index or open_index()
+
+
+def _open_classes(config: Config, pattern: str, world: World) -> ClassReader | None:
+    field, num_classes = config.data.class_field, config.objective.num_classes
+    if field is None or num_classes is None:
+        return None
+    return ClassReader(_open_index(config, pattern, field, world), num_classes)
 
 
 def _find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[CheckpointStore, int | None]:
@@ -222,13 +232,14 @@ def _held_out(config: Config, world: World, info: DatasetInfo | None, vocabulary
         return None
     split = info.splits.get("validation") if info else None
     return HeldOut(
-        index=_open_index(config, config.data.validation, world),
+        index=_open_index(config, config.data.validation, config.data.field, world),
         sequence_length=config.model.max_seq_len,
         vocabulary_size=vocabulary_size,
         batch_size=config.training.micro_batch_size,
         samples=config.logging.evaluation_samples,
-        bytes_per_token=split.bytes / split.tokens if split else None,
+        bytes_per_token=split.bytes_per_token if split else None,
         world=world,
+        classes=_open_classes(config, config.data.validation, world),
     )
 
 

@@ -10,25 +10,39 @@ from torch import Tensor
 from nar_scale.checkpoint import TrainingState
 from nar_scale.config import Config
 from nar_scale.data import load_tokenizer
+from nar_scale.decoding import Sampler
 from nar_scale.masking import Noise
 from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
 from nar_scale.training.engine import gathered
 
 
-def generate_texts(wrapper: Wrapper, config: Config, state: TrainingState) -> list[str]:
-    """Generate `config.logging.samples` sequences from scratch, the same on every rank.
+def generate_tokens(wrapper: Wrapper, config: Config, state: TrainingState) -> Tensor:
+    """Generate `config.logging.samples` sequences from scratch, the same on every rank; int64 `[samples, n]`.
 
-    All ranks take part, since under ZeRO 3 each holds a part of the weights.
+    A model that is conditional on a class is asked for each in turn. All ranks take part, since under ZeRO 3 each
+    holds a part of the weights.
     """
     count = config.logging.samples
     device = wrapper.net.token_emb.weight.device
     noise = Noise.of_requests(state.seed, torch.arange(count, device=device))
     with gathered(wrapper):
         if isinstance(wrapper, NonAutoregressiveWrapper):
-            tokens = cast(Tensor, wrapper.generate(batch_size=count, noise=noise))
-        else:
-            start = torch.full((count, 1), state.end_token or 0, device=device)
-            tokens = wrapper.generate(start, wrapper.max_seq_len - 1, noise=noise, return_prompt=False)
+            classes = None
+            if wrapper.num_classes is not None:
+                classes = torch.arange(count, device=device) % wrapper.num_classes
+            scale = config.objective.guidance_scale
+            # the surest pixels first would draw nearly the same picture again and again
+            sampler: Sampler = "confidence" if config.logging.image_shape is None else "random"
+            return cast(
+                Tensor,
+                wrapper.generate(batch_size=count, noise=noise, classes=classes, guidance_scale=scale, sampler=sampler),
+            )
+        start = torch.full((count, 1), state.end_token or 0, device=device)
+        return wrapper.generate(start, wrapper.max_seq_len - 1, noise=noise, return_prompt=False)
+
+
+def to_texts(tokens: Tensor, state: TrainingState) -> list[str]:
+    """Sequences int64 `[samples, n]` as text, or as numbers where there is no tokenizer."""
     if state.tokenizer is None:
         return [" ".join(map(str, row)) for row in tokens.tolist()]
     tokenizer = load_tokenizer(state.tokenizer)

@@ -15,7 +15,7 @@ from nar_scale.checkpoint import CheckpointStore, TrainingState
 from nar_scale.config import Config
 from nar_scale.data import Batch
 from nar_scale.errors import UserError
-from nar_scale.evaluation import Likelihood, evaluate_likelihood
+from nar_scale.evaluation import Likelihood, evaluate_likelihood, image_grid
 from nar_scale.masking import hash_counters
 from nar_scale.training.distributed import World
 from nar_scale.training.engine import gradient_norm, set_learning_rate
@@ -23,7 +23,7 @@ from nar_scale.training.held_out import HeldOut
 from nar_scale.training.monitor import Monitor
 from nar_scale.training.optimizer import learning_rate_factor
 from nar_scale.training.performance import Stopwatch, flops_per_token, peak_flops, peak_memory
-from nar_scale.training.samples import generate_texts
+from nar_scale.training.samples import generate_tokens, to_texts
 from nar_scale.training.saving import save_checkpoint
 from nar_scale.training.stop import StopRequest
 from nar_scale.training.window import LossWindow
@@ -179,9 +179,14 @@ class Trainer:
 
     def sample(self) -> None:
         """Generate a few sequences for the reader's eye."""
-        texts = generate_texts(self.engine.module, self.config, self.state)
-        if self.monitor is not None:
-            self.monitor.texts(self.state.step, texts)
+        tokens = generate_tokens(self.engine.module, self.config, self.state)
+        shape = self.config.logging.image_shape
+        if self.monitor is None:
+            return
+        if shape is None:
+            self.monitor.texts(self.state.step, to_texts(tokens, self.state))
+        else:
+            self.monitor.image(self.state.step, image_grid(tokens.cpu().numpy(), shape, self.state.vocabulary_size))
 
     def save(self) -> None:
         """Write a checkpoint, unless the last step has spoilt the weights (fp16 skips such a step)."""

@@ -59,7 +59,7 @@ def test_a_config_is_immutable():
         ("model.rotary_interpolation_factor", 0.5, "model.rotary_interpolation_factor: .*greater than or equal to 1"),
         ("model.rotary_base_rescale_factor", 0.5, "model.rotary_base_rescale_factor: .*greater than or equal to 1"),
         ("model.attention_kernel", "flash", "model.attention_kernel: .*'sdpa' or 'flex', got 'flash'"),
-        ("model.activation_checkpointing", True, "model.activation_checkpointing: .*'none', 'full' or 'selective'"),
+        ("model.activation_checkpointing", "some", "model.activation_checkpointing: .*'none', 'full' or 'selective'"),
         ("model.logits_chunk_size", 0, "model.logits_chunk_size: .*greater than 0"),
         ("objective.masking", "binomial", "objective.masking: .*'exact' or 'bernoulli', got 'binomial'"),
         ("objective.schedule", "sigmoid", "objective.schedule: .*'linear', 'cosine' or 'uniform_count'"),
@@ -99,13 +99,26 @@ def test_wrong_keys_and_values_are_named(key, value, message):
         ),
         (
             {"objective.kind": "block_diffusion", "objective.block_size": 4, "objective.self_conditioning": True},
-            "block_diffusion has no self_conditioning and no self_token_critic",
+            "self_conditioning means nothing to kind block_diffusion, only to non_autoregressive; leave it out",
         ),
         (
             {"objective.kind": "block_diffusion", "objective.block_size": 4, "objective.self_token_critic": True},
-            "block_diffusion has no self_conditioning and no self_token_critic",
+            "self_token_critic means nothing to kind block_diffusion, only to non_autoregressive",
         ),
+        (
+            {"objective.kind": "autoregressive", "objective.schedule": "cosine"},
+            "schedule means nothing to kind autoregressive, only to non_autoregressive and block_diffusion; leave",
+        ),
+        ({"objective.mask_prob": 0.1}, "mask_prob means nothing to kind non_autoregressive, only to autoregressive"),
         ({"objective.num_classes": 2, "objective.condition_drop_prob": 1.0}, "condition_drop_prob: .*less than 1"),
+        ({"objective.num_classes": 2}, "objective.num_classes and data.class_field are needed together"),
+        ({"data.class_field": "cls"}, "objective.num_classes and data.class_field are needed together"),
+        ({"logging.image_shape": [3, 5]}, "logging.image_shape 3 x 5 has 15 pixels, but model.max_seq_len is 12"),
+        (
+            {"objective.kind": "autoregressive", "logging.image_shape": [3, 4]},
+            "logging.image_shape needs a non-autoregressive model",
+        ),
+        ({"logging.image_shape": [0, 4]}, r"logging.image_shape.0: .*greater than 0"),
     ],
 )
 def test_settings_that_contradict_each_other_are_named(changes, message):
@@ -116,7 +129,13 @@ def test_settings_that_contradict_each_other_are_named(changes, message):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"objective.num_classes": 2, "objective.condition_drop_prob": 0.1, "objective.guidance_scale": 3.0},
+        {
+            "objective.num_classes": 2,
+            "objective.condition_drop_prob": 0.1,
+            "objective.guidance_scale": 3.0,
+            "data.class_field": "cls",
+        },
+        {"logging.image_shape": (3, 4)},
         {"objective.prefix_length": 11, "objective.guidance_scale": 0.0},
         {"objective.kind": "block_diffusion", "objective.block_size": 4},
         {"model.attention_kernel": "flex", "model.window": 1},

@@ -301,12 +301,20 @@ def test_shard_removed_while_in_use(tmp_path):
 
 
 def test_index_replaced_while_in_use(tmp_path):
-    with webdataset.TarWriter(str(tmp_path / "shard-0.tar")) as writer:
-        writer.write({"__key__": "k", "ids.npy": np.array([1]), "tokens.npy": np.array([2])})
-    index = open_index(tmp_path)
-    open_index(tmp_path, field="ids.npy")
+    index = numbered_index(tmp_path, [3])
+    (tmp_path / "shard-000000.tar.index").unlink()
+    numbered_index(tmp_path, [4])
     with pytest.raises(DataError, match=r"index .* was removed or replaced while in use"):
         index.read(np.array([0]))
+
+
+def test_fields_have_indices_of_their_own(tmp_path):
+    with webdataset.TarWriter(str(tmp_path / "shard-0.tar")) as writer:
+        writer.write({"__key__": "k", "ids.npy": np.array([1]), "tokens.npy": np.array([2])})
+    for cache in (None, tmp_path / "cache"):
+        tokens = open_index(tmp_path, cache_directory=cache)
+        ids = open_index(tmp_path, field="ids.npy", cache_directory=cache)
+        assert (rows(tokens), rows(ids)) == ([[2]], [[1]])
 
 
 def test_a_passing_read_error_is_retried(tmp_path, monkeypatch):

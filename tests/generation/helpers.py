@@ -10,17 +10,21 @@ from nar_scale.objectives import build_wrapper
 KINDS = ("autoregressive", "non_autoregressive")
 
 
-def export(directory, kind):
+def export(directory, kind, vocabulary_size=257, tokenizer="byte", **sections):
+    """An untrained model of the kind, with sections of its configuration updated."""
     values = {
         "model": {"dim": 16, "depth": 1, "heads": 2, "max_seq_len": 24},
-        "objective": {"kind": kind, "steps": 4},
+        "objective": {"kind": kind, **({} if kind == "autoregressive" else {"steps": 4})},
         "data": {"directory": "nowhere"},
         "optimizer": {"learning_rate": 1e-3},
         "training": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1},
     }
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section}
     config = validate_config(values, "the test")
     torch.manual_seed(0)
-    wrapper = build_wrapper(config, 257)
-    info = ModelInfo(257, "byte", 1, 1, "fp32", describe_decoding(config, wrapper, 256))
+    wrapper = build_wrapper(config, vocabulary_size)
+    end_token = None if tokenizer is None else vocabulary_size - 1
+    info = ModelInfo(vocabulary_size, tokenizer, 1, 1, "fp32", describe_decoding(config, wrapper, end_token))
     write_exported(directory, wrapper, config, info, run_probe(wrapper))
     return directory

@@ -1,0 +1,65 @@
+"""The handwritten digits that scikit-learn ships, as a data set of images with classes."""
+
+from pathlib import Path
+
+import numpy as np
+
+from nar_scale.data.info import TOKENS_FIELD, DatasetInfo, SplitInfo
+from nar_scale.data.publish import SHARD_NAME, SPLITS, publish, refuse_existing_shards, staging_directory
+from nar_scale.data.shard_writer import write_shard
+from nar_scale.errors import UserError
+
+GREY_LEVELS = 17
+
+
+def prepare_digits(output: Path, overwrite: bool = False) -> DatasetInfo:
+    """Write the 1797 images of 8 x 8 pixels as shards: 64 tokens each, row by row, and the digit in `cls`.
+
+    A token is a grey level, 0 for paper to 16 for ink. Of the images in scikit-learn's order, those of even number
+    are for training and those of odd number for validation.
+
+    Args:
+        output: directory for `train/`, `validation/` and `dataset.json`.
+        overwrite: replace a data set that is already in `output`.
+
+    Returns:
+        The contents of `dataset.json`.
+
+    Raises:
+        UserError: scikit-learn is not installed, or `output` holds a data set already.
+        DataError: the output cannot be written.
+    """
+    images, digits = _load_digits()
+    output = Path(output)
+    if not overwrite:
+        refuse_existing_shards(output)
+    splits = {}
+    with staging_directory(output) as staging:
+        for first, split in enumerate(SPLITS):
+            tokens = images[first :: len(SPLITS)]
+            (staging / split).mkdir()
+            write_shard(
+                staging / split / SHARD_NAME.format(0), tokens.ravel(), tokens.shape[1], 0, digits[first :: len(SPLITS)]
+            )
+            splits[split] = SplitInfo(documents=len(tokens), samples=len(tokens), tokens=tokens.size, bytes=0, shards=1)
+        info = DatasetInfo(
+            tokenizer=None,
+            vocabulary_size=GREY_LEVELS,
+            end_token=None,
+            seq_len=images.shape[1],
+            field=TOKENS_FIELD,
+            splits=splits,
+            skipped={},
+        )
+        publish(staging, output, info, tokenizer=None)
+    return info
+
+
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Images, uint8 [count, 64], and digits, int [count]."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("the digits need scikit-learn: pip install 'nar_scale[digits]'") from None
+    data = load_digits()
+    return data.data.astype(np.uint8), data.target

@@ -1,0 +1,45 @@
+"""The digits as shards: all of them, once, in two halves."""
+
+import sys
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from nar_scale.data import ClassReader, DatasetIndex, DatasetInfo, prepare_digits
+from nar_scale.errors import UserError
+
+
+def test_the_halves_are_the_alternate_digits(tmp_path):
+    info = prepare_digits(tmp_path / "digits")
+    assert info == DatasetInfo.load(tmp_path / "digits")
+    assert (info.tokenizer, info.vocabulary_size, info.end_token, info.seq_len) == (None, 17, None, 64)
+    digits = load_digits()
+    for first, split in enumerate(("train", "validation")):
+        index = DatasetIndex.open(tmp_path / "digits", f"{split}/*.tar", progress=False)
+        classes = ClassReader(DatasetIndex.open(tmp_path / "digits", f"{split}/*.tar", "cls", progress=False), 10)
+        everything = np.arange(index.num_samples)
+        assert np.array_equal(index.read(everything), digits.data[first::2])
+        assert np.array_equal(classes.read(everything), digits.target[first::2])
+        assert (info.splits[split].samples, info.splits[split].tokens) == (len(everything), 64 * len(everything))
+        assert info.splits[split].bytes_per_token is None
+    assert index.read(np.array([0]))[0].dtype == np.uint8
+
+
+def test_digits_are_overwritten_on_demand_alone(tmp_path):
+    prepare_digits(tmp_path)
+    shard = tmp_path / "train" / "shard-000000.tar"
+    before = shard.read_bytes()
+    DatasetIndex.open(tmp_path, "train/*.tar", "cls", progress=False)
+    with pytest.raises(UserError, match="already holds a data set"):
+        prepare_digits(tmp_path)
+    prepare_digits(tmp_path, overwrite=True)
+    assert shard.read_bytes() == before
+    assert list(tmp_path.rglob("*.index")) == []
+
+
+def test_without_scikit_learn_it_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(UserError, match=r"^the digits need scikit-learn: pip install 'nar_scale\[digits\]'$"):
+        prepare_digits(tmp_path / "digits")
+    assert not (tmp_path / "digits").exists()
