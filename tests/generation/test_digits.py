@@ -24,11 +24,7 @@ class Journey:
         self.samples, self.evaluation = directory / "samples", directory / "evaluation.json"
         config = jobs.REPOSITORY / "configs" / "digits_nar.yaml"
         script("prepare", "--digits", "--output", str(data))
-        overrides = [
-            f"data.directory={data}",
-            f"training.run_directory={self.run}",
-            "training.steps=400",
-        ]
+        overrides = [f"data.directory={data}", f"training.run_directory={self.run}", "training.steps=400"]
         jobs.run(jobs.deepspeed_command(2, jobs.TRAIN, "--config", str(config), *overrides))
         script("consolidate", "--run", str(self.run), "--output", str(self.exported))
         checkpoint = ("--checkpoint", str(self.exported))
