@@ -3,8 +3,8 @@
 >>> from nar_scale import TransformerWrapper, Encoder, NonAutoregressiveWrapper
 """
 
-from nar_scale.checkpoint import from_x_transformers
 from nar_scale.checkpoint import load_exported as load
+from nar_scale.exchange import from_x_transformers, to_x_transformers
 from nar_scale.model import Decoder, Encoder, TransformerWrapper
 from nar_scale.objectives import AutoregressiveWrapper, BlockDiffusionWrapper, NonAutoregressiveWrapper
 
@@ -17,4 +17,5 @@ __all__ = [
     "TransformerWrapper",
     "from_x_transformers",
     "load",
+    "to_x_transformers",
 ]

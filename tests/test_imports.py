@@ -14,7 +14,7 @@ FLOORS = [
     {"decoding"},
     {"objectives"},
     {"evaluation", "checkpoint", "planning"},
-    {"training", "generation"},
+    {"training", "generation", "exchange"},
 ]
 FLOOR = {room: number for number, rooms in enumerate([BASEMENT, *FLOORS]) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

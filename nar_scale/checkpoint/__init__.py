@@ -9,15 +9,8 @@ from nar_scale.checkpoint.exported import (
     describe_decoding,
     load_exported,
 )
-from nar_scale.checkpoint.llama import export_llama
 from nar_scale.checkpoint.probe import check_probe, run_probe, save_probe
 from nar_scale.checkpoint.store import CheckpointStore, find_damage, list_files, record_files
-from nar_scale.checkpoint.x_transformers import (
-    XTransformersExport,
-    export_x_transformers,
-    from_x_transformers,
-    to_x_transformers,
-)
 from nar_scale.checkpoint.zero import WeightKind
 
 __all__ = [
@@ -28,18 +21,13 @@ __all__ = [
     "ModelInfo",
     "TrainingState",
     "WeightKind",
-    "XTransformersExport",
     "check_probe",
     "consolidate",
     "describe_decoding",
-    "export_llama",
-    "export_x_transformers",
     "find_damage",
-    "from_x_transformers",
     "list_files",
     "load_exported",
     "record_files",
     "run_probe",
     "save_probe",
-    "to_x_transformers",
 ]

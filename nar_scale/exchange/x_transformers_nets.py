@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from nar_scale.checkpoint.x_transformers_options import LayerOptions, WrapperOptions
 from nar_scale.errors import ConfigError
+from nar_scale.exchange.x_transformers_options import LayerOptions, WrapperOptions
 from nar_scale.model import Decoder, Encoder, TransformerWrapper
 
 THETA = 10_000.0

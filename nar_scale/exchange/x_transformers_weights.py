@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, arange
 
-from nar_scale.checkpoint.x_transformers_nets import THETA
-from nar_scale.checkpoint.x_transformers_options import LayerOptions
+from nar_scale.exchange.x_transformers_nets import THETA
+from nar_scale.exchange.x_transformers_options import LayerOptions
 from nar_scale.model import TransformerWrapper
 
 GATE_BIAS = "ff.0.proj.bias"

@@ -8,16 +8,11 @@ from model.helpers import small_net
 from safetensors.torch import load_file
 
 from launcher.export import main as launch
-from nar_scale.checkpoint import (
-    ModelInfo,
-    describe_decoding,
-    from_x_transformers,
-    run_probe,
-    to_x_transformers,
-)
+from nar_scale.checkpoint import ModelInfo, describe_decoding, run_probe
 from nar_scale.checkpoint.exported import write_exported
-from nar_scale.checkpoint.x_transformers_options import WrapperOptions
 from nar_scale.errors import CheckpointError, ConfigError
+from nar_scale.exchange import from_x_transformers, to_x_transformers
+from nar_scale.exchange.x_transformers_options import WrapperOptions
 from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import AutoregressiveWrapper, build_wrapper
 

@@ -22,10 +22,10 @@ from torch import Tensor
 from nar_scale.checkpoint.directory import written_whole
 from nar_scale.checkpoint.exported import LoadedModel
 from nar_scale.checkpoint.shards import SHARD_BYTES, save_weights
-from nar_scale.checkpoint.x_transformers_nets import build_net, describe_net
-from nar_scale.checkpoint.x_transformers_options import given, parse_options
-from nar_scale.checkpoint.x_transformers_weights import GATE_BIAS, Entry, list_entries
 from nar_scale.errors import CheckpointError
+from nar_scale.exchange.x_transformers_nets import build_net, describe_net
+from nar_scale.exchange.x_transformers_options import given, parse_options
+from nar_scale.exchange.x_transformers_weights import GATE_BIAS, Entry, list_entries
 from nar_scale.model import Decoder, Encoder, TransformerWrapper
 
 _TOKENS = "token_emb.emb.weight"

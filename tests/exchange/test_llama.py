@@ -7,10 +7,11 @@ from config.helpers import config_with
 from model.helpers import small_net
 
 from launcher.export import main as launch
-from nar_scale.checkpoint import LoadedModel, ModelInfo, describe_decoding, export_llama, load_exported, run_probe
+from nar_scale.checkpoint import LoadedModel, ModelInfo, describe_decoding, load_exported, run_probe
 from nar_scale.checkpoint.exported import write_exported
 from nar_scale.data import load_tokenizer
 from nar_scale.errors import CheckpointError, ConfigError
+from nar_scale.exchange import export_llama
 from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import AutoregressiveWrapper, NonAutoregressiveWrapper, build_wrapper
 
