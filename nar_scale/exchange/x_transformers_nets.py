@@ -184,6 +184,6 @@ def _export_refusals(net: TransformerWrapper, ignore_norm_eps: bool) -> list[tup
         (
             bool(differences) and not ignore_norm_eps,
             f"norm_eps {', '.join(differences[:1])}, with which results differ slightly; allow that with "
-            "ignore_norm_eps",
+            "ignore_norm_eps=True (--ignore-norm-eps)",
         ),
     ]
