@@ -7,14 +7,19 @@ from nar_scale.checkpoint.exported import write_exported
 from nar_scale.config import validate_config
 from nar_scale.objectives import build_wrapper
 
-KINDS = ("autoregressive", "non_autoregressive")
+KINDS = ("autoregressive", "non_autoregressive", "block_diffusion")
+_OBJECTIVES = {
+    "autoregressive": {},
+    "non_autoregressive": {"steps": 4},
+    "block_diffusion": {"steps": 6, "block_size": 8},
+}
 
 
 def export(directory, kind, vocabulary_size=257, tokenizer="byte", **sections):
     """An untrained model of the kind, with sections of its configuration updated."""
     values = {
         "model": {"dim": 16, "depth": 1, "heads": 2, "max_seq_len": 24},
-        "objective": {"kind": kind, **({} if kind == "autoregressive" else {"steps": 4})},
+        "objective": {"kind": kind, **_OBJECTIVES[kind]},
         "data": {"directory": "nowhere"},
         "optimizer": {"learning_rate": 1e-3},
         "training": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1},
