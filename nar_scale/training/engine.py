@@ -46,12 +46,14 @@ def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
     with _without_compilation():
         import deepspeed.runtime.zero.muon.original_muon
     wrapper.to(world.device)
-    engine, *_ = deepspeed.initialize(
-        model=wrapper,
-        optimizer=build_optimizer(wrapper, config.optimizer, config.training.ema_decay),
-        config=resolve_deepspeed_config(config, world.size),
-        dist_init_required=False,
-    )
+    optimizer = build_optimizer(wrapper, config.optimizer, config.training.ema_decay)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0  # until `set_learning_rate`, see below
+    resolved = resolve_deepspeed_config(config, world.size)
+    engine, *_ = deepspeed.initialize(model=wrapper, optimizer=optimizer, config=resolved, dist_init_required=False)
+    if resolved["zero_optimization"]["stage"] == 0:
+        # in bf16 and fp16 DeepSpeed has taken a step without gradients, which Adam must not count as its first
+        optimizer.state.clear()
     return engine
 
 
