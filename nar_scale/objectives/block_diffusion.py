@@ -40,6 +40,8 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
             raise ConfigError(f"max_seq_len {net.max_seq_len} is not a multiple of block_size {block_size}")
         if options.get("self_cond") or options.get("self_token_critic") or options.get("token_critic") is not None:
             raise ConfigError("block diffusion has no self-conditioning and no token critic")
+        if net.attn_layers.window:
+            raise ConfigError("block diffusion has no sliding window: a masked token's past stands in the other copy")
         super().__init__(net, mask_id=mask_id, **options)
         self.block_size = block_size
         self.parts = net.max_seq_len // block_size
@@ -50,8 +52,8 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         if self.parts == 1:
             return super()._embed(visible, tokens, noise, classes, net_kwargs)
         n = tokens.shape[1]
-        if "mask" in net_kwargs:
-            net_kwargs = {**net_kwargs, "mask": net_kwargs["mask"].repeat(1, 2)}
+        by_token = ("mask", "documents")
+        net_kwargs = {name: each.repeat(1, 2) if name in by_token else each for name, each in net_kwargs.items()}
         both = torch.cat((visible, tokens), dim=1)
         positions = torch.arange(2 * n, device=tokens.device) % n
         rule = masked_then_true(n, self.block_size)

@@ -161,7 +161,22 @@ def test_masks_do_not_depend_on_the_batch():
     assert torch.equal(wrapper.counts(batch, seed=1), whole.counts)
 
 
+def test_documents_are_apart_in_both_copies():
+    wrapper = blocks_of(4).eval()
+    tokens, documents = random_tokens(1, N), (torch.arange(N) >= 6).long()[None]
+    visible = torch.full_like(tokens, MASK_ID)
+    changed = torch.where(documents == 0, (tokens + 1) % 10, tokens)
+    before, after = (
+        wrapper._embed(visible, true, Noise.draw(1, tokens.device), None, {"documents": documents})
+        for true in (tokens, changed)
+    )
+    moved = ((before - after).abs().amax(dim=(0, 2)) > 1e-6).nonzero().flatten().tolist()
+    assert moved == [4, 5]
+
+
 def test_contradictions_are_refused():
+    with pytest.raises(ConfigError, match="no sliding window"):
+        blocks_of(4, net={"window": 3})
     with pytest.raises(ConfigError, match="12 is not a multiple of block_size 5"):
         blocks_of(5)
     with pytest.raises(ConfigError, match="no self-conditioning"):
