@@ -52,8 +52,8 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         if self.parts == 1:
             return super()._embed(visible, tokens, noise, classes, net_kwargs)
         n = tokens.shape[1]
-        by_token = ("mask", "documents")
-        net_kwargs = {name: each.repeat(1, 2) if name in by_token else each for name, each in net_kwargs.items()}
+        by_token = {name: net_kwargs[name] for name in ("mask", "documents") if net_kwargs.get(name) is not None}
+        net_kwargs = {**net_kwargs, **{str(name): each.repeat(1, 2) for name, each in by_token.items()}}
         both = torch.cat((visible, tokens), dim=1)
         positions = torch.arange(2 * n, device=tokens.device) % n
         rule = masked_then_true(n, self.block_size)
