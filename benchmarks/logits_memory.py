@@ -8,6 +8,7 @@ Each way runs in a process of its own; memory is what it holds at most beyond em
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
@@ -68,7 +69,9 @@ def main() -> None:
     print(f"{options.tokens} tokens, vocabulary {options.vocabulary}, dim {options.dim}, float32, 1 thread\n")
     for way in WAYS:
         subprocess.run(
-            [sys.executable, __file__, *sys.argv[1:], "--way", way], check=True, env={"OMP_NUM_THREADS": "1"}
+            [sys.executable, __file__, *sys.argv[1:], "--way", way],
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
 

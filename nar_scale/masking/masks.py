@@ -118,7 +118,8 @@ def mask_tokens(
     """Hide a part of each sequence's n maskable tokens, t stratified over the batch.
 
     `exact` masks `ceil(m(t) n)` of them. `bernoulli` masks each with probability m(t), given that at least one is:
-    an empty mask teaches nothing, and its probability goes into the weight, which so stays below n.
+    an empty mask teaches nothing, and its probability goes into the weight, which so stays below n
+    times the steepest -m'(t).
 
     With BERT's corruption (arXiv:1810.04805) some masked tokens are left as they are and some replaced by
     random ones, each in half of the sequences; they are still predicted.

@@ -148,6 +148,10 @@ class AttentionLayers(nn.Module):
             raise ConfigError(
                 f"activation_checkpointing must be none, full or selective, not {activation_checkpointing!r}"
             )
+        if norm not in get_args(NormName):
+            raise ConfigError(f"norm must be rmsnorm or layernorm, not {norm!r}")
+        if feedforward not in get_args(FeedForwardName):
+            raise ConfigError(f"feedforward must be swiglu, geglu or gelu, not {feedforward!r}")
         if attention_kernel not in get_args(AttentionKernel):
             raise ConfigError(f"attention_kernel must be sdpa or flex, not {attention_kernel!r}")
         if attention_kernel == "flex" and dropout:

@@ -240,9 +240,19 @@ class AutoregressiveWrapper(nn.Module):
         inputs = tokens[:, :-1].masked_fill(tokens[:, :-1] == self.ignore_index, self.pad_value)
         predicted = targets != self.ignore_index
         prefix = prepend_embeds.shape[1] if prepend_embeds is not None else 0
+        if (
+            self.net.add_continuous_pred_head
+            and self.net.pos_emb is not None
+            and prefix + tokens.shape[1] > self.max_seq_len
+        ):
+            raise ValueError(
+                f"{prefix + tokens.shape[1]} tokens exceed max_seq_len {self.max_seq_len}: the continuous head needs a "
+                "learned position for the last target too"
+            )
         if self.mask_prob > 0 and self.training:
-            visible = self._visible(inputs, noise.derive(_HIDE))
-            net_kwargs = {**net_kwargs, "mask": F.pad(visible, (prefix, 0), value=True)}
+            visible = F.pad(self._visible(inputs, noise.derive(_HIDE)), (prefix, 0), value=True)
+            asked = net_kwargs.get("mask")
+            net_kwargs = {**net_kwargs, "mask": visible if asked is None else visible & asked}
         output = self.net(
             inputs, prepend_embeds=prepend_embeds, return_output=True, with_z_loss=self.add_attn_z_loss, **net_kwargs
         )

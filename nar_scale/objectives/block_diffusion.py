@@ -63,6 +63,8 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         """Demask block after block; `steps` network calls are shared out to the blocks, one at least to each."""
         noise: Noise = options.pop("noise")
         steps = max(1, options.pop("steps") // self.parts)
+        if steps == 1:
+            options["sampler"] = "random"  # nothing to cool down over: the temperature stays
         cache = KeyValueCache(tokens.shape[1])
         calls = torch.zeros_like(tokens[:, 0])
         finished: list[Tensor] = []

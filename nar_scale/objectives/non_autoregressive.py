@@ -300,7 +300,8 @@ class NonAutoregressiveWrapper(Denoiser):
             present = length_mask(lengths, tokens.shape[1])
             prepended = net_kwargs.get("prepend_embeds")
             prefix = 0 if prepended is None else prepended.shape[1]
-            net_kwargs["mask"] = F.pad(present, (prefix, 0), value=True)
+            seen, asked = F.pad(present, (prefix, 0), value=True), net_kwargs.get("mask")
+            net_kwargs["mask"] = seen if asked is None else seen & asked
         maskable = self._maskable(present, frozen)
         masked = mask_tokens(
             self._by_part(tokens),

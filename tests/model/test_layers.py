@@ -154,3 +154,11 @@ def test_initial_values_have_the_documented_spread(depth):
 def test_options_that_cannot_be_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         layers(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"norm": "rms"}, "norm must be"), ({"feedforward": "silu"}, "not 'silu'")]
+)
+def test_misspelt_kinds_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        Encoder(dim=8, depth=1, heads=2, **options)

@@ -176,3 +176,21 @@ def test_it_learns():
 def test_what_cannot_work_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_a_mask_of_the_caller_holds_beside_hidden_tokens():
+    wrapper = small_ar(mask_prob=0.3).train()
+    tokens = random_tokens(3, N)
+    mask = torch.ones(3, N - 1, dtype=torch.bool)
+    mask[:, 1:4] = False
+    losses = []
+    for asked in ({}, {"mask": mask}):
+        torch.manual_seed(0)
+        losses.append(wrapper(tokens, **asked))
+    assert losses[0] != losses[1]
+
+
+def test_a_continuous_head_with_learned_positions_needs_one_for_the_last_target():
+    wrapper = small_ar(net={"add_continuous_pred_head": True, "rotary": False})
+    with pytest.raises(ValueError, match="13 tokens exceed max_seq_len 12"):
+        wrapper(random_tokens(2, 13))

@@ -161,6 +161,12 @@ def test_masks_do_not_depend_on_the_batch():
     assert torch.equal(wrapper.counts(batch, seed=1), whole.counts)
 
 
+def test_one_call_a_block_still_samples():
+    wrapper = blocks_of(2, steps=6).eval()
+    drawn = wrapper.generate(8, start_temperature=1.0, filter_thres=0.0)
+    assert len(drawn.unique(dim=0)) > 1
+
+
 def test_documents_are_apart_in_both_copies():
     wrapper = blocks_of(4).eval()
     tokens, documents = random_tokens(1, N), (torch.arange(N) >= 6).long()[None]
