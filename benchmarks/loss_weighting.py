@@ -4,8 +4,8 @@
 
 Both wrappers train nets of the same width and depth (56 k parameters here, 76 k there: gated units differ) on the same
 sequences with the same optimizer. x-transformers 2.31.10 reads MDLM's weight with the masked fraction, which turns its
-sign: the loss is minimised by predicting badly. Its unweighted loss (`use_simple_mdlm_loss_weight=False`) is shown beside
-it. All nets are judged by the same yardstick, the negative-log-likelihood bound of held-out sequences.
+sign: the loss is minimised by predicting badly. Its unweighted loss (`use_simple_mdlm_loss_weight=False`) is shown
+beside it. All nets are judged by the same yardstick, the negative-log-likelihood bound of held-out sequences.
 """
 
 from __future__ import annotations
