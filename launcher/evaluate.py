@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.limit,
             options.index_directory,
             class_field=model.config.data.class_field,
+            document_field=model.config.data.document_field,
         )
         result = {
             **asdict(likelihood),

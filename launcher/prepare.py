@@ -1,22 +1,44 @@
-"""Turn text files, or scikit-learn's handwritten digits, into shards ready for training."""
+"""Turn a corpus, or scikit-learn's handwritten digits, into shards ready for training; look into them and check them."""
 
 import argparse
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from nar_scale.data import DatasetInfo, prepare, prepare_digits
+from nar_scale.data import (
+    DatasetInfo,
+    inspect,
+    merge_units,
+    plan_dataset,
+    prepare,
+    prepare_digits,
+    prepare_units,
+    train_tokenizer,
+    verify,
+)
 from nar_scale.errors import UserError
 
 EXAMPLE = """\
-example:
+inputs: files and folders of .txt and other text (one document each), .jsonl, .parquet, WebDataset .tar, token arrays
+and images in .npy or .npz; text also compressed as .gz or .zst.
+
+examples:
   python launcher/prepare.py --input docs notes.txt --output data/docs --seq-len 256 --include "*.txt"
 
+  python launcher/prepare.py --input web.jsonl.zst --output data/web --seq-len 1024 \\
+      --tokenizer web.tokenizer.json --train-tokenizer 32000
+
+  python launcher/prepare.py --input images.npz --output data/images --seq-len 784 --vocabulary-size 256 \\
+      --one-document-per-sample
+
+  python launcher/prepare.py --inspect data/docs
+  python launcher/prepare.py --verify data/docs
   python launcher/prepare.py --digits --output data/digits
 
-The first writes data/docs/train/shard-000000.tar ..., data/docs/validation/shard-000000.tar ... and
-data/docs/dataset.json.
+A run that was killed goes on where it was when the same command is run again. On many machines that share a file
+system, run the same command with --part 1/N to --part N/N, then with --merge; the result does not depend on N.
 """
 
 
@@ -27,9 +49,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, nargs="+", metavar="PATH", help="files and folders")
     source.add_argument("--digits", action="store_true", help="the images that scikit-learn ships, 64 tokens each")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to write the data set")
+    source.add_argument("--inspect", type=Path, metavar="DIR", help="tell what is in a folder of shards")
+    source.add_argument("--verify", type=Path, metavar="DIR", help="read a whole data set again and check it")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write the data set")
     parser.add_argument("--seq-len", type=int, metavar="N", help="tokens in a sample; needed with --input")
-    parser.add_argument("--tokenizer", default="byte", metavar="byte|FILE", help="byte (default) or a tokenizer.json")
+    parser.add_argument("--tokenizer", metavar="byte|FILE", help="byte (default) or a tokenizer.json")
+    parser.add_argument(
+        "--train-tokenizer", type=int, metavar="VOCAB", help="learn this many tokens from the input into the FILE first"
+    )
+    parser.add_argument("--vocabulary-size", type=int, metavar="N", help="for input that is tokens of no tokenizer")
+    parser.add_argument("--text-field", default="text", metavar="NAME", help="key, column or field of the text")
+    parser.add_argument(
+        "--one-document-per-sample", action="store_true", help="do not join documents: pad them, cut longer ones"
+    )
+    parser.add_argument("--document-ids", action="store_true", help="also write which document each token belongs to")
     parser.add_argument(
         "--validation", type=float, default=0.01, metavar="FRACTION", help="documents to hold out (default 0.01)"
     )
@@ -37,30 +70,91 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--exclude", nargs="+", default=[], metavar="NAME", help="names or globs of files and folders to leave out"
     )
-    parser.add_argument("--samples-per-shard", type=int, default=8192, metavar="N", help="default 8192")
+    parser.add_argument("--samples-per-shard", type=int, default=8192, metavar="N", help="at most (default 8192)")
+    parser.add_argument("--unit-bytes", type=int, metavar="N", help="input packed together (default: about 4 shards)")
+    parser.add_argument("--part", type=part, metavar="I/N", help="do only the I-th of N parts; others do the rest")
+    parser.add_argument("--merge", action="store_true", help="check that all parts are done and publish the data set")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument("--index-directory", metavar="DIR", help="for the shard index, if a folder is read-only")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that is already there")
     arguments = parser.parse_args(argv)
-    if arguments.input and arguments.seq_len is None:
+    if arguments.input and arguments.seq_len is None and not (arguments.train_tokenizer and arguments.output is None):
         parser.error("--input needs --seq-len")
+    if (arguments.digits or (arguments.input and not arguments.train_tokenizer)) and arguments.output is None:
+        parser.error("--output is needed")
+    if arguments.part and arguments.merge:
+        parser.error("--merge comes after all parts, in a command of its own")
+    if arguments.train_tokenizer and arguments.tokenizer in (None, "byte"):
+        parser.error("--train-tokenizer needs --tokenizer FILE, the file to write")
     return arguments
 
 
-def write(arguments: argparse.Namespace) -> DatasetInfo:
-    if arguments.digits:
-        return prepare_digits(arguments.output, overwrite=arguments.overwrite)
-    return prepare(
+def part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    return int(number), int(parts)
+
+
+def learn_tokenizer(arguments: argparse.Namespace) -> None:
+    path = Path(arguments.tokenizer)
+    if path.exists():
+        print(f"{path} is there already and is used as it is")
+        return
+    if arguments.part or arguments.merge:
+        raise UserError(
+            f"{path} is not there; learn it before the parts, with --train-tokenizer but without --output, so that all "
+            "parts have the same one"
+        )
+    train_tokenizer(
         arguments.input,
-        arguments.output,
-        seq_len=arguments.seq_len,
-        tokenizer=arguments.tokenizer,
-        validation=arguments.validation,
+        arguments.train_tokenizer,
+        path,
+        text_field=arguments.text_field,
         include=arguments.include,
         exclude=arguments.exclude,
-        samples_per_shard=arguments.samples_per_shard,
-        workers=arguments.workers,
-        overwrite=arguments.overwrite,
     )
+    print(f"wrote {path}")
+
+
+def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "seq_len": arguments.seq_len,
+        "tokenizer": arguments.tokenizer or (None if arguments.vocabulary_size else "byte"),
+        "vocabulary_size": arguments.vocabulary_size,
+        "text_field": arguments.text_field,
+        "packed": not arguments.one_document_per_sample,
+        "document_ids": arguments.document_ids,
+        "validation": arguments.validation,
+        "include": arguments.include,
+        "exclude": arguments.exclude,
+        "samples_per_shard": arguments.samples_per_shard,
+        "unit_bytes": arguments.unit_bytes,
+        "workers": arguments.workers,
+    }
+
+
+def run(arguments: argparse.Namespace) -> str:
+    start = time.perf_counter()
+    if arguments.inspect:
+        return inspect(arguments.inspect, index_directory=arguments.index_directory)
+    if arguments.verify:
+        return str(verify(arguments.verify, index_directory=arguments.index_directory, workers=arguments.workers))
+    if arguments.digits:
+        info = prepare_digits(arguments.output, overwrite=arguments.overwrite)
+        return summary(info, arguments.output, time.perf_counter() - start)
+    if arguments.train_tokenizer:
+        learn_tokenizer(arguments)
+        if arguments.output is None:
+            return "give --output and --seq-len as well to prepare a data set with it"
+    if arguments.part or arguments.merge:
+        plan = plan_dataset(arguments.input, arguments.output, **settings(arguments))
+        if arguments.part:
+            units = prepare_units(plan, arguments.output, arguments.part, arguments.workers)
+            number, parts = arguments.part
+            return f"part {number}/{parts}: {units:,} of {len(plan.units):,} units done in {arguments.output}"
+        info = merge_units(plan, arguments.output, overwrite=arguments.overwrite)
+    else:
+        info = prepare(arguments.input, arguments.output, overwrite=arguments.overwrite, **settings(arguments))
+    return summary(info, arguments.output, time.perf_counter() - start)
 
 
 def summary(info: DatasetInfo, output: Path, seconds: float) -> str:
@@ -72,7 +166,7 @@ def summary(info: DatasetInfo, output: Path, seconds: float) -> str:
     ]
     skipped = ", ".join(f"{number:,} {reason}" for reason, number in info.skipped.items() if number)
     if skipped:
-        lines.append(f"skipped files: {skipped}")
+        lines.append(f"skipped: {skipped}")
     text = f"{total_bytes / 1e6:.1f} MB of text in {seconds:.1f} s, {total_bytes / 1e6 / seconds:.1f} MB/s"
     lines.append(f"wrote {output}: {text}" if total_bytes else f"wrote {output}")
     return "\n".join(lines)
@@ -80,13 +174,11 @@ def summary(info: DatasetInfo, output: Path, seconds: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    start = time.perf_counter()
     try:
-        info = write(arguments)
+        print(run(arguments))
     except UserError as error:
         print(f"prepare: error: {error}", file=sys.stderr)
         return 2
-    print(summary(info, arguments.output, time.perf_counter() - start))
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,8 @@ class TrainingState:
         vocabulary_size: token ids in the data.
         tokenizer: `byte`, the absolute path of a tokenizer file, or None.
         end_token: ends a document; None if unknown.
+        source_samples: of the samples consumed, how many came from each source of a mixture.
+        skipped_samples: of the samples consumed, how many could not be used.
     """
 
     step: int
@@ -47,6 +49,8 @@ class TrainingState:
     vocabulary_size: int
     tokenizer: str | None
     end_token: int | None
+    source_samples: dict[str, int] = field(default_factory=dict)
+    skipped_samples: int = 0
 
     def save(self, directory: Path) -> None:
         """Write `state.json` into a checkpoint."""

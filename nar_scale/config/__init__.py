@@ -11,6 +11,7 @@ from nar_scale.config.schema import (
     ObjectiveConfig,
     OptimizerConfig,
     ScheduleConfig,
+    SourceConfig,
     TrainingConfig,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimizerConfig",
     "ScheduleConfig",
+    "SourceConfig",
     "TrainingConfig",
     "dump_config",
     "gradient_accumulation_steps",

@@ -16,11 +16,14 @@ class Batch:
 
     Attributes:
         tokens: [batch, n], with 0 beyond the length of a sample.
-        lengths: [batch], valid tokens in each sample, in [1, n].
+        lengths: [batch], valid tokens in each sample, in [0, n]; 0 for one that is skipped or missing.
         sample_ids: [batch], number of each sample in its data set.
         epochs: [batch], how often the stream had passed over the data set before.
         positions: [batch], place of each sample in the endless stream.
         classes: [batch], the class of each sample; None where samples have none.
+        documents: [batch, n], the number of the document within its sample that each token belongs to, never falling
+            from left to right, 0 beyond the length; None where samples are not divided into documents.
+        faults: why samples were skipped, one line each.
     """
 
     tokens: Tensor
@@ -29,6 +32,8 @@ class Batch:
     epochs: Tensor
     positions: Tensor
     classes: Tensor | None = None
+    documents: Tensor | None = None
+    faults: tuple[str, ...] = ()
 
     padded: bool = field(init=False)
     """Whether any sample is shorter than n; known on the host, so that asking never waits for a device."""

@@ -1,15 +1,18 @@
 """The handwritten digits that scikit-learn ships, as a data set of images with classes."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from nar_scale.data.info import TOKENS_FIELD, DatasetInfo, SplitInfo
-from nar_scale.data.publish import SHARD_NAME, SPLITS, publish, refuse_existing_shards, staging_directory
+from nar_scale.data.publish import SPLITS, publish, refuse_existing_shards
+from nar_scale.data.sample import Sample
 from nar_scale.data.shard_writer import write_shard
-from nar_scale.errors import UserError
+from nar_scale.errors import DataError, UserError
 
 GREY_LEVELS = 17
+NUM_CLASSES = 10
 
 
 def prepare_digits(output: Path, overwrite: bool = False) -> DatasetInfo:
@@ -33,25 +36,34 @@ def prepare_digits(output: Path, overwrite: bool = False) -> DatasetInfo:
     output = Path(output)
     if not overwrite:
         refuse_existing_shards(output)
-    splits = {}
-    with staging_directory(output) as staging:
-        for first, split in enumerate(SPLITS):
-            tokens = images[first :: len(SPLITS)]
-            (staging / split).mkdir()
-            write_shard(
-                staging / split / SHARD_NAME.format(0), tokens.ravel(), tokens.shape[1], 0, digits[first :: len(SPLITS)]
-            )
-            splits[split] = SplitInfo(documents=len(tokens), samples=len(tokens), tokens=tokens.size, bytes=0, shards=1)
-        info = DatasetInfo(
-            tokenizer=None,
-            vocabulary_size=GREY_LEVELS,
-            end_token=None,
-            seq_len=images.shape[1],
-            field=TOKENS_FIELD,
-            splits=splits,
-            skipped={},
-        )
-        publish(staging, output, info, tokenizer=None)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=output, prefix=".prepare-") as staging:
+            return _write(images, digits, Path(staging), output)
+    except OSError as error:
+        raise DataError(f"cannot write {output}: {error.strerror}; choose a writable directory") from error
+
+
+def _write(images: np.ndarray, digits: np.ndarray, staging: Path, output: Path) -> DatasetInfo:
+    splits, shards = {}, {}
+    for first, split in enumerate(SPLITS):
+        rows = range(first, len(images), len(SPLITS))
+        (staging / split).mkdir()
+        shard = staging / split / "shard-000000.tar"
+        write_shard(shard, ((f"{number:09d}", Sample(images[row], digits[row])) for number, row in enumerate(rows)))
+        splits[split] = SplitInfo(len(rows), len(rows), len(rows) * images.shape[1], bytes=0, shards=1)
+        shards[split] = [(shard, shard.stat().st_size)]
+    info = DatasetInfo(
+        tokenizer=None,
+        vocabulary_size=GREY_LEVELS,
+        end_token=None,
+        seq_len=images.shape[1],
+        field=TOKENS_FIELD,
+        splits=splits,
+        skipped={},
+        num_classes=NUM_CLASSES,
+    )
+    publish(output, shards, info, tokenizer=None)
     return info
 
 

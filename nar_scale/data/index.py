@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob, has_magic
 from hashlib import blake2b
 from pathlib import Path
@@ -10,85 +11,140 @@ import numpy as np
 
 from nar_scale.data.info import TOKENS_FIELD
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
-from nar_scale.data.shard_index import ShardIndex, index_path, is_unchanged, load_shard_index, make_shard_index
-from nar_scale.data.shard_reader import ShardReader
+from nar_scale.data.remote import find_remote, is_remote
+from nar_scale.data.shard_cache import ShardCache
+from nar_scale.data.shard_index import (
+    ShardIndex,
+    index_path,
+    is_unchanged,
+    load_shard_index,
+    make_shard_index,
+    raise_damage,
+)
+from nar_scale.data.shard_reader import KnownShard, ShardReader
 from nar_scale.errors import DataError
+
+LOOKING_THREADS = 16  # looking at many small files waits for the file system, not for the processor
 
 
 class DatasetIndex:
     """The samples of a set of shards, numbered through in sorted order of the shards' names.
 
-    Open it with `DatasetIndex.open`. Costs one small record a shard, and the tables of the shards in use.
+    Open it with `DatasetIndex.open`. Costs about 50 bytes a shard and the length of its name, and the memory-mapped
+    tables of the shards in use. Another process, on another node too, may get it pickled: it makes what it misses.
 
     Attributes:
-        shards: the tar files, sorted.
-        field: the field that is read.
         counts: int64 [shards], samples in each.
         num_samples: samples in all.
         fingerprint: hex digest of the names, sizes, contents and counts of all shards; two data sets with the same
             fingerprint give the same sample for every sample id.
+        damages: what is wrong with damaged shards, one line each; empty unless they were to be skipped.
     """
 
-    def __init__(self, directory: Path, indexes: Sequence[ShardIndex]):
-        self.shards = [index.shard for index in indexes]
-        self.field = indexes[0].field
+    def __init__(
+        self,
+        directory: str,
+        indexes: Sequence[ShardIndex],
+        cache_directory: Path | None = None,
+        cache: ShardCache | None = None,
+        memory_map: bool = True,
+    ):
+        names = [_relative(index.shard, directory).encode() for index in indexes]
+        self._directory, self._cache_directory = directory, cache_directory
+        self._names = np.array(names)
+        self._sizes = np.array([index.stamp.size for index in indexes], dtype=np.int64)
+        self._digests = np.frombuffer(b"".join(bytes.fromhex(index.stamp.digest) for index in indexes), dtype="V16")
         self.counts = np.array([index.count for index in indexes], dtype=np.int64)
         self.num_samples = int(self.counts.sum())
-        self.fingerprint = _fingerprint(directory, indexes)
+        self.damages = [f"shard {index.shard} {index.damage}" for index in indexes if index.damage is not None]
+        self.fingerprint = self._fingerprint()
         self._ends = np.cumsum(self.counts)
-        self._reader = ShardReader(indexes)
+        self._starts = self._ends - self.counts
+        self._reader = ShardReader(self._known_shard, cache, memory_map)
 
     @classmethod
     def open(
         cls,
         directory: str | Path,
         pattern: str | Sequence[str],
-        field: str = TOKENS_FIELD,
+        fields: Sequence[str] = (TOKENS_FIELD,),
         cache_directory: str | Path | None = None,
         progress: bool = True,
+        cache: ShardCache | None = None,
+        skip_faults: bool = False,
+        memory_map: bool = True,
     ) -> "DatasetIndex":
         """Open shards, building the index of those that have none, several at a time.
 
-        Several processes may open the same shards at once. When there are many, let one of them build first.
+        Several processes may open the same shards at once. When there are many, let one of them build first. What is
+        built stays, so a build that is killed goes on where it was.
 
         Args:
-            directory: where relative patterns start.
+            directory: where relative patterns start; a path or URL.
             pattern: glob such as "train/shard-*.tar", or a list of globs and file names, each of which must exist.
-            field: the WebDataset field to read, what follows the first dot in the member's name.
-            cache_directory: where to keep the index files; beside the shards if None.
+            fields: the WebDataset fields that every sample must have: what follows the first dot in a member's name.
+            cache_directory: where to keep the index files; beside the shards if None, and for remote shards in the
+                directory of the cache.
             progress: show a progress bar while building, if stderr is a terminal.
+            cache: where copies of remote shards are kept on this node.
+            skip_faults: take what is whole of damaged shards, and samples that lack a field, which are errors when read.
+            memory_map: how samples are read, see `ShardReader`.
 
         Raises:
-            DataError: no shard matches, a listed one is missing, one is truncated or lacks the field, one changed
+            DataError: no shard matches, a listed one is missing, one is truncated or lacks a field, one changed
                 since its index was built, none holds a sample, or an index cannot be written.
         """
-        directory = Path(directory)
-        cache = None if cache_directory is None else Path(cache_directory)
-        shards = _find_shards(directory, [pattern] if isinstance(pattern, str) else pattern)
-        tasks = [(shard, index_path(shard, field, cache), field) for shard in shards]
-        indexes = [load_shard_index(*task) for task in tasks]
-        unread = [row for row, index in enumerate(indexes) if index is None or not is_unchanged(index)]
+        index_directory = None if cache_directory is None else Path(cache_directory)
+        if is_remote(str(directory)) and index_directory is None and cache is not None:
+            index_directory = Path(cache.directory) / "indices"
+        patterns = [pattern] if isinstance(pattern, str) else pattern
+        shards = _find_shards(str(directory), patterns, cache)
+        tasks = [(shard, index_path(shard, index_directory), cache, skip_faults) for shard in shards]
+        with ThreadPoolExecutor(LOOKING_THREADS) as pool:
+            indexes = list(pool.map(_look, tasks))
+        unread = [row for row, index in enumerate(indexes) if index is None]
         for row, index in zip(unread, _read_shards([tasks[row] for row in unread], progress)):
             indexes[row] = index
-        dataset = cls(directory, [index for index in indexes if index is not None])
+        known = [index for index in indexes if index is not None]
+        if not skip_faults:
+            _check(known, fields)
+        dataset = cls(str(directory), known, index_directory, cache, memory_map)
         if dataset.num_samples == 0:
             raise DataError(f"the {len(shards)} shards of {pattern} in {directory} hold no sample; write them again")
         return dataset
 
-    def read(self, sample_ids: np.ndarray) -> list[np.ndarray]:
-        """Return the arrays of some samples, read-only, as they are stored.
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return len(self._names)
+
+    def shard(self, number: int) -> str:
+        """Return the path or URL of a shard."""
+        name = self._names[number].decode()
+        return name if is_remote(name) or Path(name).is_absolute() else f"{self._directory.rstrip('/')}/{name}"
+
+    def read(self, sample_id: int, field: str = TOKENS_FIELD) -> bytes:
+        """Return a field of a sample, as it is stored.
 
         Args:
-            sample_ids: int64 [n], each in [0, num_samples).
+            sample_id: in [0, num_samples).
+            field: which field.
 
         Raises:
-            DataError: naming shard, key and reason, if one cannot be read.
+            DataError: naming shard, key and reason, if it cannot be read.
         """
-        return [self._reader.read(*self._place(sample_id)) for sample_id in sample_ids]
+        return self._reader.read(*self._place(sample_id), field)
 
-    def read_bytes(self, sample_ids: np.ndarray) -> list[bytes]:
-        """Return the contents of some samples, whatever they are; arguments and errors as in `read`."""
-        return [self._reader.read_bytes(*self._place(sample_id)) for sample_id in sample_ids]
+    def read_many(self, sample_ids: np.ndarray, field: str = TOKENS_FIELD) -> list[bytes]:
+        """Return a field of several samples, int64 [n], in one go; errors as in `read`."""
+        shards = np.searchsorted(self._ends, sample_ids, side="right")
+        rows = sample_ids - self._starts[shards]
+        contents = [b""] * len(sample_ids)
+        for chosen in group(shards):
+            read = self._reader.read_many(int(shards[chosen[0]]), rows[chosen], field)
+            for place, content in zip(chosen.tolist(), read):
+                contents[place] = content
+        return contents
 
     def name(self, sample_id: int) -> str:
         """Return "shard PATH, sample KEY" for messages about a sample."""
@@ -98,22 +154,51 @@ class DatasetIndex:
         if not 0 <= sample_id < self.num_samples:
             raise IndexError(f"sample {sample_id} of {self.num_samples}")
         shard = int(np.searchsorted(self._ends, sample_id, side="right"))
-        return shard, int(sample_id - self._ends[shard] + self.counts[shard])
+        return shard, int(sample_id - self._starts[shard])
+
+    def _known_shard(self, number: int) -> KnownShard:
+        location = self.shard(number)
+        digest = self._digests[number].tobytes().hex()
+        return KnownShard(location, index_path(location, self._cache_directory), int(self._sizes[number]), digest)
+
+    def _fingerprint(self) -> str:
+        hasher = blake2b(digest_size=16)
+        for name, size, digest, count in zip(self._names, self._sizes, self._digests, self.counts):
+            hasher.update(f"{name.decode()}\0{size}\0{digest.tobytes().hex()}\0{count}\n".encode())
+        return hasher.hexdigest()
 
 
-def _find_shards(directory: Path, patterns: Sequence[str]) -> list[Path]:
-    shards: set[Path] = set()
+def group(numbers: np.ndarray) -> list[np.ndarray]:
+    """Return the places, int64, of each different number."""
+    order = np.argsort(numbers, kind="stable")
+    ends = [*(np.flatnonzero(np.diff(numbers[order])) + 1).tolist(), len(order)]
+    return [order[start:end] for start, end in zip([0, *ends], ends)]
+
+
+_Task = tuple[str, Path, ShardCache | None, bool]
+
+
+def _find_shards(directory: str, patterns: Sequence[str], cache: ShardCache | None) -> list[str]:
+    shards: set[str] = set()
     for pattern in patterns:
-        for name in _expand_braces(pattern):
+        location = pattern if is_remote(pattern) else f"{directory.rstrip('/')}/{pattern}"
+        if is_remote(location):
+            if cache is None:
+                raise DataError(f"{location} is remote; set data.cache_directory to a directory on this node")
+            shards.update(find_remote(location, cache.storage_options))
+            continue
+        for name in expand_braces(pattern):
             names = glob(name, root_dir=directory, recursive=True) if has_magic(name) else [name]
-            matches = [path for path in (directory / match for match in names) if path.is_file()]
+            matches = [str(path) for path in (Path(directory) / match for match in names) if path.is_file()]
             if not matches:
                 raise DataError(f"no shard {name} in {directory}; prepare the data set or correct the path")
             shards.update(matches)
-    return sorted(shards)
+    # part by part, as a folder comes before what lies in it
+    return sorted(shards, key=lambda shard: shard.split("/"))
 
 
-def _expand_braces(pattern: str) -> Sequence[str]:
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that `shard-{000000..000099}.tar` stands for."""
     if "{" not in pattern:
         return [pattern]
     from braceexpand import braceexpand  # comes with webdataset, whose users write shard-{000000..000099}.tar
@@ -121,22 +206,38 @@ def _expand_braces(pattern: str) -> Sequence[str]:
     return list(braceexpand(pattern))
 
 
-def _read_shards(tasks: Sequence[tuple[Path, Path, str]], progress: bool) -> Iterator[ShardIndex]:
+def _relative(shard: str, directory: str) -> str:
+    if is_remote(shard):
+        return shard.removeprefix(directory.rstrip("/") + "/")
+    return os.path.relpath(shard, directory)
+
+
+def _look(task: _Task) -> ShardIndex | None:
+    shard, path, _, allow_damage = task
+    index = load_shard_index(shard, path)
+    if index is None or not is_unchanged(index) or (index.damage is not None and not allow_damage):
+        return None
+    return index
+
+
+def _read_shards(tasks: Sequence[_Task], progress: bool) -> Iterator[ShardIndex]:
     if not tasks:
         return
-    with progress_bar("index", sum(shard.stat().st_size for shard, _, _ in tasks), "B", progress) as bar:
+    with progress_bar("index", len(tasks), "shard", progress) as bar:
         for index in ordered_map(_read_shard, tasks, min(available_cores(), len(tasks))):
-            bar.update(index.stamp.size)
+            bar.set_postfix_str(f"{Path(index.shard).name}, {index.count:,} samples")
+            bar.update(1)
             yield index
 
 
-def _read_shard(task: tuple[Path, Path, str]) -> ShardIndex:
+def _read_shard(task: _Task) -> ShardIndex:
     return make_shard_index(*task)
 
 
-def _fingerprint(directory: Path, indexes: Sequence[ShardIndex]) -> str:
-    hasher = blake2b(digest_size=16)
+def _check(indexes: Sequence[ShardIndex], fields: Sequence[str]) -> None:
     for index in indexes:
-        name = os.path.relpath(index.shard, directory)
-        hasher.update(f"{name}\0{index.stamp.size}\0{index.stamp.digest}\0{index.count}\n".encode())
-    return hasher.hexdigest()
+        if index.damage is not None:
+            raise_damage(index.shard, index.damage)
+        if index.count:
+            for field in fields:
+                index.check_complete(field)

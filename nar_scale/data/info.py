@@ -2,15 +2,21 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
+from nar_scale.data.remote import is_remote, read_small
 from nar_scale.errors import DataError
 from nar_scale.files import write_atomically
 
 INFO_FILE = "dataset.json"
 TOKENS_FIELD = "tokens.npy"
 CLASS_FIELD = "cls"
+DOCUMENTS_FIELD = "documents.npy"
+MAX_INFO_BYTES = 1 << 28  # tokenizers are a few MB
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ class DatasetInfo:
         seq_len: tokens in a sample.
         field: the WebDataset field that holds the tokens.
         splits: sizes of "train" and, unless none was asked for, "validation".
-        skipped: files left out, counted by reason ("hidden", "binary", "empty").
+        skipped: files and documents left out, counted by reason ("hidden", "binary", "empty", "no text").
+        document_field: the field with the document of each token; None if it was not asked for.
+        num_classes: one more than the largest class; None where samples have no class.
     """
 
     tokenizer: str | None
@@ -59,6 +67,40 @@ class DatasetInfo:
     field: str
     splits: dict[str, SplitInfo]
     skipped: dict[str, int]
+    document_field: str | None = None
+    num_classes: int | None = None
+
+    @classmethod
+    def find(cls, directory: str, storage_options: Mapping[str, Any]) -> "DatasetInfo | None":
+        """Read `dataset.json` from a local or remote directory, if there is one.
+
+        Raises:
+            DataError: there is no such local directory, or the file is damaged.
+        """
+        if is_remote(directory):
+            path = f"{directory.rstrip('/')}/{INFO_FILE}"
+            content = read_small(path, storage_options, MAX_INFO_BYTES)
+            return None if content is None else cls._parse(content.decode("utf-8", errors="replace"), path)
+        if not Path(directory).is_dir():
+            raise DataError(f"data directory {directory} does not exist; make it with launcher/prepare.py")
+        return cls.load(directory) if (Path(directory) / INFO_FILE).exists() else None
+
+    @staticmethod
+    def fetch(directory: str, name: str, storage_options: Mapping[str, Any], cache_directory: str | None) -> str:
+        """Return the absolute path of a file that belongs to a data set, fetching it into the cache if it is remote.
+
+        Raises:
+            DataError: it is not there.
+        """
+        if not is_remote(directory):
+            return str((Path(directory) / name).resolve())
+        content = read_small(f"{directory.rstrip('/')}/{name}", storage_options, MAX_INFO_BYTES)
+        if content is None:
+            raise DataError(f"{directory} has no {name}, which its {INFO_FILE} names; copy it there")
+        place = Path(str(cache_directory)) / blake2b(content, digest_size=8).hexdigest()
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomically(place / name, content)
+        return str((place / name).resolve())
 
     @classmethod
     def load(cls, directory: str | Path) -> "DatasetInfo":
@@ -69,13 +111,18 @@ class DatasetInfo:
         """
         path = Path(directory) / INFO_FILE
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            splits = {name: SplitInfo(**sizes) for name, sizes in content.pop("splits").items()}
-            return cls(**content, splits=splits)
+            return cls._parse(path.read_text(encoding="utf-8"), str(path))
         except OSError as error:
             raise DataError(
                 f"cannot read {path}: {error.strerror}; make the data set with launcher/prepare.py"
             ) from error
+
+    @classmethod
+    def _parse(cls, text: str, path: str) -> "DatasetInfo":
+        try:
+            content = json.loads(text)
+            splits = {name: SplitInfo(**sizes) for name, sizes in content.pop("splits").items()}
+            return cls(**content, splits=splits)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DataError(f"{path} is damaged ({error}); run launcher/prepare.py --overwrite again") from error
 

@@ -1,7 +1,8 @@
 """Micro-batches for one rank: the endless training stream, and one pass for evaluation."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -10,34 +11,35 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nar_scale.data.batch import Batch
-from nar_scale.data.classes import ClassReader
 from nar_scale.data.collate import BatchArrays, BatchReader
-from nar_scale.data.index import DatasetIndex
-from nar_scale.data.order import SampleOrder
+from nar_scale.data.mixture import Order
+from nar_scale.data.sample import SampleFormat, SampleIndex
 from nar_scale.errors import ConfigError, DataError
+
+
+LOCATED_SAMPLES = 1024
 
 
 class TokenStream:
     """The endless, exactly repeatable stream of one rank's micro-batches.
 
-    Global batch b is the positions [b * G, (b + 1) * G) of the sample order. A rank takes its contiguous share of
-    them and cuts it into micro-batches, in order. The sequence of global batches depends on the data set, the seed
-    and `window_shards` alone: not on the number of ranks, the micro-batch, the workers or where the run was resumed.
+    Global batch b is the positions [b * G, (b + 1) * G) of the order. A rank takes its contiguous share of them and
+    cuts it into micro-batches. The sequence of global batches depends on the data set and the order alone: not on the
+    number of ranks, the micro-batch, the workers or where the run was resumed.
 
     Args:
         index: the data set.
-        sequence_length: n; samples are padded to it, a longer one is an error.
-        vocabulary_size: every token must be below it.
-        seed: of the sample order.
+        order: of its samples.
+        sample_format: what each sample must look like.
         global_batch_size: G, samples in a global batch over all ranks and accumulation steps.
         micro_batch_size: samples in a `Batch`.
         rank: this process, in [0, world_size).
         world_size: number of processes that share the stream.
-        window_shards: shards mixed with each other (see `SampleOrder`).
         workers: processes that read ahead; 0 reads in this one.
+        prefetch: micro-batches that each of them reads ahead.
         start_sample: samples consumed before, a multiple of G; found at once, nothing is skipped by reading.
         pin_memory: put batches into page-locked memory.
-        classes: reads the classes of the samples; batches have none without it.
+        skip_faults: give a sample that cannot be used as one of length 0, named in `Batch.faults`.
 
     Raises:
         ConfigError: G is not a multiple of world_size * micro_batch_size.
@@ -46,40 +48,32 @@ class TokenStream:
 
     def __init__(
         self,
-        index: DatasetIndex,
+        index: SampleIndex,
+        order: Order,
+        sample_format: SampleFormat,
         *,
-        sequence_length: int,
-        vocabulary_size: int,
-        seed: int,
         global_batch_size: int,
         micro_batch_size: int,
         rank: int,
         world_size: int,
-        window_shards: int,
         workers: int = 1,
+        prefetch: int = 2,
         start_sample: int = 0,
         pin_memory: bool = False,
-        classes: ClassReader | None = None,
+        skip_faults: bool = False,
     ):
-        _check_batch_sizes(global_batch_size, micro_batch_size, world_size)
+        check_batch_sizes(global_batch_size, micro_batch_size, world_size)
         if start_sample % global_batch_size or start_sample < 0:
             raise DataError(
                 f"the stream cannot start at sample {start_sample}, which is not a multiple of the global batch size "
                 f"{global_batch_size}; resume with the global batch size the run was started with"
             )
         self._pin_memory = pin_memory
-        order = SampleOrder(index.counts, seed, window_shards)
-        self._loader: DataLoader[BatchArrays | DataError] = DataLoader(
-            _PositionDataset(BatchReader(index, sequence_length, vocabulary_size, classes), order),
-            batch_size=None,
-            sampler=_MicroBatchPositions(global_batch_size, micro_batch_size, rank, world_size, start_sample),
-            num_workers=workers,
-            collate_fn=_unchanged,
-            worker_init_fn=_ignore_stop_signals,
-            # DataLoader seeds its workers from the global generator unless it is given one of its own; taking from
-            # the global one would make a resumed run differ from an unbroken one.
-            generator=torch.Generator(),
-        )
+        samples = _Samples(BatchReader(index, sample_format, skip_faults))
+        micro_batches = _MicroBatches(order, global_batch_size, micro_batch_size, rank, world_size, start_sample)
+        self._arrays: Callable[[], Iterator[BatchArrays | DataError]] = partial(map, samples.__getitem__, micro_batches)
+        if workers:
+            self._arrays = partial(iter, in_workers(samples, micro_batches, workers, prefetch))
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield micro-batches for ever, from `start_sample` on.
@@ -87,7 +81,7 @@ class TokenStream:
         Raises:
             DataError: naming shard, key and reason, if a sample cannot be used.
         """
-        for arrays in self._loader:
+        for arrays in self._arrays():
             if isinstance(arrays, DataError):
                 raise arrays
             batch = arrays.to_batch()
@@ -95,15 +89,14 @@ class TokenStream:
 
 
 def sequential_batches(
-    index: DatasetIndex,
+    index: SampleIndex,
+    sample_format: SampleFormat,
     *,
-    sequence_length: int,
-    vocabulary_size: int,
     batch_size: int,
     rank: int,
     world_size: int,
     limit: int | None = None,
-    classes: ClassReader | None = None,
+    skip_faults: bool = False,
 ) -> Iterator[Batch]:
     """Return one unshuffled pass over the first `limit` samples, each on one rank, for evaluation.
 
@@ -111,63 +104,99 @@ def sequential_batches(
 
     Args:
         index: the data set.
-        sequence_length: n; samples are padded to it, a longer one is an error.
-        vocabulary_size: every token must be below it.
+        sample_format: what each sample must look like.
         batch_size: samples in a `Batch`; the last of a rank may have fewer.
         rank: this process, in [0, world_size).
         world_size: number of processes that share the pass.
         limit: samples to take over all ranks; all if None.
-        classes: reads the classes of the samples; batches have none without it.
+        skip_faults: give a sample that cannot be used as one of length 0, named in `Batch.faults`.
 
     Raises:
         DataError: while iterating, naming shard, key and reason, if a sample cannot be used.
     """
     samples = index.num_samples if limit is None else min(limit, index.num_samples)
-    reader = BatchReader(index, sequence_length, vocabulary_size, classes)
+    reader = BatchReader(index, sample_format, skip_faults)
     end = samples * (rank + 1) // world_size
     for start in range(samples * rank // world_size, end, batch_size):
         sample_ids = np.arange(start, min(start + batch_size, end), dtype=np.int64)
         yield reader.read(sample_ids, np.zeros_like(sample_ids), sample_ids).to_batch()
 
 
-class _MicroBatchPositions(Sampler[np.ndarray]):
-    def __init__(self, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int, start_sample: int):
+Located = tuple[np.ndarray, np.ndarray, np.ndarray]  # positions, epochs and sample ids of a micro-batch
+
+
+class _MicroBatches(Sampler[Located]):
+    """Where this rank's micro-batches lie; many are located at a time, which costs hardly more than one."""
+
+    def __init__(
+        self,
+        order: Order,
+        global_batch_size: int,
+        micro_batch_size: int,
+        rank: int,
+        world_size: int,
+        start_sample: int,
+    ):
+        self.order = order
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.share = global_batch_size // world_size
         self.first = start_sample + rank * self.share
 
-    def __iter__(self) -> Iterator[np.ndarray]:
-        for share_start in count(self.first, self.global_batch_size):
-            for start in range(share_start, share_start + self.share, self.micro_batch_size):
-                yield np.arange(start, start + self.micro_batch_size, dtype=np.int64)
+    def __iter__(self) -> Iterator[Located]:
+        steps = -(-LOCATED_SAMPLES // self.share)
+        for first in count(self.first, steps * self.global_batch_size):
+            starts = first + np.arange(steps, dtype=np.int64) * self.global_batch_size
+            positions = (starts[:, None] + np.arange(self.share, dtype=np.int64)).reshape(-1, self.micro_batch_size)
+            epochs, sample_ids = self.order.locate(positions.ravel())
+            yield from zip(positions, epochs.reshape(positions.shape), sample_ids.reshape(positions.shape))
 
 
-class _PositionDataset(Dataset[BatchArrays | DataError]):
-    def __init__(self, reader: BatchReader, order: SampleOrder):
+class _Samples(Dataset[BatchArrays | DataError]):
+    def __init__(self, reader: BatchReader):
         self.reader = reader
-        self.order = order
 
-    def __getitem__(self, positions: np.ndarray) -> BatchArrays | DataError:
+    def __getitem__(self, located: Located) -> BatchArrays | DataError:
         # Returned, not raised: DataLoader would bury the line in the traceback of its worker.
         try:
-            return self.reader.read(positions, *self.order.locate(positions))
+            return self.reader.read(*located)
         except DataError as error:
             return DataError(*error.args)
 
 
-def _unchanged(arrays: Any) -> Any:
+def in_workers(
+    samples: Dataset[BatchArrays | DataError], micro_batches: Sampler[Located] | None, workers: int, prefetch: int
+) -> DataLoader[BatchArrays | DataError]:
+    """Read micro-batches ahead in other processes."""
+    return DataLoader(
+        samples,
+        batch_size=None,
+        sampler=micro_batches,
+        num_workers=workers,
+        prefetch_factor=prefetch,
+        collate_fn=unchanged,
+        worker_init_fn=ignore_stop_signals,
+        # DataLoader seeds its workers from the global generator unless it is given one of its own; taking from
+        # the global one would make a resumed run differ from an unbroken one.
+        generator=torch.Generator(),
+    )
+
+
+def unchanged(arrays: Any) -> Any:
+    """Return what a worker made as it is."""
     return arrays
 
 
-def _ignore_stop_signals(worker: int) -> None:
+def ignore_stop_signals(worker: int) -> None:
+    """Leave stopping to the trainer, in a worker process."""
     # A batch system signals every process of a job. The trainer decides when to stop, perhaps some steps later, and
     # needs its batches until then; workers notice by themselves when it is gone.
     for stop_signal in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(stop_signal, signal.SIG_IGN)
 
 
-def _check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
+def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
+    """Raise a ConfigError if a global batch cannot be shared out."""
     step = world_size * micro_batch_size
     if global_batch_size % step == 0 and global_batch_size > 0:
         return

@@ -1,12 +1,23 @@
 """Reading small `.npy` arrays from memory, fast and without pickle."""
 
 import io
+import math
+from collections.abc import Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 PREAMBLE_BYTES = 8
 HEADER_LENGTH_BYTES = {1: 2, 2: 4}
+MAX_HEADER_BYTES = 1 << 16
+
+
+class _Header(NamedTuple):
+    shape: tuple[int, ...]
+    fortran_order: bool
+    dtype: np.dtype
+    items: int
 
 
 def decode_npy(content: bytes) -> np.ndarray:
@@ -20,28 +31,57 @@ def decode_npy(content: bytes) -> np.ndarray:
     """
     if content[:6] != b"\x93NUMPY" or len(content) < PREAMBLE_BYTES:
         raise ValueError("it is not a .npy file")
-    length_bytes = HEADER_LENGTH_BYTES.get(content[6])
-    if length_bytes is None:
+    if content[6] not in HEADER_LENGTH_BYTES:
         raise ValueError(f"its .npy format version {content[6]} is unknown")
-    text_start = PREAMBLE_BYTES + length_bytes
-    data_start = text_start + int.from_bytes(content[PREAMBLE_BYTES:text_start], "little")
-    shape, fortran_order, dtype = _parse_header(content[:data_start])
-    if dtype.hasobject:
-        raise ValueError("it holds pickled Python objects, which are not read")
-    count = int(np.prod(shape, dtype=np.int64))
-    if len(content) < data_start + count * dtype.itemsize:
+    header_bytes = _header_of(content)
+    data_start = len(header_bytes)
+    header = _parse_header(header_bytes[:MAX_HEADER_BYTES])
+    if len(content) < data_start + header.items * header.dtype.itemsize:
         raise ValueError("it ends in the middle of its data")
-    array = np.frombuffer(content, dtype, count, data_start)
-    return array.reshape(shape, order="F" if fortran_order else "C")
+    array = np.frombuffer(content, header.dtype, header.items, data_start)
+    if len(header.shape) == 1:
+        return array
+    return array.reshape(header.shape, order="F" if header.fortran_order else "C")
+
+
+def decode_alike(contents: Sequence[bytes]) -> np.ndarray | None:
+    """Return the one-dimensional arrays in several `.npy` files as one, [files, n], in one go.
+
+    Returns:
+        the arrays; None if they have different headers.
+
+    Raises:
+        ValueError: see `decode_npy`.
+    """
+    first, size = decode_npy(contents[0]), len(contents[0])
+    header = _header_of(contents[0])
+    if first.ndim != 1 or size != len(header) + first.nbytes:
+        return None
+    if not all(len(content) == size and content.startswith(header) for content in contents):
+        return None
+    files = np.frombuffer(b"".join(contents), np.uint8).reshape(len(contents), size)
+    return files[:, len(header) :].view(first.dtype)
+
+
+def _header_of(content: bytes) -> bytes:
+    text_start = PREAMBLE_BYTES + HEADER_LENGTH_BYTES[content[6]]
+    return content[: text_start + int.from_bytes(content[PREAMBLE_BYTES:text_start], "little")]
 
 
 @lru_cache(maxsize=1024)
-def _parse_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _parse_header(header: bytes) -> _Header:
     # Parsing costs several times as much as the rest, and most samples of a data set share one header.
     stream = io.BytesIO(header)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(stream)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(stream)
-    raise ValueError(f"its .npy format version {version} is unknown")
+    if version not in read:
+        raise ValueError(f"its .npy format version {version} is unknown")
+    try:
+        shape, fortran_order, dtype = read[version](stream)
+    except (SyntaxError, RecursionError, MemoryError, TypeError, AttributeError) as error:
+        raise ValueError("its .npy header is damaged") from error
+    if dtype.hasobject:
+        raise ValueError("it holds pickled Python objects, which are not read")
+    if any(length < 0 for length in shape):
+        raise ValueError(f"its shape {shape} is negative")
+    return _Header(shape, fortran_order, dtype, math.prod(shape))

@@ -49,7 +49,7 @@ class SampleOrder:
         self.seed = seed
         self.window_shards = window_shards
         self._shard_starts = np.cumsum(self.counts) - self.counts
-        self._plan = lru_cache(maxsize=4)(self._plan_epoch)
+        self._plan = lru_cache(maxsize=2)(self._plan_epoch)
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the epochs and the sample ids at some positions of the endless stream.

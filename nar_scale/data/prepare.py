@@ -1,55 +1,45 @@
-"""Turning text files into a data set of WebDataset shards."""
+"""Turning a corpus into a data set of WebDataset shards, on one machine or many."""
 
-import math
+import shutil
+from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from nar_scale.data.corpus import find_corpus
-from nar_scale.data.documents import TokenSpool, spool_documents
-from nar_scale.data.info import TOKENS_FIELD, DatasetInfo, SplitInfo
+from nar_scale.data.info import DOCUMENTS_FIELD, TOKENS_FIELD, DatasetInfo, SplitInfo
+from nar_scale.data.input_formats import DEFAULT_TEXT_FIELD
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
-from nar_scale.data.publish import SHARD_NAME, SPLITS, publish, refuse_existing_shards, staging_directory
-from nar_scale.data.shard_writer import write_shard
-from nar_scale.data.tokenizer import Tokenizer, load_tokenizer
+from nar_scale.data.plan import Plan, Recipe, make_plan
+from nar_scale.data.publish import SPLITS, publish, refuse_existing_shards
+from nar_scale.data.tokenizer import ByteTokenizer, load_tokenizer
+from nar_scale.data.unit import UnitRecord, prepare_unit, unit_directory
 from nar_scale.errors import DataError, UserError
+
+STAGING = ".prepare-"
+MIN_UNIT_BYTES = 1 << 22
+UNITS_IN_MESSAGES = 10
 
 
 def prepare(
     inputs: Sequence[Path],
     output: Path,
     *,
-    seq_len: int,
-    tokenizer: str = "byte",
-    validation: float = 0.01,
-    include: str = "*",
-    exclude: Sequence[str] = (),
-    samples_per_shard: int = 8192,
     workers: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    **settings: object,
 ) -> DatasetInfo:
-    """Pack text files into fixed-length samples and write them as shards.
+    """Turn a corpus into a data set: `plan_dataset`, all units, and `merge_units`.
 
-    One file is one document. In sorted order the documents are encoded, each followed by an end token, joined, and
-    cut every `seq_len` tokens; the last sample of a split may be shorter. Documents go to the validation split by
-    the hash of their content, so equal documents never stand on both sides. The output is the same, byte for byte,
-    whatever the number of workers, and appears only when all of it is written: `dataset.json` comes last.
+    A run that was killed goes on where it was when the same is asked for again.
 
     Args:
-        inputs: files, and folders walked recursively; hidden, empty and binary files (a NUL byte) are skipped.
+        inputs: files and folders.
         output: directory for `train/`, `validation/` and `dataset.json`.
-        seq_len: tokens in a sample, at least 2.
-        tokenizer: "byte", or a Hugging Face `tokenizer.json` file.
-        validation: expected fraction of the documents to hold out, in [0, 1); 0 writes no validation split.
-        include: glob on the names of files in folders.
-        exclude: globs on the parts of paths below a folder, such as "site-packages".
-        samples_per_shard: samples in a tar file.
         workers: processes; by default as many as there are cores.
         overwrite: replace a data set that is already in `output`.
-        progress: show progress bars if stderr is a terminal.
+        progress: show a progress bar if stderr is a terminal.
+        settings: see `plan_dataset`.
 
     Returns:
         The contents of `dataset.json`.
@@ -58,43 +48,224 @@ def prepare(
         UserError: an argument is out of range, or `output` holds a data set already.
         DataError: an input is missing or unreadable, a split would be empty, or the output cannot be written.
     """
-    inputs, output = [Path(path) for path in inputs], Path(output)
-    workers = available_cores() if workers is None else workers
-    _check_arguments(seq_len, validation, samples_per_shard, workers)
     if not overwrite:
-        refuse_existing_shards(output)
-    encoder = load_tokenizer(tokenizer)
-    corpus = find_corpus(inputs, include, exclude, output)
-    if not corpus.files:
-        raise DataError(f"no file to read in {_names(inputs)}; check the paths and the include and exclude patterns")
-
-    with staging_directory(output) as staging:
-        dtype = np.min_scalar_type(encoder.vocabulary_size - 1)
-        spool = TokenSpool(staging, dtype)
-        skipped = spool_documents(corpus.files, spool, tokenizer, encoder.end_token, validation, workers, progress)
-        _check_splits(spool, inputs, validation)
-        splits = _write_splits(spool, staging, seq_len, samples_per_shard, workers, progress)
-        info = _describe(encoder, seq_len, splits, {"hidden": corpus.hidden, **skipped})
-        publish(staging, output, info, encoder)
-        return info
+        refuse_existing_shards(Path(output))
+    plan = plan_dataset(inputs, output, workers=workers, **settings)  # type: ignore[arg-type]
+    prepare_units(plan, output, workers=workers, progress=progress)
+    return merge_units(plan, output)
 
 
-def _check_arguments(seq_len: int, validation: float, samples_per_shard: int, workers: int) -> None:
-    if seq_len < 2:
-        raise UserError(f"seq_len is {seq_len}; give at least 2")
+def plan_dataset(
+    inputs: Sequence[Path],
+    output: Path,
+    *,
+    seq_len: int,
+    tokenizer: str | None = "byte",
+    vocabulary_size: int | None = None,
+    text_field: str = DEFAULT_TEXT_FIELD,
+    packed: bool = True,
+    document_ids: bool = False,
+    validation: float = 0.01,
+    include: str = "*",
+    exclude: Sequence[str] = (),
+    samples_per_shard: int = 8192,
+    unit_bytes: int | None = None,
+    workers: int | None = None,
+) -> Plan:
+    """Cut a corpus into units of work, the same on every machine that sees the same files.
+
+    In sorted order the documents of a unit are encoded, each followed by an end token, joined, and cut every
+    `seq_len` tokens; the last sample of a unit and split may be shorter. Documents go to the validation split by the
+    hash of their content, so equal documents never stand on both sides.
+
+    Args:
+        inputs: files, and folders walked recursively; hidden files are skipped. Formats: see `read_piece`.
+        output: the directory of the data set, not looked into for input.
+        seq_len: tokens in a sample, at least 2.
+        tokenizer: "byte", or a Hugging Face `tokenizer.json` file; None where the input is tokens of no tokenizer.
+        vocabulary_size: number of token ids then.
+        text_field: the key, column or field that holds the text, in formats that have such.
+        packed: join documents; otherwise each is a sample of its own, and a longer one is cut into several.
+        document_ids: write which document each token belongs to, in `documents.npy`.
+        validation: expected fraction of the documents to hold out, in [0, 1); 0 writes no validation split.
+        include: glob on the names of files in folders.
+        exclude: globs on the parts of paths below a folder, such as "site-packages".
+        samples_per_shard: most samples in a tar file.
+        unit_bytes: input that is packed together; about four shards of bytes if not given.
+        workers: processes that look at the inputs; by default as many as there are cores.
+
+    Raises:
+        UserError: an argument is out of range or does not go with another.
+        DataError: an input is missing or unreadable, or there is none.
+    """
+    inputs, workers = [Path(path) for path in inputs], available_cores() if workers is None else workers
+    unit_bytes = max(4 * samples_per_shard * seq_len, MIN_UNIT_BYTES) if unit_bytes is None else unit_bytes
+    _check_range("seq_len", seq_len, 2)
+    _check_range("samples_per_shard", samples_per_shard, 1)
+    _check_range("unit_bytes", unit_bytes, 1)
+    _check_range("workers", workers, 1)
     if not 0 <= validation < 1:
         raise UserError(f"validation is {validation}; give a fraction of the documents, 0 <= fraction < 1")
-    if samples_per_shard < 1:
-        raise UserError(f"samples_per_shard is {samples_per_shard}; give at least 1")
-    if workers < 1:
-        raise UserError(f"workers is {workers}; give at least 1")
+    if (tokenizer is None) == (vocabulary_size is None):
+        raise UserError("give a tokenizer, or for input that is tokens of no tokenizer a vocabulary size")
+    encoder = None if tokenizer is None else load_tokenizer(tokenizer)
+    recipe = Recipe(
+        seq_len=seq_len,
+        tokenizer=tokenizer if tokenizer in (None, ByteTokenizer.name) else str(Path(tokenizer).resolve()),
+        tokenizer_fingerprint="" if encoder is None else encoder.fingerprint,
+        vocabulary_size=int(vocabulary_size or 0) if encoder is None else encoder.vocabulary_size,
+        end_token=None if encoder is None else encoder.end_token,
+        text_field=text_field,
+        validation=validation,
+        packed=packed,
+        document_ids=document_ids,
+        samples_per_shard=samples_per_shard,
+        unit_bytes=unit_bytes,
+    )
+    corpus = find_corpus(inputs, include, exclude, Path(output))
+    if not corpus.files:
+        raise DataError(f"no file to read in {_names(inputs)}; check the paths and the include and exclude patterns")
+    return make_plan(corpus, recipe, workers)
 
 
-def _check_splits(spool: TokenSpool, inputs: Sequence[Path], validation: float) -> None:
-    documents = {split: spool.documents[split] for split in SPLITS}
+def prepare_units(
+    plan: Plan, output: Path, part: tuple[int, int] = (1, 1), workers: int | None = None, progress: bool = True
+) -> int:
+    """Do the units of one part that nobody has done, each in one of several processes.
+
+    Any number of machines that share `output` may do parts, the same part too.
+
+    Args:
+        plan: from `plan_dataset`.
+        output: the directory of the data set.
+        part: (I, N): every N-th unit from the I-th on, counted from 1.
+        workers: processes; by default as many as there are cores.
+        progress: show a progress bar if stderr is a terminal.
+
+    Returns:
+        The number of units in the part.
+
+    Raises:
+        UserError: there is no such part.
+        DataError: an input cannot be read, or the output cannot be written.
+    """
+    if not 1 <= part[0] <= part[1]:
+        raise UserError(f"part is {part[0]}/{part[1]}; give I/N with I from 1 to N")
+    units = plan.part(*part)
+    staging = _staging(plan, output)
+    try:
+        staging.mkdir(parents=True, exist_ok=True)
+        tasks = [(unit, plan.recipe, staging) for unit in units]
+        workers = min(available_cores() if workers is None else workers, max(len(units), 1))
+        with progress_bar("prepare", sum(unit.size for unit in units), "B", progress) as bar:
+            for unit, _ in zip(units, ordered_map(prepare_unit, tasks, workers)):
+                bar.update(unit.size)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
+    finally:
+        _remove_if_empty(staging)
+    return len(units)
+
+
+def merge_units(plan: Plan, output: Path, overwrite: bool = True) -> DatasetInfo:
+    """Check that every unit is done, and publish all shards as a data set; doing it again after a kill completes it.
+
+    Args:
+        plan: from `plan_dataset`, of the same inputs and settings as the parts were done with.
+        output: the directory of the data set.
+        overwrite: replace a data set that is already in `output`.
+
+    Returns:
+        The contents of `dataset.json`.
+
+    Raises:
+        UserError: `output` holds a data set already.
+        DataError: units are missing, a split is empty, or the output cannot be written.
+    """
+    output = Path(output)
+    staging = _staging(plan, output)
+    if not overwrite and not staging.exists():
+        refuse_existing_shards(output)
+    records = {unit.number: UnitRecord.load(unit_directory(staging, unit.number)) for unit in plan.units}
+    missing = [str(number + 1) for number, record in records.items() if record is None]
+    if missing:
+        named = ", ".join(missing[:UNITS_IN_MESSAGES]) + (", ..." if len(missing) > UNITS_IN_MESSAGES else "")
+        raise DataError(
+            f"{len(missing)} of {len(records)} units are missing in {output} ({named}); run the parts that have not "
+            "finished with the same inputs and settings, then --merge again"
+        )
+    done = {number: record for number, record in records.items() if record is not None}
+    info = _describe(plan, done)
+    shards = {
+        split: [
+            (unit_directory(staging, number) / split / name, size)
+            for number, record in done.items()
+            for name, size, _ in record.splits[split].shards
+        ]
+        for split in info.splits
+    }
+    tokenizer = None if plan.recipe.tokenizer is None else load_tokenizer(plan.recipe.tokenizer)
+    try:
+        publish(output, shards, info, tokenizer)
+        for leftover in output.glob(f"{STAGING}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
+    return info
+
+
+def _check_range(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UserError(f"{name} is {value}; give at least {least}")
+
+
+def _staging(plan: Plan, output: Path) -> Path:
+    return Path(output) / f"{STAGING}{plan.fingerprint}"
+
+
+def _remove_if_empty(staging: Path) -> None:
+    """Leave nothing behind where nothing was done."""
+    for directory in (staging, staging.parent):
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+
+
+def _describe(plan: Plan, records: dict[int, UnitRecord]) -> DatasetInfo:
+    recipe = plan.recipe
+    splits = {}
+    num_classes = 0
+    for name in SPLITS:
+        parts = [record.splits[name] for record in records.values()]
+        totals = {
+            what: sum(getattr(part, what) for part in parts) for what in ("documents", "samples", "tokens", "bytes")
+        }
+        num_classes = max([num_classes, *(part.classes for part in parts)])
+        if totals["samples"]:
+            splits[name] = SplitInfo(**totals, shards=sum(len(part.shards) for part in parts))
+    _check_splits(splits, recipe.validation)
+    skipped = Counter({"hidden": plan.hidden, "binary": 0, "empty": 0})
+    for record in records.values():
+        skipped.update(record.skipped)
+    return DatasetInfo(
+        tokenizer=None if recipe.tokenizer is None else load_tokenizer(recipe.tokenizer).name,
+        vocabulary_size=recipe.vocabulary_size,
+        end_token=recipe.end_token,
+        seq_len=recipe.seq_len,
+        field=TOKENS_FIELD,
+        splits=splits,
+        skipped=dict(skipped),
+        document_field=DOCUMENTS_FIELD if recipe.document_ids else None,
+        num_classes=num_classes or None,
+    )
+
+
+def _check_splits(splits: dict[str, SplitInfo], validation: float) -> None:
+    documents = {split: splits[split].documents if split in splits else 0 for split in SPLITS}
     total = sum(documents.values())
     if total == 0:
-        raise DataError(f"no text in {_names(inputs)}: every file is empty or binary; give files of text")
+        raise DataError("no document in the inputs: all are empty or binary; give files of text")
     if validation > 0 and documents["validation"] == 0:
         raise DataError(
             f"none of the {total} documents fell into the validation split at a fraction of {validation}; "
@@ -102,48 +273,6 @@ def _check_splits(spool: TokenSpool, inputs: Sequence[Path], validation: float) 
         )
     if documents["train"] == 0:
         raise DataError(f"all {total} documents fell into the validation split; lower --validation {validation}")
-
-
-def _write_splits(
-    spool: TokenSpool, staging: Path, seq_len: int, samples_per_shard: int, workers: int, progress: bool
-) -> dict[str, SplitInfo]:
-    splits = {}
-    shards: list[tuple[Path, Path, int, int]] = []
-    for split in SPLITS:
-        samples = math.ceil(spool.tokens[split] / seq_len)
-        if samples == 0:
-            continue
-        (staging / split).mkdir()
-        starts = range(0, samples, samples_per_shard)
-        for number, start in enumerate(starts):
-            path = staging / split / SHARD_NAME.format(number)
-            shards.append((path, spool.path(split), start, min(start + samples_per_shard, samples)))
-        splits[split] = SplitInfo(spool.documents[split], samples, spool.tokens[split], spool.bytes[split], len(starts))
-    write = partial(_write_spooled_shard, dtype=spool.dtype, seq_len=seq_len)
-    with progress_bar("write", sum(split.samples for split in splits.values()), "sample", progress) as bar:
-        for samples in ordered_map(write, shards, min(workers, len(shards))):
-            bar.update(samples)
-    return splits
-
-
-def _write_spooled_shard(shard: tuple[Path, Path, int, int], dtype: np.dtype, seq_len: int) -> int:
-    path, spool, first_sample, end_sample = shard
-    count = (end_sample - first_sample) * seq_len
-    tokens = np.fromfile(spool, dtype=dtype, count=count, offset=first_sample * seq_len * dtype.itemsize)
-    write_shard(path, tokens, seq_len, first_sample)
-    return end_sample - first_sample
-
-
-def _describe(encoder: Tokenizer, seq_len: int, splits: dict[str, SplitInfo], skipped: dict[str, int]) -> DatasetInfo:
-    return DatasetInfo(
-        tokenizer=encoder.name,
-        vocabulary_size=encoder.vocabulary_size,
-        end_token=encoder.end_token,
-        seq_len=seq_len,
-        field=TOKENS_FIELD,
-        splits=splits,
-        skipped=skipped,
-    )
 
 
 def _names(paths: Sequence[Path]) -> str:

@@ -1,17 +1,15 @@
-"""The place where a data set is written, and how it appears only when all of it is there."""
+"""How a data set appears in its place: whole, and only when all of it is there."""
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nar_scale.data.info import INFO_FILE, DatasetInfo
+from nar_scale.data.shard_index import INDEX_SUFFIX
 from nar_scale.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from nar_scale.errors import DataError, UserError
 
-SHARD_NAME = "shard-{:06d}.tar"
-SHARD_FILES = ("shard-*.tar", "shard-*.tar*.index")
+SHARD_FILES = ("shard-*.tar", f"shard-*.tar*{INDEX_SUFFIX}")
 SPLITS = ("train", "validation")
 
 
@@ -29,46 +27,50 @@ def refuse_existing_shards(output: Path) -> None:
         )
 
 
-@contextmanager
-def staging_directory(output: Path) -> Iterator[Path]:
-    """An empty directory inside `output`, removed in the end, as is `output` itself if it is new and stays empty.
+def publish(
+    output: Path, shards: Mapping[str, Sequence[tuple[Path, int]]], info: DatasetInfo, tokenizer: Tokenizer | None
+) -> None:
+    """Move shards into place, in exchange for what `output` holds; doing it again after a kill completes it.
+
+    Args:
+        output: the directory of the data set.
+        shards: by split, where each shard has been written, and its size in bytes.
+        info: becomes `dataset.json`.
+        tokenizer: saved beside it.
 
     Raises:
-        DataError: an OSError in the body of the `with` statement.
-    """
-    staging = output / ".prepare"
-    output_is_new = not output.exists()
-    try:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-        yield staging
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-        if output_is_new and output.is_dir() and not any(output.iterdir()):
-            output.rmdir()
-
-
-def publish(staging: Path, output: Path, info: DatasetInfo, tokenizer: Tokenizer | None) -> None:
-    """Move the shards of `staging/SPLIT` into place, in exchange for what `output` holds.
-
-    Raises:
+        DataError: a shard is neither where it was written nor in place.
         OSError: `output` cannot be written.
     """
     # The old dataset.json goes first and the new one comes last: at no moment does it describe other shards.
     (output / INFO_FILE).unlink(missing_ok=True)
-    for old_file in _shard_files(output):
-        old_file.unlink()
     (output / TOKENIZER_FILE).unlink(missing_ok=True)
-    for split in info.splits:
+    places = {written: output / split / written.name for split, list_ in shards.items() for written, _ in list_}
+    kept = {place for place in places.values()} | {_index_of(place) for place in places.values()}
+    for old_file in _shard_files(output):
+        if old_file not in kept:
+            old_file.unlink()
+    for split, written_shards in shards.items():
         (output / split).mkdir(exist_ok=True)
-        for shard in sorted((staging / split).iterdir()):
-            os.replace(shard, output / split / shard.name)
+        for written, size in written_shards:
+            _move(written, places[written], size)
     if tokenizer is not None:
         tokenizer.save(output)
     info.save(output)
+
+
+def _move(written: Path, place: Path, size: int) -> None:
+    # the index first: a shard that is gone from where it was written has taken its index along
+    if _index_of(written).exists():
+        os.replace(_index_of(written), _index_of(place))
+    if written.exists():
+        os.replace(written, place)
+    if not place.exists() or place.stat().st_size != size:
+        raise DataError(f"shard {place} was lost while it was moved into place; prepare the data set again")
+
+
+def _index_of(shard: Path) -> Path:
+    return shard.with_name(shard.name + INDEX_SUFFIX)
 
 
 def _shard_files(output: Path) -> list[Path]:

@@ -1,76 +1,105 @@
-"""The index of one shard: a small binary file that says where each sample lies."""
+"""The index of one shard: a small binary file that says where each field of each sample lies."""
 
 import json
 import os
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from nar_scale.data.info import TOKENS_FIELD
-from nar_scale.data.shard_scan import ShardStamp, scan_shard, stamp_shard
+from nar_scale.data.remote import is_remote, read_small
+from nar_scale.data.shard_cache import ShardCache
+from nar_scale.data.shard_scan import MISSING, TWICE, ShardScan, ShardStamp, printable, scan_shard, stamp_shard
 from nar_scale.errors import DataError
 from nar_scale.files import write_atomically
 
 INDEX_SUFFIX = ".index"
-FORMAT = "nar_scale shard index 1"
+FORMAT = "nar_scale shard index 2"
+MAX_INDEX_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
 class ShardIndex:
     """What is known of one shard without reading it.
 
-    The file is one line of JSON, then `count` records of key, offset and size.
+    The file is one line of JSON, then `count` records: the key, and offset and size of each field.
 
     Attributes:
-        shard: the tar file.
+        shard: path or URL of the tar file.
         path: the index file.
-        field: the field whose places are recorded.
         stamp: size, mtime and digest of the shard when it was scanned.
         count: number of samples.
         key_bytes: length of the longest key.
+        fields: names of the fields, in the order of the records.
+        incomplete: samples that lack a field or have it twice, where there are any.
+        damage: what is wrong with the shard after these samples; None if it is whole.
+        header_bytes: length of the line.
     """
 
-    shard: Path
+    shard: str
     path: Path
-    field: str
     stamp: ShardStamp
     count: int
     key_bytes: int
+    fields: tuple[str, ...]
+    incomplete: dict[str, int]
+    damage: str | None
+    header_bytes: int
 
-    def read_table(self) -> np.ndarray:
-        """Return a structured array [count]: "key" (bytes), "offset" and "size" (int64, bytes).
+    @property
+    def record(self) -> np.dtype:
+        """The type of a record: "key" (bytes) and "places" (int64 [fields, 2])."""
+        return _record_type(self.key_bytes, len(self.fields))
+
+    def map_table(self) -> np.ndarray:
+        """Return the records, memory-mapped: all processes of a node share one copy.
 
         Raises:
-            DataError: the index file went away or was replaced by that of another field or content.
+            OSError: the index file went away.
         """
-        lost = DataError(f"index {self.path} was removed or replaced while in use; start again to rebuild it")
-        try:
-            with open(self.path, "rb") as file:
-                current = _parse_header(file.readline(), self.shard, self.path)
-                table = np.frombuffer(file.read(), _table_type(self.key_bytes))
-        except (OSError, ValueError) as error:
-            raise lost from error
-        if (current.field, current.stamp.digest) != (self.field, self.stamp.digest):
-            raise lost
-        return table
+        if self.count == 0:
+            return np.empty(0, self.record)
+        return np.memmap(self.path, self.record, "r", self.header_bytes, (self.count,))
+
+    def check_complete(self, field: str) -> None:
+        """Make sure that every sample has a field once.
+
+        Raises:
+            DataError: naming the first sample that has not.
+        """
+        if field in self.fields and field not in self.incomplete:
+            return
+        table = self.map_table()
+        column = self.fields.index(field) if field in self.fields else None
+        row = 0 if column is None else int(np.argmax(table["places"][:, column, 0] < 0))
+        raise DataError(f"{describe_sample(self.shard, table[row])}: {self.explain_absence(table[row], field)}")
+
+    def explain_absence(self, record: np.ndarray, field: str) -> str:
+        """Say why a sample has no place for a field."""
+        if field in self.fields and record["places"][self.fields.index(field), 0] == TWICE:
+            return f"field {field!r} occurs twice; write the shard again"
+        present = [name for name, place in zip(self.fields, record["places"]) if place[0] != MISSING]
+        return f"no field {field!r}, only {', '.join(sorted(map(printable, present)))}; name one of these instead"
 
 
-def index_path(shard: Path, field: str, cache_directory: Path | None) -> Path:
-    """Return where the index of a shard is kept: beside it, or in the cache under a name unique to its path.
+def describe_sample(shard: str, record: np.ndarray) -> str:
+    """Return "shard PATH, sample KEY" for messages."""
+    return f"shard {shard}, sample {printable(bytes(record['key']).decode('utf-8', errors='replace'))}"
 
-    Fields other than the tokens have indices of their own.
-    """
-    name = shard.name if field == TOKENS_FIELD else f"{shard.name}.{field.replace('/', '_')}"
+
+def index_path(shard: str, cache_directory: Path | None) -> Path:
+    """Return where the index of a shard is kept: beside it, or in the cache under a name unique to its path."""
+    name = Path(shard).name + INDEX_SUFFIX
     if cache_directory is None:
-        return shard.with_name(name + INDEX_SUFFIX)
-    unique = blake2b(str(shard.resolve()).encode(), digest_size=8).hexdigest()
-    return cache_directory / f"{unique}-{name}{INDEX_SUFFIX}"
+        return Path(shard).with_name(name)
+    place = shard if is_remote(shard) else str(Path(shard).resolve())
+    return cache_directory / f"{blake2b(place.encode(), digest_size=8).hexdigest()}-{name}"
 
 
-def load_shard_index(shard: Path, path: Path, field: str) -> ShardIndex | None:
-    """Read an index file; None if there is none, or one of another field, format or length.
+def load_shard_index(shard: str, path: Path) -> ShardIndex | None:
+    """Read the header of an index file; None if there is none, or one of another format or length.
 
     Raises:
         DataError: the file exists but cannot be read.
@@ -79,13 +108,9 @@ def load_shard_index(shard: Path, path: Path, field: str) -> ShardIndex | None:
         with open(path, "rb") as file:
             line = file.readline()
             file_bytes = os.fstat(file.fileno()).st_size
-        index = _parse_header(line, shard, path)
-        is_whole = file_bytes == len(line) + index.count * _table_type(index.key_bytes).itemsize
-        return index if index.field == field and is_whole else None
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except ValueError:
-        return None  # not an index of ours: it is made again
+        return _parse_header(line, file_bytes, shard, path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None  # none, or not an index of ours: it is made again
     except OSError as error:
         raise DataError(f"cannot read index {path}: {error.strerror}; make it readable or delete it") from error
 
@@ -93,38 +118,81 @@ def load_shard_index(shard: Path, path: Path, field: str) -> ShardIndex | None:
 def is_unchanged(index: ShardIndex) -> bool:
     """Tell whether a shard still has the size and mtime that were indexed, without reading it.
 
+    A remote shard is compared when it is fetched.
+
     Raises:
         DataError: the shard went away.
     """
+    if is_remote(index.shard):
+        return True
     try:
-        status = index.shard.stat()
+        status = os.stat(index.shard)
     except OSError as error:
         raise DataError(f"cannot read shard {index.shard}: {error.strerror}; restore it or correct its path") from error
     return (status.st_size, status.st_mtime_ns) == (index.stamp.size, index.stamp.mtime_ns)
 
 
-def make_shard_index(shard: Path, path: Path, field: str) -> ShardIndex:
+def make_shard_index(shard: str, path: Path, cache: ShardCache | None = None, allow_damage: bool = False) -> ShardIndex:
     """Read a whole shard, and build its index or check the one there is.
 
     A new index is written whole or not at all, so doing this twice at once is harmless. A shard whose mtime alone
-    differs from its index is accepted, and the mtime noted so that the next look is quick.
+    differs from its index is accepted, and the mtime noted so that the next look is quick. The index of a remote
+    shard is fetched from beside it if there is one.
+
+    Args:
+        shard: path or URL.
+        path: the index file.
+        cache: where remote shards are kept.
+        allow_damage: index the samples before the damage instead of raising.
 
     Raises:
-        DataError: the shard changed since it was indexed, is damaged or lacks the field (see `scan_shard`), or the
-            index cannot be written.
+        DataError: the shard changed since it was indexed or is damaged, or the index cannot be written.
     """
-    known = load_shard_index(shard, path, field)
-    stamp = stamp_shard(shard)
-    if known is None:
-        return _write(shard, path, field, stamp, scan_shard(shard, field))
+    if is_remote(shard):
+        return _index_remote(shard, path, cache, allow_damage)
+    known = load_shard_index(shard, path)
+    stamp = stamp_shard(Path(shard))
+    if known is None or (known.damage is not None and stamp.digest != known.stamp.digest):
+        return _write(shard, path, stamp, _scan(shard, Path(shard), allow_damage))
     if stamp.size != known.stamp.size:
         raise _changed(known, f"{known.stamp.size} bytes then, {stamp.size} now")
     if stamp.digest != known.stamp.digest:
         raise _changed(known, "same size, other content")
     try:
-        return _write(shard, path, field, stamp, known.read_table())
+        return _write(shard, path, stamp, _read_scan(known))
     except DataError:
         return known  # the place of the index is read-only: it is still right, only slower to check
+
+
+def raise_damage(shard: str, damage: str) -> None:
+    """Raise the DataError of a damaged shard."""
+    raise DataError(f"shard {shard} {damage}; copy or write it again")
+
+
+def _scan(shard: str, file: Path, allow_damage: bool) -> ShardScan:
+    scan = scan_shard(file)
+    if scan.damage is not None and not allow_damage:
+        raise_damage(shard, scan.damage)
+    return scan
+
+
+def _index_remote(shard: str, path: Path, cache: ShardCache | None, allow_damage: bool) -> ShardIndex:
+    if cache is None:
+        raise DataError(f"shard {shard} is remote; set data.cache_directory to a directory on this node")
+    sidecar = read_small(shard + INDEX_SUFFIX, cache.storage_options, MAX_INDEX_BYTES)
+    if sidecar is not None:
+        try:
+            end = sidecar.find(b"\n") + 1
+            _parse_header(sidecar[:end], len(sidecar), shard, path)
+            _write_file(path, sidecar)
+            return _parse_header(sidecar[:end], len(sidecar), shard, path)
+        except ValueError:
+            pass  # not an index of ours
+    copy = cache.open(shard)
+    try:
+        return _write(shard, path, stamp_shard(Path(copy.path)), _scan(shard, Path(copy.path), allow_damage))
+    finally:
+        copy.close()
 
 
 def _changed(index: ShardIndex, reason: str) -> DataError:
@@ -134,36 +202,53 @@ def _changed(index: ShardIndex, reason: str) -> DataError:
     )
 
 
-def _write(shard: Path, path: Path, field: str, stamp: ShardStamp, table: np.ndarray) -> ShardIndex:
-    header = {
+def _read_scan(index: ShardIndex) -> ShardScan:
+    table = index.map_table()
+    return ShardScan(table["key"], index.fields, table["places"], index.damage)
+
+
+def _write(shard: str, path: Path, stamp: ShardStamp, scan: ShardScan) -> ShardIndex:
+    lacking = (scan.places[:, :, 0] < 0).sum(axis=0)
+    header: dict[str, Any] = {
         "format": FORMAT,
-        "field": field,
         "stamp": asdict(stamp),
-        "count": len(table),
-        "key_bytes": table.dtype["key"].itemsize,
+        "count": len(scan.keys),
+        "key_bytes": scan.keys.dtype.itemsize,
+        "fields": scan.fields,
+        "incomplete": {field: int(number) for field, number in zip(scan.fields, lacking) if number},
+        "damage": scan.damage,
     }
     line = json.dumps(header).encode() + b"\n"
+    table = np.empty(len(scan.keys), _record_type(scan.keys.dtype.itemsize, len(scan.fields)))
+    table["key"], table["places"] = scan.keys, scan.places
+    content = line + table.tobytes()
+    _write_file(path, content)
+    return _parse_header(line, len(content), shard, path)
+
+
+def _write_file(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, line + table.tobytes())
+        write_atomically(path, content)
     except OSError as error:
         raise DataError(
             f"cannot write index {path}: {error.strerror}; set data.index_directory (or --index-directory) elsewhere"
         ) from error
-    return ShardIndex(shard, path, field, stamp, len(table), table.dtype["key"].itemsize)
 
 
-def _parse_header(line: bytes, shard: Path, path: Path) -> ShardIndex:
+def _parse_header(line: bytes, file_bytes: int, shard: str, path: Path) -> ShardIndex:
     try:
         header = json.loads(line)
-        if header["format"] != FORMAT:
+        if header.pop("format") != FORMAT:
             raise ValueError(f"the format is not {FORMAT!r}")
-        return ShardIndex(
-            shard, path, header["field"], ShardStamp(**header["stamp"]), header["count"], header["key_bytes"]
-        )
-    except (TypeError, KeyError) as error:
+        stamp, fields = ShardStamp(**header.pop("stamp")), tuple(header.pop("fields"))
+        index = ShardIndex(shard=shard, path=path, stamp=stamp, fields=fields, header_bytes=len(line), **header)
+        if file_bytes != len(line) + index.count * index.record.itemsize:
+            raise ValueError("its length is wrong")
+        return index
+    except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"no index header: {error}") from error
 
 
-def _table_type(key_bytes: int) -> np.dtype:
-    return np.dtype([("key", f"S{key_bytes}"), ("offset", "<i8"), ("size", "<i8")])
+def _record_type(key_bytes: int, fields: int) -> np.dtype:
+    return np.dtype([("key", f"S{key_bytes}"), ("places", "<i8", (fields, 2))])

@@ -1,107 +1,184 @@
-"""Reading samples out of indexed shards, a bounded number of them open at a time."""
+"""Reading fields of samples out of indexed shards, a bounded number of them open at a time."""
 
+import mmap
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from nar_scale.data.npy import decode_npy
-from nar_scale.data.shard_index import ShardIndex
+from nar_scale.data.remote import is_remote
+from nar_scale.data.shard_cache import CachedShard, CacheFull, ShardCache
+from nar_scale.data.shard_index import describe_sample, load_shard_index, make_shard_index
 from nar_scale.errors import DataError
 
 MAX_OPEN_SHARDS = 32
 RETRY_WAITS = (0.1, 1.0)  # seconds before the second and the third attempt
 
 
+@dataclass(frozen=True)
+class KnownShard:
+    """What a reader must be told of a shard: its path or URL, its index file, its size in bytes and its digest."""
+
+    location: str
+    index_path: Path
+    size: int
+    digest: str
+
+
 class _OpenShard:
-    def __init__(self, index: ShardIndex):
-        self.table = index.read_table()
-        self.descriptor = os.open(index.shard, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    """A shard whose size and index are those that are known; its content was compared when it was fetched."""
+
+    def __init__(self, shard: KnownShard, cache: ShardCache | None, memory_map: bool):
+        index = load_shard_index(shard.location, shard.index_path)
+        if index is None or index.stamp.digest != shard.digest:
+            # this node has never seen it, or somebody has removed the index
+            index = make_shard_index(shard.location, shard.index_path, cache, allow_damage=True)
+            if index.stamp.digest != shard.digest:
+                raise DataError(f"shard {shard.location} changed since it was opened; restore it, or start again")
+        self.index = index
+        self.table = index.map_table()
+        self.places = np.asarray(self.table["places"])  # a plain view, several times as quick to index
+        self.columns = {field: column for column, field in enumerate(index.fields)}
+        self.size = shard.size
+        self.copy: CachedShard | None = None
+        if is_remote(shard.location):
+            assert cache is not None
+            self.copy = cache.open(shard.location, shard.size, shard.digest)
+            self.descriptor = self.copy.descriptor
+        else:
+            self.descriptor = os.open(shard.location, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        size = os.fstat(self.descriptor).st_size
+        if size != shard.size:
+            self._close_descriptor()
+            raise DataError(
+                f"shard {shard.location} changed since its index was built ({shard.size} bytes then, {size} now); "
+                f"restore it, or delete {shard.index_path} to rebuild the index"
+            )
+        self.map = mmap.mmap(self.descriptor, 0, prot=mmap.PROT_READ) if memory_map else None
+
+    def read(self, places: list[list[int]]) -> list[bytes]:
+        """The bytes at some offsets and of some sizes.
+
+        Raises:
+            OSError: they cannot be read.
+            ValueError: the shard is no longer as long.
+        """
+        if self.map is None:
+            contents = [os.pread(self.descriptor, size, offset) for offset, size in places]
+            if any(len(content) < size for content, (_, size) in zip(contents, places)):
+                raise ValueError("the shard ends in the middle of it")
+            return contents
+        # touching a map beyond the end of its file kills the process
+        if os.fstat(self.descriptor).st_size < self.size:
+            raise ValueError("the shard has been cut while it was in use")
+        return [self.map[offset : offset + size] for offset, size in places]
 
     def close(self) -> None:
-        os.close(self.descriptor)
+        if self.map is not None:
+            self.map.close()
+        self._close_descriptor()
+
+    def _close_descriptor(self) -> None:
+        if self.copy is not None:
+            self.copy.close()
+        else:
+            os.close(self.descriptor)
 
 
 class ShardReader:
     """Reads members of shards by position; shards are opened when first needed, the least recently used closed.
 
-    Data is read with `pread` and not through a memory map: a file that is cut while in use is then an error that
-    names the sample, where a memory map would kill the process. Safe to pickle and to fork.
+    Safe to pickle and to fork.
 
     Args:
-        indexes: the shards, in order.
+        shard: returns what is known of shard number i.
+        cache: where remote shards are kept on this node.
+        memory_map: read through memory maps, which is quicker; but when a file system fails to deliver a page, the
+            process dies. Otherwise by read calls, which are then repeated.
     """
 
-    def __init__(self, indexes: Sequence[ShardIndex]):
-        self._indexes = indexes
+    def __init__(self, shard: Callable[[int], KnownShard], cache: ShardCache | None = None, memory_map: bool = True):
+        self._shard = shard
+        self._cache = cache
+        self._memory_map = memory_map
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
-    def read(self, shard: int, row: int) -> np.ndarray:
-        """Return the array of sample `row` of shard number `shard`, read-only, of whatever shape and dtype it has.
+    def read(self, shard: int, row: int, field: str) -> bytes:
+        """Return a field of sample `row` of shard number `shard` as it is.
 
         Raises:
             DataError: naming shard, key and reason, if it cannot be read.
         """
         try:
-            return decode_npy(self._read_member(shard, row))
+            for wait in RETRY_WAITS:
+                try:
+                    return self._read_once(shard, row, field)
+                except OSError:  # a network file system may be back in a moment, with a new handle
+                    if shard in self._open:
+                        self._open.pop(shard).close()
+                    time.sleep(wait)
+            return self._read_once(shard, row, field)
         except (OSError, ValueError) as error:
-            raise self._unreadable(shard, row, error) from error
+            if shard not in self._open:
+                location = self._shard(shard).location
+                reason = getattr(error, "strerror", None) or error
+                raise DataError(f"cannot read shard {location}: {reason}; restore it and start again") from error
+            raise DataError(
+                f"{self.name(shard, row)} cannot be read: {error}; copy or write the shard again"
+            ) from error
 
-    def read_bytes(self, shard: int, row: int) -> bytes:
-        """Return the content of sample `row` of shard number `shard` as it is.
-
-        Raises:
-            DataError: naming shard, key and reason, if it cannot be read.
-        """
+    def read_many(self, shard: int, rows: np.ndarray, field: str) -> list[bytes]:
+        """Return a field of samples `rows`, int64 [n], of shard number `shard`; errors as in `read`."""
         try:
-            return self._read_member(shard, row)
-        except (OSError, ValueError) as error:
-            raise self._unreadable(shard, row, error) from error
+            opened = self._opened(shard)
+            places = opened.places[rows, opened.columns[field]].tolist()
+            if all(offset >= 0 for offset, _ in places):
+                return opened.read(places)
+        except (OSError, KeyError, ValueError):
+            pass
+        return [self.read(shard, int(row), field) for row in rows]  # finds out what is wrong, and tries again
 
     def name(self, shard: int, row: int) -> str:
         """Return "shard PATH, sample KEY" for messages."""
-        key = self._opened(shard).table[row]["key"].decode("utf-8", errors="replace")
-        return f"shard {self._indexes[shard].shard}, sample {key}"
+        try:
+            return describe_sample(self._shard(shard).location, self._opened(shard).table[row])
+        except (OSError, DataError):
+            return f"shard {self._shard(shard).location}, sample in row {row}"
 
-    def _unreadable(self, shard: int, row: int, error: Exception) -> DataError:
-        return DataError(f"{self.name(shard, row)} cannot be read: {error}; copy or write the shard again")
-
-    def _read_member(self, shard: int, row: int) -> bytes:
-        for wait in RETRY_WAITS:
-            try:
-                return self._read_member_once(shard, row)
-            except OSError:  # a network file system may be back in a moment, with a new handle
-                self._open.pop(shard).close()
-                time.sleep(wait)
-        return self._read_member_once(shard, row)
-
-    def _read_member_once(self, shard: int, row: int) -> bytes:
+    def _read_once(self, shard: int, row: int, field: str) -> bytes:
         opened = self._opened(shard)
         record = opened.table[row]
-        size = int(record["size"])
-        content = os.pread(opened.descriptor, size, int(record["offset"]))
-        if len(content) < size:
-            raise ValueError("the shard ends in the middle of it")
-        return content
+        column = opened.columns.get(field)
+        if column is None or record["places"][column, 0] < 0:
+            raise DataError(f"{self.name(shard, row)}: {opened.index.explain_absence(record, field)}")
+        return opened.read([record["places"][column].tolist()])[0]
 
     def _opened(self, shard: int) -> _OpenShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        index = self._indexes[shard]
-        try:
-            opened = _OpenShard(index)
-        except OSError as error:
-            raise DataError(f"cannot read shard {index.shard}: {error.strerror}; restore it and start again") from error
+        while True:
+            try:
+                opened = _OpenShard(self._shard(shard), self._cache, self._memory_map)
+                break
+            except CacheFull:
+                if not self._open:
+                    raise
+                self._close_oldest()
         self._open[shard] = opened
         if len(self._open) > MAX_OPEN_SHARDS:
-            self._open.popitem(last=False)[1].close()
+            self._close_oldest()
         return opened
 
+    def _close_oldest(self) -> None:
+        self._open.popitem(last=False)[1].close()
+
     def __getstate__(self) -> dict[str, object]:
-        return {"_indexes": self._indexes, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict()}
 
     def __del__(self) -> None:
         for opened in self._open.values():

@@ -1,19 +1,24 @@
 """Finding the samples of one tar shard, and telling a whole shard from a damaged one."""
 
+import os
 import re
-import tarfile
+from array import array
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
 
+from nar_scale.data.tar_headers import TarDamage, TarMember, tar_members
 from nar_scale.errors import DataError
 
-# WebDataset's rule: the key is the path up to the first dot of the file name, the field is what follows.
-MEMBER_NAME = re.compile(r"^((?:.*/|)[^.]+)\.([^/]*)$")
-BLOCK_BYTES = 512
+# WebDataset's rule: the key is the path up to the first dot of the file name, the field is what follows. Written so
+# that a long name takes time in proportion to its length; a hidden file is a field of its folder, as it is there.
+MEMBER_NAME = re.compile(r"((?:.*/|)(?:[^./]+|[^./]*/))\.([^/]*)", re.DOTALL)
 READ_BYTES = 1 << 20
+MAX_FIELDS = 64
+MAX_KEY_BYTES = 256  # keys serve messages alone; longer ones are cut
+MISSING, TWICE = -1, -2  # in place of the offset of a field
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,24 @@ class ShardStamp:
     size: int
     mtime_ns: int
     digest: str
+
+
+@dataclass(frozen=True)
+class ShardScan:
+    """Where the samples of a shard lie.
+
+    Attributes:
+        keys: bytes [samples], at most 256 bytes each.
+        fields: all fields that occur.
+        places: int64 [samples, fields, 2], offset and size in bytes; the offset is `MISSING` or `TWICE` where a
+            sample does not have a field once.
+        damage: what is wrong with the shard after these samples; None if it is whole.
+    """
+
+    keys: np.ndarray
+    fields: tuple[str, ...]
+    places: np.ndarray
+    damage: str | None
 
 
 def stamp_shard(shard: Path) -> ShardStamp:
@@ -45,73 +68,67 @@ def stamp_shard(shard: Path) -> ShardStamp:
     return ShardStamp(after.st_size, after.st_mtime_ns, hasher.hexdigest())
 
 
-def scan_shard(shard: Path, field: str) -> np.ndarray:
-    """Find the wanted field of every sample of a shard.
-
-    Args:
-        shard: an uncompressed tar in the WebDataset layout.
-        field: what follows the first dot in the member's name, such as "tokens.npy".
-
-    Returns:
-        A structured array [samples]: "key" (bytes), "offset" and "size" (int64, bytes) of the member's data.
+def scan_shard(shard: Path) -> ShardScan:
+    """Read the headers of a shard; nothing is extracted, and names are not used as paths.
 
     Raises:
-        DataError: the shard cannot be read, is truncated or damaged, or a sample lacks the field or has it twice.
+        DataError: the shard cannot be read, or has more than 64 fields.
     """
-    keys: list[bytes] = []
-    places: list[tuple[int, int]] = []
-    sample_key: str | None = None
-    sample_fields: list[str] = []
-    end = 0
+    table = _Table()
+    damage = None
     try:
-        with tarfile.open(shard, mode="r:") as tar:
-            while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every member it has seen
-                end = member.offset_data
-                name = MEMBER_NAME.match(member.name)
-                if not member.isreg():
-                    continue
-                end += -(-member.size // BLOCK_BYTES) * BLOCK_BYTES
-                if name is None:
-                    continue
-                if name[1] != sample_key:
-                    _check_fields(shard, sample_key, sample_fields, field)
-                    sample_key, sample_fields = name[1], []
-                sample_fields.append(name[2])
-                if name[2] == field:
-                    keys.append(name[1].encode("utf-8", errors="surrogateescape"))
-                    places.append((member.offset_data, member.size))
-        _check_fields(shard, sample_key, sample_fields, field)
-        _check_end(shard, end)
-    except tarfile.TarError as error:
-        raise DataError(
-            f"shard {shard} is truncated, damaged or not an uncompressed tar ({error}); copy it again"
-        ) from error
+        with open(shard, "rb") as file:
+            try:
+                for member in tar_members(file, os.fstat(file.fileno()).st_size):
+                    table.add(member)
+                    if len(table.fields) > MAX_FIELDS:
+                        raise DataError(
+                            f"shard {shard} has more than {MAX_FIELDS} fields, such as {member.name[:80]!r}; is it a "
+                            "WebDataset shard?"
+                        )
+            except TarDamage as error:
+                damage = error.phrase
     except OSError as error:
         raise DataError(f"cannot read shard {shard}: {error.strerror}; restore it or correct its path") from error
-    table = np.empty(len(keys), dtype=[("key", f"S{max(map(len, keys), default=1)}"), ("offset", "i8"), ("size", "i8")])
-    table["key"] = keys
-    table["offset"], table["size"] = np.array(places, dtype=np.int64).reshape(-1, 2).T
-    return table
+    return table.scan(damage)
 
 
-def _check_fields(shard: Path, key: str | None, fields: list[str], field: str) -> None:
-    if key is None:
-        return
-    if field not in fields:
-        present = ", ".join(sorted(fields))
-        raise DataError(f"shard {shard}, sample {key}: no field {field!r}, only {present}; name one of these instead")
-    if fields.count(field) > 1:
-        raise DataError(f"shard {shard}, sample {key}: field {field!r} occurs twice; write the shard again")
+def printable(name: str) -> str:
+    """Return a name from a foreign file without the control characters that could fool a terminal."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in name)
 
 
-def _check_end(shard: Path, end: int) -> None:
-    # tarfile takes a cut or damaged header for the end of the archive; a whole archive ends in a block of zeros.
-    size = shard.stat().st_size
-    with open(shard, "rb") as file:
-        file.seek(end)
-        block = file.read(BLOCK_BYTES)
-    if end > size or len(block) < BLOCK_BYTES:
-        raise DataError(f"shard {shard} is truncated at byte {size}; copy or write it again")
-    if block.strip(b"\0"):
-        raise DataError(f"shard {shard} is damaged at byte {end}; copy or write it again")
+class _Table:
+    """What is found, in a few bytes for each member."""
+
+    def __init__(self) -> None:
+        self.keys: list[bytes] = []
+        self.fields: dict[str, int] = {}
+        self._rows, self._columns, self._offsets, self._sizes = array("q"), array("q"), array("q"), array("q")
+        self._key: str | None = None
+        self._sample: dict[str, int] = {}  # where the fields of the latest sample are noted
+
+    def add(self, member: TarMember) -> None:
+        name = MEMBER_NAME.fullmatch(member.name)
+        if name is None:
+            return
+        key, field = name.groups()
+        if key != self._key:
+            self.keys.append(key[:MAX_KEY_BYTES].encode("utf-8", errors="surrogateescape")[:MAX_KEY_BYTES])
+            self._key, self._sample = key, {}
+        if field in self._sample:
+            self._offsets[self._sample[field]], self._sizes[self._sample[field]] = TWICE, 0
+            return
+        self._sample[field] = len(self._rows)
+        self._rows.append(len(self.keys) - 1)
+        self._columns.append(self.fields.setdefault(field, len(self.fields)))
+        self._offsets.append(member.offset)
+        self._sizes.append(member.size)
+
+    def scan(self, damage: str | None) -> ShardScan:
+        places = np.zeros((len(self.keys), len(self.fields), 2), dtype=np.int64)
+        places[:, :, 0] = MISSING
+        places[self._rows, self._columns, 0] = self._offsets
+        places[self._rows, self._columns, 1] = self._sizes
+        keys = np.array(self.keys, dtype=f"S{max(map(len, self.keys), default=1)}")
+        return ShardScan(keys, tuple(self.fields), places, damage)

@@ -2,25 +2,22 @@
 
 import io
 import os
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from nar_scale.data.info import CLASS_FIELD, TOKENS_FIELD
+from nar_scale.data.info import CLASS_FIELD, DOCUMENTS_FIELD, TOKENS_FIELD
+from nar_scale.data.sample import Sample
 
 
-def write_shard(
-    path: Path, tokens: np.ndarray, sequence_length: int, first_sample: int, classes: np.ndarray | None = None
-) -> None:
-    """Write a tar with one `<key>.tokens.npy` per sample; the key is the number of the sample, "%09d".
+def write_shard(path: Path, samples: Iterable[tuple[str, Sample]]) -> None:
+    """Write a tar with `<key>.tokens.npy` for each sample, and `<key>.cls` and `<key>.documents.npy` where it has them.
 
     Args:
         path: the tar file, overwritten.
-        tokens: unsigned integers [n], cut into samples of `sequence_length`; the last may be shorter.
-        sequence_length: tokens in a sample.
-        first_sample: number of the shard's first sample in its split.
-        classes: integers [samples], written as text beside the tokens, in `<key>.cls`.
+        samples: keys and samples, in order.
 
     Raises:
         OSError: the file cannot be written.
@@ -29,18 +26,22 @@ def write_shard(
 
     with open(path, "wb") as file:
         with TarWriter(file, encoder=False, mtime=0, user="nar_scale", group="nar_scale") as writer:
-            for row, start in enumerate(range(0, len(tokens), sequence_length)):
-                sample = tokens[start : start + sequence_length]
-                header = _npy_header(sample.dtype.str, len(sample))
-                members = {"__key__": f"{first_sample + row:09d}", TOKENS_FIELD: header + sample.tobytes()}
-                if classes is not None:
-                    members[CLASS_FIELD] = str(int(classes[row])).encode()
+            for key, sample in samples:
+                members = {"__key__": key, TOKENS_FIELD: _npy(sample.tokens)}
+                if sample.label is not None:
+                    members[CLASS_FIELD] = str(sample.label).encode()
+                if sample.documents is not None:
+                    members[DOCUMENTS_FIELD] = _npy(sample.documents)
                 writer.write(members)
         file.flush()
         os.fsync(file.fileno())
 
 
-@lru_cache(maxsize=16)
+def _npy(array: np.ndarray) -> bytes:
+    return _npy_header(array.dtype.str, len(array)) + array.tobytes()
+
+
+@lru_cache(maxsize=64)
 def _npy_header(dtype: str, length: int) -> bytes:
     # np.save spends most of its time on this header, and nearly every sample of a shard has the same one.
     stream = io.BytesIO()

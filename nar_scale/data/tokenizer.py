@@ -1,6 +1,7 @@
 """Text to token ids and back: raw bytes, or a Hugging Face `tokenizer.json`."""
 
 from collections.abc import Callable, Iterable
+from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,11 +23,13 @@ class Tokenizer(Protocol):
         name: what to store beside data or a checkpoint, so that `load_tokenizer(name, directory)` finds it again.
         vocabulary_size: number of ids, the end token included; every id is below it.
         end_token: the id that ends a document.
+        fingerprint: two tokenizers with the same one give the same ids.
     """
 
     name: str
     vocabulary_size: int
     end_token: int
+    fingerprint: str
 
     def encode(self, text: bytes) -> np.ndarray:
         """Return the ids of a document as int64 [n], without an end token."""
@@ -44,6 +47,7 @@ class ByteTokenizer:
     name = "byte"
     vocabulary_size = 257
     end_token = 256
+    fingerprint = "byte"
 
     def encode(self, text: bytes) -> np.ndarray:
         """Return the bytes as int64 [len(text)]."""
@@ -74,6 +78,7 @@ class HuggingFaceTokenizer:
 
     def __init__(self, path: str | Path):
         self._text = _read_tokenizer_file(Path(path))
+        self.fingerprint = blake2b(self._text, digest_size=8).hexdigest()
         self._tokenizer = _parse_tokenizer(self._text, Path(path))
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         end_tokens = [vocabulary[name] for name in END_TOKEN_NAMES if name in vocabulary]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nar_scale.data import ClassReader, DatasetIndex, DatasetInfo, sequential_batches
+from nar_scale.data import DatasetIndex, DatasetInfo, SampleFormat, sequential_batches
 from nar_scale.errors import DataError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
 from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
@@ -22,6 +22,7 @@ def evaluate_dataset(
     index_directory: str | Path | None = None,
     progress: bool = True,
     class_field: str | None = None,
+    document_field: str | None = None,
 ) -> Likelihood:
     """Evaluate a model on a split of a data set that `launcher/prepare.py` wrote.
 
@@ -31,6 +32,7 @@ def evaluate_dataset(
         limit: sequences, the first ones; all if not given.
         index_directory: where the shard index is kept when it cannot stand beside the shards.
         class_field: the member of each sample that holds its class, for a model that is conditional on one.
+        document_field: the member that says which document each token belongs to, for a model that was trained with it.
 
     Raises:
         DataError: no such data set or split, or one of another vocabulary, length or number of classes.
@@ -43,22 +45,17 @@ def evaluate_dataset(
             f"{directory} has a vocabulary of {info.vocabulary_size} tokens, the model one of {vocabulary_size}; "
             "evaluate on data prepared with the model's tokenizer"
         )
-    cache = Path(index_directory) if index_directory else None
-    index = DatasetIndex.open(directory, f"{split}/*.tar", info.field, cache, progress=progress)
-    classes = None
-    if class_field is not None and isinstance(wrapper, NonAutoregressiveWrapper) and wrapper.num_classes is not None:
-        class_index = DatasetIndex.open(directory, f"{split}/*.tar", class_field, cache, progress=progress)
-        classes = ClassReader(class_index, wrapper.num_classes)
-    batches = sequential_batches(
-        index,
+    num_classes = wrapper.num_classes if isinstance(wrapper, NonAutoregressiveWrapper) else None
+    sample_format = SampleFormat(
         sequence_length=wrapper.max_seq_len,
         vocabulary_size=vocabulary_size,
-        batch_size=batch_size,
-        rank=0,
-        world_size=1,
-        limit=limit,
-        classes=classes,
+        field=info.field,
+        class_field=class_field if num_classes is not None else None,
+        num_classes=num_classes,
+        document_field=document_field,
     )
+    index = DatasetIndex.open(directory, f"{split}/*.tar", sample_format.fields, index_directory, progress=progress)
+    batches = sequential_batches(index, sample_format, batch_size=batch_size, rank=0, world_size=1, limit=limit)
     total = -(-min(index.num_samples, limit or index.num_samples) // batch_size)
     return evaluate_likelihood(
         wrapper,

@@ -21,9 +21,9 @@ class Likelihood:
     """Negative log-likelihood of held-out data.
 
     Attributes:
-        nats_per_token: exact for autoregressive models (over all tokens but the first of each sequence), an
-            upper bound (NELBO) for non-autoregressive ones with the `mdlm` loss; MaskGIT's unweighted loss is
-            neither.
+        nats_per_token: exact for autoregressive models (over all tokens but the first of each sequence, or where
+            batches say which document a token belongs to, the first of each document), an upper bound (NELBO) for
+            non-autoregressive ones with the `mdlm` loss (over all tokens); MaskGIT's unweighted loss is neither.
         standard_error: of `nats_per_token`, over sequences.
         tokens: tokens that were counted.
         sequences: sequences that were seen.

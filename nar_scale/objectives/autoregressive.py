@@ -16,6 +16,7 @@ from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, random_subset
 from nar_scale.model import TransformerOutput, TransformerWrapper
+from nar_scale.objectives.documents import check_documents, continues, document_positions, within_documents
 from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
 
 _HIDE = 200  # stream of a sequence's noise
@@ -70,8 +71,10 @@ class AutoregressiveWrapper(nn.Module):
 
     def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
         """What each loss term is divided by, float32 `[terms]`, without running the net."""
-        predicted = (batch.lengths - 1).clamp(min=0).sum().float()
-        return predicted.expand(len(self.term_names)).clone()
+        predicted = length_mask(batch.lengths - 1, batch.tokens.shape[1] - 1)
+        if batch.documents is not None:
+            predicted = predicted & continues(batch.documents)
+        return predicted.sum().float().expand(len(self.term_names)).clone()
 
     def forward(
         self,
@@ -80,27 +83,38 @@ class AutoregressiveWrapper(nn.Module):
         prepend_embeds: Tensor | None = None,
         lens: Tensor | None = None,
         *,
+        documents: Tensor | None = None,
         seed: int = 0,
         **net_kwargs: Any,
     ) -> Any:
         """Predict each token from those before it.
+
+        Documents of one sample do not see each other: the loss is that of each on its own, without its first token.
 
         Args:
             x: token ids int64 `[batch, n]`, or a `Batch` of the training stream.
             return_outputs: also return logits and embeddings.
             prepend_embeds: a prefix of embeddings that is attended but not predicted, `[batch, prefix, dim]`.
             lens: int64 `[batch]`, true lengths of padded sequences.
+            documents: int64 `[batch, n]`, the number of the document that each token belongs to, never falling from
+                left to right; None for one document. A `Batch` brings its own.
             seed: of the hidden tokens, with a `Batch`.
             net_kwargs: passed to the net.
 
         Returns:
             for a tensor the loss, a scalar in nats per predicted token, and with `return_outputs`
             `(loss, (logits [batch, n - 1, num_tokens], TransformerOutput))`; `LossTerms` for a `Batch`.
+
+        Raises:
+            ValueError: documents that do not fit the tokens (a RuntimeError from the device on GPUs, where checking at
+                once would make every step wait), or with `prepend_embeds`.
         """
         if isinstance(x, Batch):
             noise = Noise.of_samples(seed, x.epochs, x.sample_ids, x.positions)
-            return self._loss_terms(x.tokens, noise, x.lengths if x.padded else None, None, {})[0]
-        terms, output = self._loss_terms(x, Noise.draw(len(x), x.device), lens, prepend_embeds, net_kwargs)
+            return self._loss_terms(x.tokens, noise, x.lengths if x.padded else None, x.documents, None, {})[0]
+        if documents is not None:
+            check_documents(documents, x, lens)
+        terms, output = self._loss_terms(x, Noise.draw(len(x), x.device), lens, documents, prepend_embeds, net_kwargs)
         loss = terms.total()
         return (loss, (self.net.to_logits(output.embeddings), output)) if return_outputs else loss
 
@@ -231,12 +245,17 @@ class AutoregressiveWrapper(nn.Module):
         tokens: Tensor,
         noise: Noise,
         lengths: Tensor | None,
+        documents: Tensor | None,
         prepend_embeds: Tensor | None,
         net_kwargs: dict[str, Any],
     ) -> tuple[LossTerms, TransformerOutput]:
         if lengths is not None:
             tokens = tokens.masked_fill(~length_mask(lengths, tokens.shape[1]), self.ignore_index)
         targets = tokens[:, 1:]
+        net_kwargs = {**net_kwargs, "prepend_embeds": prepend_embeds}
+        if documents is not None:
+            targets = targets.masked_fill(~continues(documents), self.ignore_index)
+            net_kwargs = within_documents(self.net, documents, net_kwargs, targets.shape[1])
         inputs = tokens[:, :-1].masked_fill(tokens[:, :-1] == self.ignore_index, self.pad_value)
         predicted = targets != self.ignore_index
         prefix = prepend_embeds.shape[1] if prepend_embeds is not None else 0
@@ -250,12 +269,10 @@ class AutoregressiveWrapper(nn.Module):
                 "learned position for the last target too"
             )
         if self.mask_prob > 0 and self.training:
-            visible = F.pad(self._visible(inputs, noise.derive(_HIDE)), (prefix, 0), value=True)
+            visible = F.pad(self._visible(inputs, documents, noise.derive(_HIDE)), (prefix, 0), value=True)
             asked = net_kwargs.get("mask")
             net_kwargs = {**net_kwargs, "mask": visible if asked is None else visible & asked}
-        output = self.net(
-            inputs, prepend_embeds=prepend_embeds, return_output=True, with_z_loss=self.add_attn_z_loss, **net_kwargs
-        )
+        output = self.net(inputs, return_output=True, with_z_loss=self.add_attn_z_loss, **net_kwargs)
         output = output._replace(embeddings=output.embeddings[:, prefix:])
 
         places = predicted.flatten().nonzero()[:, 0]  # once, since on a GPU the host waits for it
@@ -268,19 +285,24 @@ class AutoregressiveWrapper(nn.Module):
             sums.append(output.attention_z_loss[:, prefix:].flatten().index_select(0, places).sum())
             weights.append(self.net.attn_z_loss_weight)
         if self.net.add_continuous_pred_head:
-            sums.append(self._next_embed_loss(embeddings, answers, prefix + 1 + places % targets.shape[1]))
+            positions = prefix + 1 + places % targets.shape[1]
+            if documents is not None:
+                positions = document_positions(documents)[:, 1:].flatten().index_select(0, places)
+            sums.append(self._next_embed_loss(embeddings, answers, positions))
             weights.append(self.next_embed_loss_weight)
         count = predicted.sum().float().expand(len(sums))
         moments = sequence_moments(losses, places // targets.shape[1], predicted.sum(dim=1))
         return LossTerms(torch.stack(sums), count, on_device(weights, sums[0]), {}, moments), output
 
-    def _visible(self, inputs: Tensor, noise: Noise) -> Tensor:
-        """Hide an exact fraction of the tokens, never the first."""
+    def _visible(self, inputs: Tensor, documents: Tensor | None, noise: Noise) -> Tensor:
+        """Hide an exact fraction of the tokens, never a document's first."""
         n = inputs.shape[1]
-        hidden = min(int(n * self.mask_prob), n - 1)
         candidates = torch.ones_like(inputs, dtype=torch.bool)
         candidates[:, 0] = False
-        return ~random_subset(candidates, torch.full_like(inputs[:, 0], hidden), noise)
+        if documents is not None:
+            candidates[:, 1:] = continues(documents[:, :n])
+        hidden = candidates.sum(dim=1).clamp(max=int(n * self.mask_prob))
+        return ~random_subset(candidates, hidden, noise)
 
     def _next_embed_loss(self, embeddings: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
         """L1 distance to the next token's embedding, position included: mean over channels, sum over `[tokens]`."""

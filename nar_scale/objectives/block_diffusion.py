@@ -23,7 +23,9 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
     negative log-likelihood of an autoregressive model, with one block it is that of `NonAutoregressiveWrapper`.
 
     Both copies of a sequence, masked and true, pass the net together, so training costs twice the tokens; decoding
-    keeps keys and values of finished blocks.
+    keeps keys and values of finished blocks. Blocks are counted from the start of a sample, not of each document in it:
+    where documents are no multiples of `block_size`, a block holds the end of one and the beginning of the next, which
+    do not see each other.
 
     Args:
         net: a `TransformerWrapper` around an `Encoder`.
@@ -52,12 +54,13 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         if self.parts == 1:
             return super()._embed(visible, tokens, noise, classes, net_kwargs)
         n = tokens.shape[1]
-        by_token = {name: net_kwargs[name] for name in ("mask", "documents") if net_kwargs.get(name) is not None}
-        net_kwargs = {**net_kwargs, **{str(name): each.repeat(1, 2) for name, each in by_token.items()}}
+        by_token = {name: net_kwargs.get(name) for name in ("mask", "documents", "positions")}
+        if by_token["positions"] is None:
+            by_token["positions"] = torch.arange(n, device=tokens.device)
+        twice = {name: torch.cat((each, each), dim=-1) for name, each in by_token.items() if each is not None}
         both = torch.cat((visible, tokens), dim=1)
-        positions = torch.arange(2 * n, device=tokens.device) % n
         rule = masked_then_true(n, self.block_size)
-        return self.embed(both, None, classes, **net_kwargs, positions=positions, rule=rule)[:, :n]
+        return self.embed(both, None, classes, **{**net_kwargs, **twice}, rule=rule)[:, :n]
 
     def _demask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Demasked:
         """Demask block after block; `steps` network calls are shared out to the blocks, one at least to each."""

@@ -17,6 +17,7 @@ from nar_scale.masking import MaskedBatch, Masking, Noise, get_schedule, mask_to
 from nar_scale.model import TransformerWrapper
 from nar_scale.objectives.critic import critic_loss, draw_answers
 from nar_scale.objectives.denoiser import Denoiser, require
+from nar_scale.objectives.documents import check_documents, within_documents
 from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
 
 # streams of one sequence's noise; `mask_tokens` derives its own below the first
@@ -130,6 +131,7 @@ class NonAutoregressiveWrapper(Denoiser):
         frozen: Tensor | None = None,
         lens: Tensor | None = None,
         classes: Tensor | None = None,
+        documents: Tensor | None = None,
         seed: int = 0,
         **net_kwargs: Any,
     ) -> Losses | LossTerms:
@@ -144,8 +146,10 @@ class NonAutoregressiveWrapper(Denoiser):
             frozen: bool `[batch, n]`, true where tokens are given and never masked.
             lens: int64 `[batch]`, true lengths of padded sequences.
             classes: int64 `[batch]`, with `num_classes`.
+            documents: int64 `[batch, n]`, the number of the document that each token belongs to, never falling from
+                left to right; None for one document. Documents of one sample do not see each other.
             seed: of the masks, with a `Batch`; a tensor's masks come from torch's default generator.
-            net_kwargs: passed to the net, such as `context`, `documents` or `prepend_embeds`.
+            net_kwargs: passed to the net, such as `context` or `prepend_embeds`.
 
         Returns:
             `Losses` in nats per token for a tensor, `LossTerms` for a `Batch`.
@@ -153,14 +157,17 @@ class NonAutoregressiveWrapper(Denoiser):
         Raises:
             ValueError: a sequence of the wrong length; one that contains the mask id or has a class that is none (a
                 RuntimeError from the device on GPUs, where checking at once would make every step wait); a critic that
-                is not there; classes that are missing or not expected.
+                is not there; classes that are missing or not expected; documents that do not fit the tokens, or with
+                `prefix_length` or `prepend_embeds`.
         """
         if isinstance(x, Batch):
-            lens, classes = (x.lengths if x.padded else None), x.classes
+            lens, classes, documents = (x.lengths if x.padded else None), x.classes, x.documents
         elif x.shape[1] != self.max_seq_len:
             raise ValueError(f"sequences have {x.shape[1]} tokens, but max_seq_len is {self.max_seq_len}")
         else:
             require((x != self.mask_id).all(), f"the data contains the mask id {self.mask_id}")
+            if documents is not None:
+                check_documents(documents, x, lens)
         if only_train_critic and self.token_critic is None:
             raise ValueError("only_train_critic, but there is no token_critic and no self_token_critic")
         if only_train_critic and only_train_generator:
@@ -171,6 +178,7 @@ class NonAutoregressiveWrapper(Denoiser):
             lens,
             frozen=frozen,
             classes=classes,
+            documents=documents,
             critic_temperature=generator_sample_temperature,
             only_train_generator=only_train_generator,
             only_train_critic=only_train_critic,
@@ -197,6 +205,7 @@ class NonAutoregressiveWrapper(Denoiser):
         steps: int | None = None,
         noise: Noise | None = None,
         classes: Tensor | None = None,
+        documents: Tensor | None = None,
         guidance_scale: float = 1.0,
         return_network_calls: bool = False,
         **net_kwargs: Any,
@@ -213,6 +222,7 @@ class NonAutoregressiveWrapper(Denoiser):
             steps: network calls, instead of the wrapper's.
             noise: all randomness; from torch's default generator if not given.
             classes: int64 `[batch]`, with `num_classes`.
+            documents: int64, of the shape of `prompt`, to fill in several at once; as in `forward`.
             guidance_scale: how far logits go from the unconditional ones in the direction of the conditional ones:
                 1 for the conditional, 0 for the unconditional (arXiv:2207.12598, with scale 1 + w). Each network call
                 then has twice the sequences.
@@ -224,7 +234,7 @@ class NonAutoregressiveWrapper(Denoiser):
 
         Raises:
             ValueError: a prompt longer than `max_seq_len`; classes that are missing, not expected or unknown; guidance
-                without a condition.
+                without a condition; documents that do not fit the prompt, or with block diffusion.
         """
         device = self.net.token_emb.weight.device
         single = batch_size is None if prompt is None else prompt.ndim == 1
@@ -238,6 +248,12 @@ class NonAutoregressiveWrapper(Denoiser):
         if classes is not None:
             self.check_classes(classes.view(-1).cpu(), len(tokens))
             classes = classes.to(device).view(-1)
+        if documents is not None:
+            if self.parts > 1:
+                raise ValueError("block diffusion generates one document a sequence; leave documents out")
+            documents = documents.to(device).view(-1, documents.shape[-1])
+            check_documents(documents, tokens, None)
+            net_kwargs = self._within(documents, net_kwargs)
         noise = noise or Noise.draw(len(tokens), device)
 
         def judge(tokens: Tensor) -> Tensor:
@@ -278,6 +294,11 @@ class NonAutoregressiveWrapper(Denoiser):
             maskable = maskable & (torch.arange(present.shape[1], device=present.device) >= self.prefix_length)
         return maskable
 
+    def _within(self, documents: Tensor, net_kwargs: dict[str, Any]) -> dict[str, Any]:
+        if self.prefix_length:
+            raise ValueError("documents and prefix_length exclude each other; pack one document into a sample")
+        return within_documents(self.net, documents, net_kwargs)
+
     def _by_part(self, values: Tensor) -> Tensor:
         return values.reshape(len(values) * self.parts, -1)
 
@@ -289,12 +310,15 @@ class NonAutoregressiveWrapper(Denoiser):
         *,
         frozen: Tensor | None = None,
         classes: Tensor | None = None,
+        documents: Tensor | None = None,
         critic_temperature: float | None = None,
         only_train_generator: bool = False,
         only_train_critic: bool = False,
         **net_kwargs: Any,
     ) -> LossTerms:
         self.check_classes(classes, len(tokens))
+        if documents is not None:
+            net_kwargs = self._within(documents, net_kwargs)
         present = torch.ones_like(tokens, dtype=torch.bool)
         if lengths is not None:
             present = length_mask(lengths, tokens.shape[1])

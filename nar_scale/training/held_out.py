@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
-from nar_scale.data import Batch, ClassReader, DatasetIndex, sequential_batches
+from nar_scale.data import Batch, DatasetIndex, SampleFormat, sequential_batches
 from nar_scale.training.distributed import World
 
 
@@ -18,17 +19,16 @@ class HeldOut:
     Attributes:
         samples: how many of them, at most.
         bytes_per_token: length of the text behind a token, if known.
-        classes: reads the classes of the samples, if they have any.
+        skip_faults: leave out samples that cannot be used, naming them.
     """
 
     index: DatasetIndex
-    sequence_length: int
-    vocabulary_size: int
+    sample_format: SampleFormat
     batch_size: int
     samples: int
     bytes_per_token: float | None
     world: World
-    classes: ClassReader | None = None
+    skip_faults: bool = False
 
     def batches(self) -> Iterator[Batch]:
         """This rank's share, filled up with empty batches so that every rank has as many.
@@ -40,17 +40,20 @@ class HeldOut:
         given = 0
         for batch in sequential_batches(
             self.index,
-            sequence_length=self.sequence_length,
-            vocabulary_size=self.vocabulary_size,
+            self.sample_format,
             batch_size=self.batch_size,
             rank=self.world.rank,
             world_size=self.world.size,
             limit=samples,
-            classes=self.classes,
+            skip_faults=self.skip_faults,
         ):
             given += 1
+            for fault in batch.faults:
+                print(f"skipped in evaluation: {fault}", file=sys.stderr, flush=True)
             yield batch
         for _ in range(-(-most // self.batch_size) - given):
             nothing = torch.zeros(1, dtype=torch.int64)
-            tokens = torch.zeros(1, self.sequence_length, dtype=torch.int64)
-            yield Batch(tokens, nothing, nothing, nothing, nothing, None if self.classes is None else nothing)
+            tokens = torch.zeros(1, self.sample_format.sequence_length, dtype=torch.int64)
+            classes = None if self.sample_format.class_field is None else nothing
+            documents = None if self.sample_format.document_field is None else tokens
+            yield Batch(tokens, nothing, nothing, nothing, nothing, classes, documents)

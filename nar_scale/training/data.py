@@ -1,0 +1,229 @@
+"""The data of a run, from its config: shards opened, sources mixed, the stream and what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nar_scale.config import Config, DataConfig, SourceConfig
+from nar_scale.data import (
+    Batch,
+    DatasetIndex,
+    DatasetInfo,
+    JoinedIndex,
+    MixedOrder,
+    SampleFormat,
+    SampleOrder,
+    SequentialStream,
+    ShardCache,
+    Stage,
+    TokenStream,
+    find_sequential_shards,
+    weights_by_temperature,
+)
+from nar_scale.errors import ConfigError, DataError, UserError
+from nar_scale.training.distributed import World
+from nar_scale.training.held_out import HeldOut
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The shards of a run.
+
+    Attributes:
+        sample_format: what each sample must look like.
+        fingerprint: of all shards to train on.
+        summary: the data in a line.
+        tokenizer: `byte`, the absolute path of a tokenizer file, or None.
+        end_token: ends a document; None if unknown.
+        sources: the shards to train on by name of the source, "" for a single one; empty for a sequential stream.
+        held_out: what to evaluate on, by name of the source.
+        mixture: the order of several sources; None for one.
+        urls: the shards of a sequential stream.
+    """
+
+    sample_format: SampleFormat
+    fingerprint: str
+    summary: str
+    tokenizer: str | None
+    end_token: int | None
+    sources: Mapping[str, DatasetIndex]
+    held_out: Mapping[str, HeldOut]
+    mixture: MixedOrder | None
+    urls: tuple[str, ...] = ()
+
+    def stream(self, config: Config, world: World, start_sample: int) -> Iterable[Batch]:
+        """This rank's endless micro-batches from a position on."""
+        settings: dict[str, Any] = {
+            "sample_format": self.sample_format,
+            "global_batch_size": config.training.global_batch_size,
+            "micro_batch_size": config.training.micro_batch_size,
+            "rank": world.rank,
+            "world_size": world.size,
+            "workers": config.data.loader_workers,
+            "prefetch": config.data.prefetch,
+            "start_sample": start_sample,
+            "pin_memory": world.device.type == "cuda",
+            "skip_faults": config.data.max_skipped_samples > 0,
+        }
+        if self.urls:
+            return SequentialStream(self.urls, seed=config.training.seed, **settings)
+        if self.mixture is not None:
+            return TokenStream(JoinedIndex(self.sources), self.mixture, **settings)
+        (index,) = self.sources.values()
+        order = SampleOrder(index.counts, config.training.seed, config.data.shuffle_window)
+        return TokenStream(index, order, **settings)
+
+    def consumed(self, position: int) -> dict[str, int]:
+        """How many samples of each source come before a position; empty for a single source."""
+        if self.mixture is None:
+            return {}
+        return dict(zip(self.sources, self.mixture.consumed(position).tolist()))
+
+
+def open_training_data(config: Config, world: World) -> TrainingData:
+    """Open the shards on all ranks; the main process looks, and tells the others what it has found.
+
+    Raises:
+        DataError: shards are missing, damaged or without a field, or sources do not fit together.
+        ConfigError: the vocabulary is not known, or the weights of the sources make no sense.
+    """
+    data = config.data
+    sources = data.sources or {"": SourceConfig(directory=str(data.directory))}
+    cache = _shard_cache(data)
+    infos = on_main(
+        world,
+        lambda: {name: DatasetInfo.find(source.directory, data.storage_options) for name, source in sources.items()},
+    )
+    vocabulary_size, tokenizer, end_token = _vocabulary(data, sources, infos)
+    sample_format = SampleFormat(
+        sequence_length=config.model.max_seq_len,
+        vocabulary_size=vocabulary_size,
+        field=data.field,
+        class_field=data.class_field,
+        num_classes=config.objective.num_classes,
+        document_field=data.document_field,
+    )
+
+    def open_index(directory: str, pattern: str) -> DatasetIndex:
+        return on_main(
+            world,
+            lambda: DatasetIndex.open(
+                directory,
+                pattern,
+                sample_format.fields,
+                data.index_directory,
+                cache=cache,
+                skip_faults=data.max_skipped_samples > 0,
+                memory_map=data.memory_map,
+            ),
+        )
+
+    held_out = {}
+    for name, source in sources.items():
+        pattern = data.validation if source.validation is None else source.validation
+        if not pattern or not config.logging.evaluate_every:
+            continue
+        info = infos[name]
+        split = info.splits.get("validation") if info is not None else None
+        held_out[name] = HeldOut(
+            index=open_index(source.directory, pattern),
+            sample_format=sample_format,
+            batch_size=config.training.micro_batch_size,
+            samples=config.logging.evaluation_samples,
+            bytes_per_token=split.bytes_per_token if split else None,
+            world=world,
+            skip_faults=data.max_skipped_samples > 0,
+        )
+    if data.sequential:
+        urls = on_main(world, lambda: find_sequential_shards(str(data.directory), data.train))
+        fingerprint = blake2b("\n".join(urls).encode(), digest_size=16).hexdigest()
+        summary = f"{len(urls):,} shards read from start to end: the stream is inexact"
+        return TrainingData(sample_format, fingerprint, summary, tokenizer, end_token, {}, held_out, None, tuple(urls))
+    indexes = {name: open_index(source.directory, source.train or data.train) for name, source in sources.items()}
+    mixture = _mixture(config, indexes) if data.sources else None
+    if mixture is None:
+        (index,) = indexes.values()
+        fingerprint, summary = index.fingerprint, _describe(index)
+    else:
+        fingerprint = JoinedIndex(indexes).fingerprint
+        weights = (weight for weight in mixture.stages[0].weights)
+        total = sum(mixture.stages[0].weights)
+        summary = "; ".join(
+            f"{name} {_describe(index)}, {weight / total:.2%} at first"
+            for (name, index), weight in zip(indexes.items(), weights)
+        )
+    return TrainingData(sample_format, fingerprint, summary, tokenizer, end_token, indexes, held_out, mixture)
+
+
+def on_main(world: World, find: Callable[[], Result]) -> Result:
+    """What the main process finds, on every rank; or the UserError it raises."""
+    problem: UserError | None = None
+    found: Any = None
+    if world.is_main:
+        try:
+            found = find()
+        except UserError as error:
+            problem = error
+    problem, found = world.broadcast((problem, found))
+    if problem is not None:
+        raise problem
+    return found
+
+
+def _shard_cache(data: DataConfig) -> ShardCache | None:
+    if data.cache_directory is None:
+        return None
+    return ShardCache(Path(data.cache_directory), int(data.cache_gib * 2**30), data.storage_options)
+
+
+def _vocabulary(
+    data: DataConfig, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
+) -> tuple[int, str | None, int | None]:
+    """The number of token ids, the tokenizer as `byte`, an absolute path or None, and the end token."""
+    known = {name: info for name, info in infos.items() if info is not None}
+    kinds = {(info.vocabulary_size, info.tokenizer, info.end_token) for info in known.values()}
+    if len(kinds) > 1:
+        sizes = ", ".join(f"{name} {info.vocabulary_size} of {info.tokenizer}" for name, info in known.items())
+        raise DataError(f"the sources have different vocabularies: {sizes}; prepare them with one tokenizer")
+    size, name, end_token = kinds.pop() if kinds else (None, None, None)
+    size, name = data.vocabulary_size or size, data.tokenizer or name
+    if size is None:
+        directories = ", ".join(source.directory for source in sources.values())
+        raise ConfigError(f"data.vocabulary_size is needed, as {directories} has no dataset.json")
+    if name in (None, "byte"):
+        return size, name, end_token
+    if data.tokenizer:
+        return size, str(Path(data.tokenizer).resolve()), end_token
+    directory = next(source.directory for key, source in sources.items() if key in known)
+    return size, DatasetInfo.fetch(directory, str(name), data.storage_options, data.cache_directory), end_token
+
+
+def _mixture(config: Config, indexes: Mapping[str, DatasetIndex]) -> MixedOrder:
+    data, seed = config.data, config.training.seed
+    sizes = [index.num_samples for index in indexes.values()]
+    given = [(source.weight, source.epochs) for source in data.sources.values()]
+    if given[0][0] is not None:
+        weights = tuple(float(weight or 0) for weight, _ in given)
+    elif given[0][1] is not None:
+        weights = tuple(size * float(epochs or 0) for size, (_, epochs) in zip(sizes, given))
+    else:
+        weights = weights_by_temperature(sizes, data.temperature)
+    stages = [
+        Stage(stage.from_step * config.training.global_batch_size, tuple(stage.weights.get(n, 0.0) for n in indexes))
+        for stage in data.curriculum
+    ]
+    if not stages or stages[0].start > 0:
+        stages.insert(0, Stage(0, weights))
+    orders = [SampleOrder(index.counts, seed, data.shuffle_window) for index in indexes.values()]
+    return MixedOrder(orders, stages, seed)
+
+
+def _describe(index: DatasetIndex) -> str:
+    damaged = f" ({len(index.damages)} damaged)" if index.damages else ""
+    return f"{index.num_samples:,} sequences in {index.num_shards:,} shards{damaged}"
