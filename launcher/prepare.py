@@ -1,4 +1,4 @@
-"""Turn a corpus, or scikit-learn's handwritten digits, into shards ready for training; look into them and check them."""
+"""Turn a corpus, or scikit-learn's handwritten digits, into shards ready for training; look into shards, check them."""
 
 import argparse
 import sys

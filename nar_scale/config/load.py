@@ -6,13 +6,15 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
+
+ANY_NAME = "*"  # of a source, or the place in a list
 
 
 class _Loader(yaml.SafeLoader):
@@ -105,14 +107,18 @@ def _explain(problem: Any) -> str:
 def _nearest(location: Sequence[str]) -> str:
     """The key that was probably meant: a similar one beside it, the same one elsewhere, or what is valid here."""
     keys = list(_all_keys(Config))
-    siblings = {key[-1]: key for key in keys if key[:-1] == tuple(location[:-1])}
+    siblings = {key[-1] for key in keys if _is_beside(key, location)}
     elsewhere = {key[-1]: key for key in keys}
     beside = difflib.get_close_matches(location[-1], siblings, 1, 0.6)
     if beside:
-        return f", did you mean {'.'.join(siblings[beside[0]])!r}?"
+        return f", did you mean {'.'.join([*location[:-1], beside[0]])!r}?"
     if location[-1] in elsewhere:
         return f", did you mean {'.'.join(elsewhere[location[-1]])!r}?"
     return f"; valid here: {', '.join(sorted(siblings))}"
+
+
+def _is_beside(key: tuple[str, ...], location: Sequence[str]) -> bool:
+    return len(key) == len(location) and all(k in (ANY_NAME, name) for k, name in zip(key[:-1], location))
 
 
 def _all_keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterable[tuple[str, ...]]:
@@ -120,6 +126,7 @@ def _all_keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterable[
         if name not in model.model_fields:
             continue
         yield (*prefix, name)
+        inside = (*prefix, name, ANY_NAME) if get_origin(annotation) in (dict, tuple) else (*prefix, name)
         for kind in (annotation, *get_args(annotation)):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _all_keys(kind, (*prefix, name))
+                yield from _all_keys(kind, inside)

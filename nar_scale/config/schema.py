@@ -191,7 +191,8 @@ class DataConfig(Section):
     curriculum: Annotated[tuple[CurriculumStage, ...], Field(strict=False)] = ()
     """Other weights from some steps on."""
     train: str = "train/*.tar"
-    """Shards to train on, a glob pattern below `directory`; http needs `train/shard-{000000..000099}.tar`."""
+    """Shards to train on, a glob pattern below `directory`; over http, where nothing can be listed, `*.tar` takes what
+    dataset.json counts, and other shards are named by `train/shard-{000000..000099}.tar`."""
     validation: str = "validation/*.tar"
     """Held-out shards; an empty string if there are none."""
     field: str = "tokens.npy"
@@ -349,6 +350,8 @@ class Config(Section):
             raise ValueError(
                 f"model.max_seq_len {length} is not a multiple of objective.block_size {objective.block_size}"
             )
+        if objective.prefix_length and self.data.document_field is not None:
+            raise ValueError("objective.prefix_length and data.document_field exclude each other")
         if objective.prefix_length >= length:
             raise ValueError(
                 f"objective.prefix_length {objective.prefix_length} is not below model.max_seq_len {length}"

@@ -8,6 +8,7 @@ import numpy as np
 from nar_scale.data.info import TOKENS_FIELD, DatasetInfo, SplitInfo
 from nar_scale.data.publish import SPLITS, publish, refuse_existing_shards
 from nar_scale.data.sample import Sample
+from nar_scale.data.shard_index import index_path, make_shard_index
 from nar_scale.data.shard_writer import write_shard
 from nar_scale.errors import DataError, UserError
 
@@ -52,6 +53,7 @@ def _write(images: np.ndarray, digits: np.ndarray, staging: Path, output: Path) 
         shard = staging / split / "shard-000000.tar"
         write_shard(shard, ((f"{number:09d}", Sample(images[row], digits[row])) for number, row in enumerate(rows)))
         splits[split] = SplitInfo(len(rows), len(rows), len(rows) * images.shape[1], bytes=0, shards=1)
+        make_shard_index(str(shard), index_path(str(shard), None))
         shards[split] = [(shard, shard.stat().st_size)]
     info = DatasetInfo(
         tokenizer=None,

@@ -11,6 +11,7 @@ import numpy as np
 
 from nar_scale.data.info import TOKENS_FIELD
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
+from nar_scale.data.prefetch import ShardPrefetcher
 from nar_scale.data.remote import find_remote, is_remote
 from nar_scale.data.shard_cache import ShardCache
 from nar_scale.data.shard_index import (
@@ -22,8 +23,11 @@ from nar_scale.data.shard_index import (
     raise_damage,
 )
 from nar_scale.data.shard_reader import KnownShard, ShardReader
+from nar_scale.data.shard_scan import printable
 from nar_scale.errors import DataError
 
+PIPE = "pipe:"
+COMPRESSED_SUFFIXES = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".lz4", ".zip")
 LOOKING_THREADS = 16  # looking at many small files waits for the file system, not for the processor
 
 
@@ -61,6 +65,8 @@ class DatasetIndex:
         self._ends = np.cumsum(self.counts)
         self._starts = self._ends - self.counts
         self._reader = ShardReader(self._known_shard, cache, memory_map)
+        self._cache = cache
+        self._prefetcher = ShardPrefetcher(self._fetch)
 
     @classmethod
     def open(
@@ -87,7 +93,7 @@ class DatasetIndex:
                 directory of the cache.
             progress: show a progress bar while building, if stderr is a terminal.
             cache: where copies of remote shards are kept on this node.
-            skip_faults: take what is whole of damaged shards, and samples that lack a field, which are errors when read.
+            skip_faults: take what is whole of damaged shards, and samples without a field, which are errors when read.
             memory_map: how samples are read, see `ShardReader`.
 
         Raises:
@@ -146,6 +152,17 @@ class DatasetIndex:
                 contents[place] = content
         return contents
 
+    def prefetch(self, sample_ids: np.ndarray) -> None:
+        """Start to fetch the remote shards of samples, int64 [n], that will be read soon."""
+        if self._cache is not None:
+            shards = np.unique(np.searchsorted(self._ends, sample_ids, side="right")).tolist()
+            self._prefetcher.want(shard for shard in shards if is_remote(self.shard(shard)))
+
+    def _fetch(self, shard: int) -> None:
+        known = self._known_shard(shard)
+        assert self._cache is not None
+        self._cache.open(known.location, known.size, known.digest).close()
+
     def name(self, sample_id: int) -> str:
         """Return "shard PATH, sample KEY" for messages about a sample."""
         return self._reader.name(*self._place(sample_id))
@@ -181,6 +198,11 @@ _Task = tuple[str, Path, ShardCache | None, bool]
 def _find_shards(directory: str, patterns: Sequence[str], cache: ShardCache | None) -> list[str]:
     shards: set[str] = set()
     for pattern in patterns:
+        if pattern.startswith(PIPE) or directory.startswith(PIPE):
+            raise DataError(
+                f"{printable(pattern if pattern.startswith(PIPE) else directory)} is a command; set data.sequential: "
+                "true to have a shell run it, with data.train naming it: the stream is then inexact"
+            )
         location = pattern if is_remote(pattern) else f"{directory.rstrip('/')}/{pattern}"
         if is_remote(location):
             if cache is None:
@@ -193,6 +215,12 @@ def _find_shards(directory: str, patterns: Sequence[str], cache: ShardCache | No
             if not matches:
                 raise DataError(f"no shard {name} in {directory}; prepare the data set or correct the path")
             shards.update(matches)
+    for shard in shards:
+        if shard.lower().endswith(COMPRESSED_SUFFIXES):
+            raise DataError(
+                f"shard {shard} is compressed, so its samples cannot be read one by one; unpack it, or set "
+                "data.sequential: true for .tar.gz: the stream is then inexact"
+            )
     # part by part, as a folder comes before what lies in it
     return sorted(shards, key=lambda shard: shard.split("/"))
 
@@ -225,7 +253,7 @@ def _read_shards(tasks: Sequence[_Task], progress: bool) -> Iterator[ShardIndex]
         return
     with progress_bar("index", len(tasks), "shard", progress) as bar:
         for index in ordered_map(_read_shard, tasks, min(available_cores(), len(tasks))):
-            bar.set_postfix_str(f"{Path(index.shard).name}, {index.count:,} samples")
+            bar.set_postfix_str(f"{printable(Path(index.shard).name)}, {index.count:,} samples")
             bar.update(1)
             yield index
 

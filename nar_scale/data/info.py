@@ -16,6 +16,7 @@ INFO_FILE = "dataset.json"
 TOKENS_FIELD = "tokens.npy"
 CLASS_FIELD = "cls"
 DOCUMENTS_FIELD = "documents.npy"
+TOKENIZERS = ("byte", "tokenizer.json", None)  # never a path: it would be read, and copied into checkpoints
 MAX_INFO_BYTES = 1 << 28  # tokenizers are a few MB
 
 
@@ -121,6 +122,8 @@ class DatasetInfo:
     def _parse(cls, text: str, path: str) -> "DatasetInfo":
         try:
             content = json.loads(text)
+            if content["tokenizer"] not in TOKENIZERS:
+                raise ValueError(f"its tokenizer is none of {', '.join(map(str, TOKENIZERS))}")
             splits = {name: SplitInfo(**sizes) for name, sizes in content.pop("splits").items()}
             return cls(**content, splits=splits)
         except (ValueError, TypeError, KeyError, AttributeError) as error:

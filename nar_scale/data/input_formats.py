@@ -13,7 +13,7 @@ import numpy as np
 
 from nar_scale.data.info import CLASS_FIELD, TOKENS_FIELD
 from nar_scale.data.npy import decode_npy
-from nar_scale.data.shard_scan import MEMBER_NAME
+from nar_scale.data.shard_scan import MEMBER_NAME, printable
 from nar_scale.data.tar_headers import TarDamage, TarMember, tar_members
 from nar_scale.errors import DataError, UserError
 
@@ -21,6 +21,7 @@ DEFAULT_TEXT_FIELD = "text"
 BUFFER_BYTES = 1 << 20
 ROWS_PER_BATCH = 128
 NAMES_IN_MESSAGES = 20
+NAME_LETTERS_IN_MESSAGES = 256
 CONTENT_NAMES = ("tokens", "images", "x")
 LABEL_NAMES = ("labels", "y", "cls")
 CLASS_TEXT = re.compile(rb"\s*\d{1,18}\s*")
@@ -84,7 +85,7 @@ def input_errors(file: Path, *damage: type[Exception]) -> Iterator[None]:
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return printable(" ".join(str(error).split())[:200]) or type(error).__name__
 
 
 def optional_package(file: Path, error: ImportError) -> UserError:
@@ -239,7 +240,7 @@ def read_tar(piece: Piece, text_field: str) -> Iterator[Source | Skip]:
                 yield Skip(size, "no text")
                 continue
             found = True
-            place = f"input {piece.file}, sample {key!r}, field {field!r}"
+            place = f"input {piece.file}, sample {key[:NAME_LETTERS_IN_MESSAGES]!r}, field {field!r}"
             content = _read_member(file, members[field], place)
             if field.endswith("npy"):
                 label = _read_member(file, members[CLASS_FIELD], place) if CLASS_FIELD in members else None
@@ -378,7 +379,7 @@ def _rows(array: np.ndarray, place: str) -> np.ndarray:
 
 def _check_type(array: np.ndarray, place: str) -> None:
     if array.dtype.kind not in "iu":
-        raise DataError(f"{place} holds {array.dtype}, not integer tokens; write it again with an integer dtype")
+        raise DataError(f"{place} holds {_dtype(array)}, not integer tokens; write it again with an integer dtype")
     if array.ndim == 0:
         raise DataError(
             f"{place} holds a single number, not a row of tokens; write it again with one dimension or more"
@@ -388,9 +389,13 @@ def _check_type(array: np.ndarray, place: str) -> None:
 def _check_labels(labels: np.ndarray, rows: int, place: str) -> None:
     if labels.dtype.kind not in "iu" or labels.shape != (rows,) or labels.min(initial=0) < 0:
         raise DataError(
-            f"{place} holds {labels.dtype} {list(labels.shape)}; write it again with an integer >= 0 for each of the "
+            f"{place} holds {_dtype(labels)} {list(labels.shape)}; write it again with an integer >= 0 for each of the "
             f"{rows} rows of tokens"
         )
+
+
+def _dtype(array: np.ndarray) -> str:
+    return str(array.dtype)[:80]  # that of records names all their fields
 
 
 def _token_document(tokens: np.ndarray, size: int, label: int | None, place: str) -> Source | Skip:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from nar_scale.data.index import DatasetIndex
 from nar_scale.data.info import CLASS_FIELD, DOCUMENTS_FIELD, INFO_FILE, TOKENS_FIELD, DatasetInfo
 from nar_scale.data.npy import decode_npy
 from nar_scale.data.publish import SPLITS
-from nar_scale.data.shard_index import index_path, load_shard_index, make_shard_index
+from nar_scale.data.shard_index import ShardIndex, index_path, load_shard_index, make_shard_index
 from nar_scale.data.shard_scan import printable
 from nar_scale.data.tokenizer import Tokenizer, load_tokenizer
 from nar_scale.errors import DataError, UserError
@@ -26,7 +27,8 @@ SHOWN_LETTERS = 500
 SHOWN_JSON_LETTERS = 2000
 SHOWN_DAMAGES = 8
 MAX_GRID_SIDE = 32
-MAX_TYPE_NAMES = 4
+MAX_TYPES = 4
+MAX_LINE_LETTERS = 1000
 PICKLES = ("pickle", "pkl", "pyd", "pth", "pt")
 # what decode_npy and json let through when a file is nonsense
 CONTENT_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, MemoryError)
@@ -50,7 +52,7 @@ def inspect(
         pattern: glob of shards such as "train/*.tar", or several, each described for itself; by default
             "train/*.tar" and "validation/*.tar", or else "**/*.tar".
         sample: number of the sample to show of each.
-        index_directory: where to keep the indices of shards, if the folder is read-only.
+        index_directory: where to keep the indices of shards that have none; nothing is kept if not given.
         progress: show a progress bar while indices are built, if stderr is a terminal.
 
     Raises:
@@ -59,30 +61,50 @@ def inspect(
             written.
     """
     directory = Path(directory)
+    patterns = [pattern] if isinstance(pattern, str) else pattern or _default_patterns(directory)
+    with TemporaryDirectory() as temporary:
+        if index_directory is None and not _is_indexed(directory, patterns):
+            index_directory = Path(temporary)
+        try:
+            lines = _inspect(
+                directory, patterns, sample, None if index_directory is None else Path(index_directory), progress
+            )
+        except DataError as error:
+            raise DataError(printable(str(error))) from error
+    # the one place where anything leaves: names and texts of others must not fool a terminal, or flood it
+    return "\n".join(_cut(printable(line), MAX_LINE_LETTERS) for line in lines)
+
+
+def _inspect(
+    directory: Path, patterns: Sequence[str], sample: int, index_directory: Path | None, progress: bool
+) -> list[str]:
     if not directory.is_dir():
         raise DataError(f"folder {directory} does not exist; correct the path")
-    index_directory = None if index_directory is None else Path(index_directory)
     info, lines = _read_info(directory)
     tokenizer = None
     if info is not None and info.tokenizer is not None:
         try:
             tokenizer = load_tokenizer(info.tokenizer, directory)
         except UserError as error:
-            lines.append(printable(f"no text of tokens: {error}"))
-    patterns = _default_patterns(directory) if pattern is None else [pattern] if isinstance(pattern, str) else pattern
-    indexes = {each: _open(directory, each, index_directory, progress) for each in patterns}
+            lines.append(f"no text of tokens: {error}")
+    indexes = {pattern: _open(directory, pattern, index_directory, progress) for pattern in patterns}
     most = max(index.num_samples for index in indexes.values())
     if not 0 <= sample < most:
         raise UserError(f"sample is {sample}; give a number from 0 to {most - 1}")
-    for each, index in indexes.items():
-        lines.append(printable(each))
+    for pattern, index in indexes.items():
+        lines.append(pattern)
         shards = _ShardsInspection(index, index_directory, info, tokenizer)
         lines += [f"  {line}" for line in [*shards.describe(), *shards.describe_sample(sample)]]
-    return "\n".join(lines)
+    return lines
 
 
 def _default_patterns(directory: Path) -> list[str]:
     return [f"{split}/*.tar" for split in SPLITS if any((directory / split).glob("*.tar"))] or ["**/*.tar"]
+
+
+def _is_indexed(directory: Path, patterns: Sequence[str]) -> bool:
+    shards = (shard for pattern in patterns for shard in directory.glob(pattern))
+    return all(index_path(str(shard), None).exists() for shard in shards)
 
 
 def _open(directory: Path, pattern: str, index_directory: Path | None, progress: bool) -> DatasetIndex:
@@ -98,7 +120,7 @@ def _open(directory: Path, pattern: str, index_directory: Path | None, progress:
 
 def _read_info(directory: Path) -> tuple[DatasetInfo | None, list[str]]:
     if not (directory / INFO_FILE).exists():
-        return None, [printable(f"{directory}: no {INFO_FILE}")]
+        return None, [f"{directory}: no {INFO_FILE}"]
     try:
         info = DatasetInfo.load(directory)
         parts = [f"tokenizer {info.tokenizer or 'none'}", f"vocabulary {_count(info.vocabulary_size)}"]
@@ -112,10 +134,10 @@ def _read_info(directory: Path) -> tuple[DatasetInfo | None, list[str]]:
         lines = [f"{directory}: {INFO_FILE} says {', '.join(parts)}"]
         for name, split in info.splits.items():
             totals = ("documents", "samples", "tokens", "bytes", "shards")
-            lines.append(f"  {name}: " + ", ".join(f"{_count(getattr(split, what))} {what}" for what in totals))
-        return info, list(map(printable, lines))
+            lines.append(f"  {name}: " + ", ".join(f"{what} {_count(getattr(split, what))}" for what in totals))
+        return info, lines
     except DataError as error:
-        return None, [printable(str(error))]
+        return None, [str(error)]
 
 
 def _count(number: object) -> str:
@@ -154,7 +176,7 @@ class _Arrays:
     faults: list[str] = field(default_factory=list)
 
     def add(self, array: np.ndarray) -> None:
-        self.types[str(array.dtype)] += 1
+        self.types[_type_name(array)] += 1
         self.shapes.add(array.shape)
         if array.ndim == 1:
             self.lengths.append(len(array))
@@ -168,10 +190,10 @@ class _Arrays:
     def describe(self) -> Iterator[str]:
         if self.types:
             names = [name for name, _ in self.types.most_common()]
-            types = " or ".join(names[:MAX_TYPE_NAMES]) + (" or ..." if len(names) > MAX_TYPE_NAMES else "")
+            types = " or ".join(names[:MAX_TYPES]) + (" or ..." if len(names) > MAX_TYPES else "")
             values = "" if self.low is None else f", values {_number(self.low)} to {_number(self.high)}"
             yield f"{types} {self._describe_shapes()}{values}"
-        if len(self.lengths) == sum(self.types.values()) > 0:
+        if len(self.lengths) == sum(self.types.values()) and max(self.lengths, default=1) > 1:
             yield f"lengths {min(self.lengths):,} to {max(self.lengths):,}, median {median(self.lengths):,.10g}"
         if self.faults:
             yield f"{len(self.faults):,} cannot be read, the first because {self.faults[0]}"
@@ -183,6 +205,11 @@ class _Arrays:
             ranges = [f"{min(axis)}" if min(axis) == max(axis) else f"{min(axis)}..{max(axis)}" for axis in axes]
             texts.append(f"[{', '.join(ranges)}]")
         return " or ".join(texts)
+
+
+def _load_index(shard: str, index_directory: Path | None) -> ShardIndex:
+    path = index_path(shard, index_directory)
+    return load_shard_index(shard, path) or make_shard_index(shard, path, allow_damage=True)
 
 
 class _ShardsInspection:
@@ -198,24 +225,21 @@ class _ShardsInspection:
         self._index, self._tokenizer = index, tokenizer
         self._tokens_field = TOKENS_FIELD if info is None else info.field
         self._documents_field = (info and info.document_field) or DOCUMENTS_FIELD
+        self._shards = [_load_index(index.shard(number), index_directory) for number in range(index.num_shards)]
+        self._ends = np.cumsum(index.counts)
+        self._table: tuple[int, np.ndarray] | None = None  # of the shard looked at last
         self._fields: dict[str, _FieldSizes] = {}
-        self._bytes = 0
-        for number in range(index.num_shards):
-            self._add_shard(index.shard(number), index_directory)
-
-    def _add_shard(self, shard: str, index_directory: Path | None) -> None:
-        path = index_path(shard, index_directory)
-        known = load_shard_index(shard, path) or make_shard_index(shard, path, allow_damage=True)
-        self._bytes += known.stamp.size
-        places = known.map_table()["places"]
-        for column, name in enumerate(known.fields):
-            self._fields.setdefault(name, _FieldSizes()).add(places[:, column])
+        for shard in self._shards:
+            places = shard.map_table()["places"]
+            for column, name in enumerate(shard.fields):
+                self._fields.setdefault(name, _FieldSizes()).add(places[:, column])
+        self._may_be_images = CLASS_FIELD in self._fields if info is None else info.tokenizer is None
 
     def describe(self) -> Iterator[str]:
-        index = self._index
-        yield f"{_plural(index.num_shards, 'shard')}, {_plural(index.num_samples, 'sample')}, {self._bytes:,} bytes"
+        index, size = self._index, sum(shard.stamp.size for shard in self._shards)
+        yield f"{_plural(index.num_shards, 'shard')}, {_plural(index.num_samples, 'sample')}, {size:,} bytes"
         for damage in index.damages[:SHOWN_DAMAGES]:
-            yield printable(f"damaged: {damage}")
+            yield f"damaged: {damage}"
         if len(index.damages) > SHOWN_DAMAGES:
             yield f"damaged: {len(index.damages) - SHOWN_DAMAGES:,} more shards"
         looked_at = self._looked_at()
@@ -224,24 +248,24 @@ class _ShardsInspection:
             share = "all samples" if sizes.samples == index.num_samples else _plural(sizes.samples, "sample")
             twice = f", twice in {_plural(sizes.twice, 'sample')}" if sizes.twice else ""
             least = f"{sizes.least:,} to " if sizes.least != sizes.most else ""
-            yield printable(f"  {name}: in {share}{twice}, {least}{sizes.most:,} bytes")
-            yield from (printable(f"    {line}") for line in self._describe_content(name, looked_at))
+            yield f"  {name}: in {share}{twice}, {least}{_plural(sizes.most, 'byte')}"
+            yield from (f"    {line}" for line in self._describe_content(name, looked_at))
 
     def describe_sample(self, sample: int) -> Iterator[str]:
         if sample >= self._index.num_samples:
             yield f"sample {sample}: there are only {self._index.num_samples}"
             return
-        yield printable(f"sample {sample}: {self._index.name(sample)}")
+        yield f"sample {sample}: {self._index.name(sample)}"
         for name in sorted(self._fields):
-            content = self._read(sample, name)
-            if content is None:
-                continue
-            if isinstance(content, str):
-                head, lines = content, []
-            else:
+            try:
+                content = self._read(sample, name)
+                if content is None:
+                    continue
                 head, *lines = self._show(name, content)
-            yield printable(f"  {name}: {head}")
-            yield from (f"    {printable(line)}" for line in lines)
+            except (DataError, *CONTENT_ERRORS) as error:
+                head, lines = f"cannot be read: {_reason(error)}", []
+            yield f"  {name}: {head}"
+            yield from (f"    {line}" for line in lines)
 
     def _looked_at(self) -> list[int]:
         array_bytes = sum(sizes.total for name, sizes in self._fields.items() if _is_array(name))
@@ -254,72 +278,78 @@ class _ShardsInspection:
             return []
         arrays, labels = _Arrays(), Counter[int]()
         for sample in looked_at:
-            content = self._read(sample, name)
-            if content is None:
-                continue
             try:
-                if isinstance(content, str):
-                    raise ValueError(content)
+                content = self._read(sample, name)
+                if content is None:
+                    continue
                 if _is_array(name):
                     arrays.add(decode_npy(content))
                 else:
                     labels[int(content)] += 1
-            except CONTENT_ERRORS as error:
+            except (DataError, *CONTENT_ERRORS) as error:
                 arrays.faults.append(_reason(error))
         lines = list(arrays.describe())
         if labels:
             lines.insert(0, f"classes {min(labels)} to {max(labels)}, {len(labels):,} different")
         return lines
 
-    def _read(self, sample: int, name: str) -> bytes | str | None:
-        """Return a member, or what keeps it from being read, or None if the sample has none."""
-        sizes = self._fields[name]
-        if sizes.most > MAX_MEMBER_BYTES:
-            return f"not looked at, as there are members of {sizes.most:,} bytes"
-        try:
-            return self._index.read(sample, name)
-        except DataError as error:
-            return str(error) if "cannot" in str(error) else None
+    def _read(self, sample: int, name: str) -> bytes | None:
+        """Return a member, or None if the sample has none or two."""
+        number = int(np.searchsorted(self._ends, sample, side="right"))
+        shard = self._shards[number]
+        if name not in shard.fields:
+            return None
+        if self._table is None or self._table[0] != number:
+            self._table = number, shard.map_table()
+        row = sample - int(self._ends[number] - self._index.counts[number])
+        offset, size = self._table[1][row]["places"][shard.fields.index(name)].tolist()
+        if offset < 0:
+            return None
+        if size > MAX_MEMBER_BYTES:
+            raise ValueError(f"its {size:,} bytes are too many to look at")
+        return self._index.read(sample, name)
 
     def _show(self, name: str, content: bytes) -> list[str]:
         """Return a line, and more lines for below it."""
         kind = name.rpartition(".")[2].lower()
+        if _is_array(name):
+            return list(self._show_array(name, decode_npy(content)))
+        size = _plural(len(content), "byte")
+        if kind in PICKLES:
+            return [f"{size}, not opened: what is pickled can run commands"]
         try:
-            if _is_array(name):
-                return list(self._show_array(name, decode_npy(content)))
-            if kind in PICKLES:
-                return [f"{len(content):,} bytes, not opened: what is pickled can run commands"]
             text = content.decode("utf-8")
-            if kind == "json":
-                shown = json.dumps(json.loads(text), indent=2, ensure_ascii=False)
-                return ["", *_cut(shown, SHOWN_JSON_LETTERS).split("\n")]
         except UnicodeDecodeError:
-            return [f"{len(content):,} bytes"]
-        except CONTENT_ERRORS as error:
-            return [f"{len(content):,} bytes that cannot be read: {_reason(error)}"]
+            return [size]
         if "\0" in text:
-            return [f"{len(content):,} bytes"]
-        lines = _cut(text, SHOWN_LETTERS).rstrip("\n").split("\n")
+            return [size]
+        letters = SHOWN_LETTERS
+        if kind == "json":
+            text, letters = json.dumps(json.loads(text), indent=2, ensure_ascii=False), SHOWN_JSON_LETTERS
+        lines = _cut(text, letters).rstrip("\n").split("\n")
         return lines if len(lines) == 1 else ["", *lines]
 
     def _show_array(self, name: str, array: np.ndarray) -> Iterator[str]:
-        yield f"{array.dtype} [{', '.join(map(str, array.shape))}]"
+        yield f"{_type_name(array)} [{', '.join(map(str, array.shape))}]"
         is_tokens = name == self._tokens_field and array.ndim == 1 and array.dtype.kind in "iu"
         if name == self._documents_field:
             yield _plural(len(np.unique(array)), "document")
-        side = int(len(array) ** 0.5) if is_tokens and self._tokenizer is None else 0
+        side = int(len(array) ** 0.5) if is_tokens and self._may_be_images else 0
         if 1 < side <= MAX_GRID_SIDE and side * side == len(array):
-            # without a tokenizer the tokens may well be those of a square image
             width = max(len(str(token)) for token in array.tolist())
             for row in array.reshape(side, side).tolist():
                 yield " ".join(f"{token:>{width}}" for token in row)
             return
         more = f" ... {array.size - SHOWN_NUMBERS:,} more" if array.size > SHOWN_NUMBERS else ""
-        yield " ".join(map(_number, array.flat[:SHOWN_NUMBERS].tolist())) + more
+        yield _cut(" ".join(map(_number, array.flat[:SHOWN_NUMBERS].tolist())), SHOWN_LETTERS) + more
         if is_tokens and self._tokenizer is not None:
             # a few tokens, such as bytes, may make one letter
             text = self._tokenizer.decode(array[: 4 * SHOWN_LETTERS].tolist())
             yield from _cut(text, SHOWN_LETTERS).split("\n")
+
+
+def _type_name(array: np.ndarray) -> str:
+    return str(array.dtype)[:80]
 
 
 def _is_array(name: str) -> bool:

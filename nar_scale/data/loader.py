@@ -1,9 +1,13 @@
 """Micro-batches for one rank: the endless training stream, and one pass for evaluation."""
 
+import atexit
+import os
 import signal
 from collections.abc import Callable, Iterator
+from ctypes import c_bool
 from functools import partial
 from itertools import count
+from multiprocessing import RawValue
 from typing import Any
 
 import numpy as np
@@ -15,7 +19,6 @@ from nar_scale.data.collate import BatchArrays, BatchReader
 from nar_scale.data.mixture import Order
 from nar_scale.data.sample import SampleFormat, SampleIndex
 from nar_scale.errors import ConfigError, DataError
-
 
 LOCATED_SAMPLES = 1024
 
@@ -70,7 +73,7 @@ class TokenStream:
             )
         self._pin_memory = pin_memory
         samples = _Samples(BatchReader(index, sample_format, skip_faults))
-        micro_batches = _MicroBatches(order, global_batch_size, micro_batch_size, rank, world_size, start_sample)
+        micro_batches = _MicroBatches(index, order, global_batch_size, micro_batch_size, rank, world_size, start_sample)
         self._arrays: Callable[[], Iterator[BatchArrays | DataError]] = partial(map, samples.__getitem__, micro_batches)
         if workers:
             self._arrays = partial(iter, in_workers(samples, micro_batches, workers, prefetch))
@@ -130,6 +133,7 @@ class _MicroBatches(Sampler[Located]):
 
     def __init__(
         self,
+        index: SampleIndex,
         order: Order,
         global_batch_size: int,
         micro_batch_size: int,
@@ -137,6 +141,7 @@ class _MicroBatches(Sampler[Located]):
         world_size: int,
         start_sample: int,
     ):
+        self.index = index
         self.order = order
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
@@ -149,6 +154,7 @@ class _MicroBatches(Sampler[Located]):
             starts = first + np.arange(steps, dtype=np.int64) * self.global_batch_size
             positions = (starts[:, None] + np.arange(self.share, dtype=np.int64)).reshape(-1, self.micro_batch_size)
             epochs, sample_ids = self.order.locate(positions.ravel())
+            self.index.prefetch(sample_ids)
             yield from zip(positions, epochs.reshape(positions.shape), sample_ids.reshape(positions.shape))
 
 
@@ -168,6 +174,8 @@ def in_workers(
     samples: Dataset[BatchArrays | DataError], micro_batches: Sampler[Located] | None, workers: int, prefetch: int
 ) -> DataLoader[BatchArrays | DataError]:
     """Read micro-batches ahead in other processes."""
+    leaving = RawValue(c_bool, False)
+    atexit.register(setattr, leaving, "value", True)  # comes before multiprocessing's own, which terminates workers
     return DataLoader(
         samples,
         batch_size=None,
@@ -175,7 +183,7 @@ def in_workers(
         num_workers=workers,
         prefetch_factor=prefetch,
         collate_fn=unchanged,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=partial(_ignore_stop_signals, leaving),
         # DataLoader seeds its workers from the global generator unless it is given one of its own; taking from
         # the global one would make a resumed run differ from an unbroken one.
         generator=torch.Generator(),
@@ -187,12 +195,15 @@ def unchanged(arrays: Any) -> Any:
     return arrays
 
 
-def ignore_stop_signals(worker: int) -> None:
-    """Leave stopping to the trainer, in a worker process."""
+def _ignore_stop_signals(leaving: Any, worker: int) -> None:
     # A batch system signals every process of a job. The trainer decides when to stop, perhaps some steps later, and
     # needs its batches until then; workers notice by themselves when it is gone.
+    def ignore(number: int, frame: Any) -> None:
+        if leaving.value:
+            os._exit(0)
+
     for stop_signal in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(stop_signal, signal.SIG_IGN)
+        signal.signal(stop_signal, ignore)
 
 
 def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:

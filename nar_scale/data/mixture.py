@@ -156,6 +156,14 @@ class JoinedIndex:
                 contents[place] = content
         return contents
 
+    def prefetch(self, sample_ids: np.ndarray) -> None:
+        """Start to fetch the remote shards of samples, int64 [n], that will be read soon."""
+        sources = np.searchsorted(self._ends, sample_ids, side="right")
+        for chosen in group(sources):
+            source = int(sources[chosen[0]])
+            first = self._ends[source] - self.indexes[source].num_samples
+            self.indexes[source].prefetch(sample_ids[chosen] - first)
+
     def name(self, sample_id: int) -> str:
         """Return "source NAME, shard PATH, sample KEY" for messages."""
         source, own_id = self._place(sample_id)

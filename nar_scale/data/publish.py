@@ -9,6 +9,7 @@ from nar_scale.data.shard_index import INDEX_SUFFIX
 from nar_scale.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from nar_scale.errors import DataError, UserError
 
+SHARD_NAME = "shard-{:06d}.tar"
 SHARD_FILES = ("shard-*.tar", f"shard-*.tar*{INDEX_SUFFIX}")
 SPLITS = ("train", "validation")
 
@@ -30,11 +31,13 @@ def refuse_existing_shards(output: Path) -> None:
 def publish(
     output: Path, shards: Mapping[str, Sequence[tuple[Path, int]]], info: DatasetInfo, tokenizer: Tokenizer | None
 ) -> None:
-    """Move shards into place, in exchange for what `output` holds; doing it again after a kill completes it.
+    """Move shards into place, numbered through, in exchange for what `output` holds.
+
+    Doing it again after a kill completes it.
 
     Args:
         output: the directory of the data set.
-        shards: by split, where each shard has been written, and its size in bytes.
+        shards: by split, where each shard has been written, and its size in bytes, in order.
         info: becomes `dataset.json`.
         tokenizer: saved beside it.
 
@@ -45,8 +48,12 @@ def publish(
     # The old dataset.json goes first and the new one comes last: at no moment does it describe other shards.
     (output / INFO_FILE).unlink(missing_ok=True)
     (output / TOKENIZER_FILE).unlink(missing_ok=True)
-    places = {written: output / split / written.name for split, list_ in shards.items() for written, _ in list_}
-    kept = {place for place in places.values()} | {_index_of(place) for place in places.values()}
+    places = {
+        written: output / split / SHARD_NAME.format(number)
+        for split, written_shards in shards.items()
+        for number, (written, _) in enumerate(written_shards)
+    }
+    kept = {*places.values(), *map(_index_of, places.values())}
     for old_file in _shard_files(output):
         if old_file not in kept:
             old_file.unlink()

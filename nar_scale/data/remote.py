@@ -165,10 +165,13 @@ def receive(
 
     async def stream() -> None:
         async with _connected(url, storage_options) as file_system:
-            size, read = await _bounded(_open_stream(file_system, url), url, timeout)
-            begin(size)
-            while block := await _bounded(read(BLOCK_BYTES), url, timeout):
-                take(block)
+            size, body, answer = await _bounded(_open_stream(file_system, url), url, timeout)
+            try:
+                begin(size)
+                while block := await _bounded(body.read(BLOCK_BYTES), url, timeout):
+                    take(block)
+            finally:
+                answer.close()
 
     _run(stream())
 
@@ -200,22 +203,26 @@ def _protocol(url: str) -> str:
 
 
 def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    if _inside_loop():  # as in a notebook
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, coroutine).result()
+    return asyncio.run(coroutine)
+
+
+def _inside_loop() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(coroutine)
-    with ThreadPoolExecutor(1) as pool:  # a notebook runs a loop in the main thread
-        return pool.submit(asyncio.run, coroutine).result()
+        return False
+    return True
 
 
 @asynccontextmanager
 async def _connected(url: str, storage_options: Mapping[str, Any]) -> AsyncIterator[Any]:
     protocol = _protocol(url)
     try:
-        import fsspec
-
         options = {**storage_options, **_defaults(protocol, storage_options)}
-        file_system = fsspec.filesystem(protocol, **options, asynchronous=True, skip_instance_cache=True)
+        file_system = _kind(protocol)(**options, asynchronous=True, skip_instance_cache=True)
     except ImportError as error:
         raise UserError(f"{shown(url)} needs an optional package: pip install 'nar_scale[remote]'") from error
     except Exception as error:
@@ -227,6 +234,16 @@ async def _connected(url: str, storage_options: Mapping[str, Any]) -> AsyncItera
         if session is not None:
             with suppress(Exception):  # it has done its work
                 await asyncio.wait_for(session.close(), CLOSING_SECONDS)
+
+
+def _kind(protocol: str) -> Any:
+    import fsspec
+
+    if protocol == "gs":
+        from gcsfs.core import GCSFileSystem  # what is registered speaks gRPC too, whose threads do not bear a fork
+
+        return GCSFileSystem
+    return fsspec.get_filesystem_class(protocol)
 
 
 def _defaults(protocol: str, storage_options: Mapping[str, Any]) -> dict[str, Any]:
@@ -252,13 +269,14 @@ def _list(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
     return [f"{scheme}://{name}" for name, info in _run(glob()).items() if info["type"] == "file"]
 
 
-async def _open_stream(file_system: Any, url: str) -> tuple[int | None, Callable[[int], Coroutine[Any, Any, bytes]]]:
+async def _open_stream(file_system: Any, url: str) -> tuple[int | None, Any, Any]:
+    """Return the size that is announced, what can be read, and what must be closed."""
     protocol = _protocol(url)
     if protocol == "s3":
         bucket, key, version = file_system.split_path(url)
         versions = {} if version is None else {"VersionId": version}
         answer = await file_system._call_s3("get_object", Bucket=bucket, Key=key, **versions)
-        return answer.get("ContentLength"), answer["Body"].read
+        return answer.get("ContentLength"), answer["Body"], answer["Body"]
     if protocol == "gs":
         session = await file_system._set_session()
         options = {"params": file_system._get_params({}), "headers": file_system._get_headers(None)}
@@ -266,9 +284,9 @@ async def _open_stream(file_system: Any, url: str) -> tuple[int | None, Callable
     else:
         session = await file_system.set_session()
         response = await session.get(file_system.encode_url(url), **file_system.kwargs)
-    response.raise_for_status()
+    response.raise_for_status()  # which closes it
     packed = response.headers.get("Content-Encoding", "identity") != "identity"
-    return None if packed else response.content_length, response.content.read
+    return None if packed else response.content_length, response.content, response
 
 
 def _no_limit() -> Any:

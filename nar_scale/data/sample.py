@@ -24,6 +24,9 @@ class SampleIndex(Protocol):
     def read_many(self, sample_ids: np.ndarray, field: str) -> list[bytes]:
         """Return a field of several samples, int64 [n], in one go."""
 
+    def prefetch(self, sample_ids: np.ndarray) -> None:
+        """Start to fetch what samples, int64 [n], that will be read soon need."""
+
     def name(self, sample_id: int) -> str:
         """Return "shard PATH, sample KEY" for messages."""
 
@@ -145,6 +148,8 @@ class SampleFormat:
     def _parse_class(self, content: bytes) -> int:
         try:
             label = _parse_scalar(content) if str(self.class_field).endswith("npy") else int(content)
+            if not -(2**63) <= label < 2**63:
+                raise ValueError("it has more than 64 bits")
         except ValueError as error:
             raise ValueError(
                 f"field {self.class_field!r} is not an integer ({error}); name another data.class_field or write the "
@@ -177,12 +182,12 @@ class SampleFormat:
             return row
         what = "tokens are" if field == self.field else f"field {field!r} is"
         if row.dtype.kind not in "iu":
-            raise ValueError(f"{what} {row.dtype}, not integers; write the shard again with an integer dtype")
+            raise ValueError(f"{what} {str(row.dtype)[:80]}, not integers; write the shard again with an integer dtype")
         raise ValueError(f"{what} of shape {row.shape}, not of one dimension; write the shard again, one row a sample")
 
 
 def _parse_scalar(content: bytes) -> int:
     array = decode_npy(content)
     if array.dtype.kind not in "iu" or array.size != 1:
-        raise ValueError(f"it is {array.dtype} of shape {array.shape}")
+        raise ValueError(f"it is {str(array.dtype)[:80]} of shape {array.shape}")
     return int(array.item())

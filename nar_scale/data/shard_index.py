@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -11,13 +12,25 @@ import numpy as np
 
 from nar_scale.data.remote import is_remote, read_small
 from nar_scale.data.shard_cache import ShardCache
-from nar_scale.data.shard_scan import MISSING, TWICE, ShardScan, ShardStamp, printable, scan_shard, stamp_shard
+from nar_scale.data.shard_scan import (
+    MAX_FIELDS,
+    MAX_KEY_BYTES,
+    MISSING,
+    TWICE,
+    ShardScan,
+    ShardStamp,
+    printable,
+    scan_shard,
+    stamp_shard,
+)
 from nar_scale.errors import DataError
 from nar_scale.files import write_atomically
 
 INDEX_SUFFIX = ".index"
 FORMAT = "nar_scale shard index 2"
 MAX_INDEX_BYTES = 1 << 30
+MAX_HEADER_BYTES = 1 << 20
+DIGEST = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -58,10 +71,15 @@ class ShardIndex:
 
         Raises:
             OSError: the index file went away.
+            DataError: a record leads out of the shard.
         """
         if self.count == 0:
             return np.empty(0, self.record)
-        return np.memmap(self.path, self.record, "r", self.header_bytes, (self.count,))
+        table = np.memmap(self.path, self.record, "r", self.header_bytes, (self.count,))
+        offsets, sizes = table["places"][..., 0], table["places"][..., 1]
+        if ((offsets < TWICE) | (sizes < 0) | ((offsets >= 0) & (sizes > self.stamp.size - offsets))).any():
+            raise DataError(f"index {self.path} is damaged; delete it to rebuild the index")
+        return table
 
     def check_complete(self, field: str) -> None:
         """Make sure that every sample has a field once.
@@ -80,7 +98,7 @@ class ShardIndex:
         """Say why a sample has no place for a field."""
         if field in self.fields and record["places"][self.fields.index(field), 0] == TWICE:
             return f"field {field!r} occurs twice; write the shard again"
-        present = [name for name, place in zip(self.fields, record["places"]) if place[0] != MISSING]
+        present = [name[:80] for name, place in zip(self.fields, record["places"]) if place[0] != MISSING]
         return f"no field {field!r}, only {', '.join(sorted(map(printable, present)))}; name one of these instead"
 
 
@@ -106,7 +124,7 @@ def load_shard_index(shard: str, path: Path) -> ShardIndex | None:
     """
     try:
         with open(path, "rb") as file:
-            line = file.readline()
+            line = file.readline(MAX_HEADER_BYTES)
             file_bytes = os.fstat(file.fileno()).st_size
         return _parse_header(line, file_bytes, shard, path)
     except (FileNotFoundError, NotADirectoryError, ValueError):
@@ -241,13 +259,31 @@ def _parse_header(line: bytes, file_bytes: int, shard: str, path: Path) -> Shard
         header = json.loads(line)
         if header.pop("format") != FORMAT:
             raise ValueError(f"the format is not {FORMAT!r}")
-        stamp, fields = ShardStamp(**header.pop("stamp")), tuple(header.pop("fields"))
-        index = ShardIndex(shard=shard, path=path, stamp=stamp, fields=fields, header_bytes=len(line), **header)
-        if file_bytes != len(line) + index.count * index.record.itemsize:
-            raise ValueError("its length is wrong")
+        stamp, fields = ShardStamp(**header.pop("stamp")), header.pop("fields")
+        if not isinstance(fields, list):
+            raise ValueError("fields is no list")
+        index = ShardIndex(shard=shard, path=path, stamp=stamp, fields=tuple(fields), header_bytes=len(line), **header)
+        if not _is_sound(index) or file_bytes != len(line) + index.count * index.record.itemsize:
+            raise ValueError("a value or its length is wrong")
         return index
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"no index header: {error}") from error
+
+
+def _is_sound(index: ShardIndex) -> bool:
+    """Whether the values of a header are of the types and sizes that `_write` gives them."""
+    stamp, numbers = index.stamp, (index.count, index.key_bytes, index.stamp.size, index.stamp.mtime_ns)
+    return (
+        all(type(number) is int for number in (*numbers, *index.incomplete.values()))
+        and index.count >= 0
+        and 1 <= index.key_bytes <= MAX_KEY_BYTES
+        and 0 <= stamp.size < 2**63
+        and bool(DIGEST.fullmatch(stamp.digest))
+        and all(isinstance(field, str) for field in index.fields)
+        and len(set(index.fields)) == len(index.fields) <= MAX_FIELDS
+        and index.incomplete.keys() <= set(index.fields)
+        and (index.damage is None or (isinstance(index.damage, str) and index.damage.isprintable()))
+    )
 
 
 def _record_type(key_bytes: int, fields: int) -> np.dtype:

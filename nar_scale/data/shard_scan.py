@@ -17,6 +17,7 @@ from nar_scale.errors import DataError
 MEMBER_NAME = re.compile(r"((?:.*/|)(?:[^./]+|[^./]*/))\.([^/]*)", re.DOTALL)
 READ_BYTES = 1 << 20
 MAX_FIELDS = 64
+MAX_FIELD_LETTERS = 255
 MAX_KEY_BYTES = 256  # keys serve messages alone; longer ones are cut
 MISSING, TWICE = -1, -2  # in place of the offset of a field
 
@@ -72,7 +73,7 @@ def scan_shard(shard: Path) -> ShardScan:
     """Read the headers of a shard; nothing is extracted, and names are not used as paths.
 
     Raises:
-        DataError: the shard cannot be read, or has more than 64 fields.
+        DataError: the shard cannot be read, or has more than 64 fields or one of a name too long.
     """
     table = _Table()
     damage = None
@@ -80,11 +81,10 @@ def scan_shard(shard: Path) -> ShardScan:
         with open(shard, "rb") as file:
             try:
                 for member in tar_members(file, os.fstat(file.fileno()).st_size):
-                    table.add(member)
-                    if len(table.fields) > MAX_FIELDS:
+                    if not table.add(member):
                         raise DataError(
-                            f"shard {shard} has more than {MAX_FIELDS} fields, such as {member.name[:80]!r}; is it a "
-                            "WebDataset shard?"
+                            f"shard {shard} has more than {MAX_FIELDS} fields or one of more than {MAX_FIELD_LETTERS} "
+                            f"letters, such as {member.name[:80]!r}; is it a WebDataset shard?"
                         )
             except TarDamage as error:
                 damage = error.phrase
@@ -108,22 +108,26 @@ class _Table:
         self._key: str | None = None
         self._sample: dict[str, int] = {}  # where the fields of the latest sample are noted
 
-    def add(self, member: TarMember) -> None:
+    def add(self, member: TarMember) -> bool:
+        """Note a member; False if there are too many fields."""
         name = MEMBER_NAME.fullmatch(member.name)
         if name is None:
-            return
+            return True
         key, field = name.groups()
+        if len(field) > MAX_FIELD_LETTERS or (len(self.fields) == MAX_FIELDS and field not in self.fields):
+            return False
         if key != self._key:
             self.keys.append(key[:MAX_KEY_BYTES].encode("utf-8", errors="surrogateescape")[:MAX_KEY_BYTES])
             self._key, self._sample = key, {}
         if field in self._sample:
             self._offsets[self._sample[field]], self._sizes[self._sample[field]] = TWICE, 0
-            return
+            return True
         self._sample[field] = len(self._rows)
         self._rows.append(len(self.keys) - 1)
         self._columns.append(self.fields.setdefault(field, len(self.fields)))
         self._offsets.append(member.offset)
         self._sizes.append(member.size)
+        return True
 
     def scan(self, damage: str | None) -> ShardScan:
         places = np.zeros((len(self.keys), len(self.fields), 2), dtype=np.int64)

@@ -143,7 +143,13 @@ def verify(
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; give at least 1")
-    directory = Path(directory)
+    try:
+        return _verify(Path(directory), index_directory, workers or available_cores(), progress)
+    except DataError as error:
+        raise DataError(printable(str(error))) from error
+
+
+def _verify(directory: Path, index_directory: Path | None, workers: int, progress: bool) -> Verification:
     info = DatasetInfo.load(directory)
     _check_info(directory, info)
     tokenizer = _load_tokenizer(directory, info)
@@ -157,7 +163,7 @@ def verify(
     ]
     splits = {}
     with progress_bar("verify", sum(os.path.getsize(task.shard) for task in tasks), "B", progress) as bar:
-        results = ordered_map(_verify_shard, tasks, min(workers or available_cores(), len(tasks)))
+        results = ordered_map(_verify_shard, tasks, min(workers, len(tasks)))
         for split, size in info.splits.items():
             collector = _Collector(info)
             for shard in shards[split]:
@@ -176,9 +182,7 @@ def _check_info(directory: Path, info: DatasetInfo) -> None:
         numbers["num_classes"] = info.num_classes
     for split, sizes in info.splits.items():
         numbers.update({f"{split} {name}": getattr(sizes, name) for name in ("samples", "tokens", "shards")})
-    wrong = [f"{printable(name)} is {number!r:.40}" for name, number in numbers.items() if not _is_positive(number)]
-    if info.tokenizer is not None and not isinstance(info.tokenizer, str):
-        wrong.append("the tokenizer has no name")
+    wrong = [f"{name} is {number!r:.40}" for name, number in numbers.items() if not _is_positive(number)]
     if not info.splits:
         wrong.append("it has no splits")
     if wrong:
@@ -215,7 +219,7 @@ def _check_shard_count(directory: Path, split: str, found: int, size: SplitInfo 
     said = 0 if size is None else size.shards
     if found != said:
         raise DataError(
-            f"{directory / INFO_FILE} says {printable(split)} has {said} shards, there are {found}; restore what is "
+            f"{directory / INFO_FILE} says {split} has {said} shards, there are {found}; restore what is "
             "missing, move away what does not belong there, or prepare the data set again"
         )
 
@@ -224,7 +228,7 @@ def _check_counts(directory: Path, split: str, found: SplitVerification, size: S
     for what in ("samples", "tokens"):
         if getattr(size, what) != getattr(found, what):
             raise DataError(
-                f"{directory / INFO_FILE} says {printable(split)} has {getattr(size, what)} {what}, its shards have "
+                f"{directory / INFO_FILE} says {split} has {getattr(size, what)} {what}, its shards have "
                 f"{getattr(found, what)}; restore the right shards, or prepare the data set again"
             )
 
@@ -266,7 +270,7 @@ class _Collector:
             self._classes.append(result.classes)
             if (result.classes is None) != (self._classes[0] is None):
                 raise DataError(
-                    f"shard {shard}: {'no' if result.classes is None else 'a'} field {CLASS_FIELD!r}, unlike the shards "
+                    f"shard {shard}: {'no' if result.classes is None else 'a'} field {CLASS_FIELD!r}, unlike those "
                     "before it; prepare the data set again"
                 )
         self._histogram += result.histogram
@@ -367,14 +371,14 @@ def _read_samples(shard: str, scan: ShardScan, sample_format: SampleFormat) -> I
                     if field not in columns or places[columns[field]][0] < 0:
                         twice = field in columns and places[columns[field]][0] == TWICE
                         raise ValueError(
-                            f"{'two fields' if twice else 'no field'} {field!r}; restore the shard, or prepare the data "
-                            "set again"
+                            f"{'two fields' if twice else 'no field'} {field!r}; restore the shard, or prepare the "
+                            "data set again"
                         )
                     offset, size = places[columns[field]]
                     contents[field] = os.pread(file.fileno(), size, offset)
                 yield sample_format.parse(contents)
             except ValueError as error:
-                name = printable(bytes(key).decode("utf-8", errors="replace"))
+                name = bytes(key).decode("utf-8", errors="replace")
                 raise DataError(f"shard {shard}, sample {name}: {error}") from None
             except OSError as error:
                 raise DataError(f"cannot read shard {shard}: {error.strerror}; restore it") from error

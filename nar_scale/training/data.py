@@ -24,6 +24,7 @@ from nar_scale.data import (
     find_sequential_shards,
     weights_by_temperature,
 )
+from nar_scale.data.publish import SHARD_NAME
 from nar_scale.errors import ConfigError, DataError, UserError
 from nar_scale.training.distributed import World
 from nar_scale.training.held_out import HeldOut
@@ -132,7 +133,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         info = infos[name]
         split = info.splits.get("validation") if info is not None else None
         held_out[name] = HeldOut(
-            index=open_index(source.directory, pattern),
+            index=open_index(source.directory, _shards(source.directory, pattern, infos[name])),
             sample_format=sample_format,
             batch_size=config.training.micro_batch_size,
             samples=config.logging.evaluation_samples,
@@ -145,7 +146,10 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         fingerprint = blake2b("\n".join(urls).encode(), digest_size=16).hexdigest()
         summary = f"{len(urls):,} shards read from start to end: the stream is inexact"
         return TrainingData(sample_format, fingerprint, summary, tokenizer, end_token, {}, held_out, None, tuple(urls))
-    indexes = {name: open_index(source.directory, source.train or data.train) for name, source in sources.items()}
+    indexes = {
+        name: open_index(source.directory, _shards(source.directory, source.train or data.train, infos[name]))
+        for name, source in sources.items()
+    }
     mixture = _mixture(config, indexes) if data.sources else None
     if mixture is None:
         (index,) = indexes.values()
@@ -202,6 +206,15 @@ def _vocabulary(
         return size, str(Path(data.tokenizer).resolve()), end_token
     directory = next(source.directory for key, source in sources.items() if key in known)
     return size, DatasetInfo.fetch(directory, str(name), data.storage_options, data.cache_directory), end_token
+
+
+def _shards(directory: str, pattern: str, info: DatasetInfo | None) -> str:
+    """The pattern of shards; on a web server, which lists nothing, `SPLIT/*.tar` are those that dataset.json counts."""
+    split = pattern.removesuffix("/*.tar")
+    if info is None or split not in info.splits or not directory.startswith(("http://", "https://")):
+        return pattern
+    last = info.splits[split].shards - 1
+    return f"{split}/{SHARD_NAME.format(0)}" if last == 0 else f"{split}/shard-{{000000..{last:06d}}}.tar"
 
 
 def _mixture(config: Config, indexes: Mapping[str, DatasetIndex]) -> MixedOrder:

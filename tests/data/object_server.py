@@ -9,7 +9,7 @@ from collections import Counter, defaultdict, deque
 from email.message import Message
 from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 PIECES = 8  # in which a slow body is sent
@@ -20,7 +20,8 @@ class ObjectServer:
 
     Faults: a status such as 503, "silent" (no answer), "stall" (half of the body, then nothing), "pause" (a stall of
     `pause` seconds, then the rest), "slow" (pieces `pause` apart), "reset", "truncate", "corrupt" (another content of
-    the same length), "unsized" (no Content-Length), "html" (another content and length).
+    the same length), "unsized" (no Content-Length), "html" (another content and length), or
+    bytes (another content, truncated).
 
     Attributes:
         objects: content by path, such as "/train/shard.tar".
@@ -36,14 +37,12 @@ class ObjectServer:
         self.headers: dict[str, Message] = {}
         self.pause = 0.1
         self.waiting = 0
-        self.faults: dict[str, deque[str | int]] = defaultdict(deque)
-        self.lasting: dict[str, str | int] = {}
+        self.faults: dict[str, deque[str | int | bytes]] = defaultdict(deque)
+        self.lasting: dict[str, str | int | bytes] = {}
         self.stopping = threading.Event()
         self.lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.block_on_close = False
-        self._server.store = self  # type: ignore[attr-defined]
+        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server.store = self
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> "ObjectServer":
@@ -58,20 +57,29 @@ class ObjectServer:
     def put(self, path: str, content: bytes) -> str:
         """Store an object and return its URL."""
         self.objects[path] = content
-        return self.address + path
+        return self.address + quote(path)
 
-    def fail(self, path: str, *faults: str | int, lasting: bool = False) -> None:
+    def fail(self, path: str, *faults: str | int | bytes, lasting: bool = False) -> None:
         """Let the next requests for a path go wrong, one fault each, or all of them in the same way."""
         if lasting:
             self.lasting[path] = faults[0]
         else:
             self.faults[path].extend(faults)
 
-    def next_fault(self, path: str) -> str | int | None:
+    def next_fault(self, path: str) -> str | int | bytes | None:
         """The fault of this request."""
         with self.lock:
             self.gets[path] += 1
             return self.faults[path].popleft() if self.faults[path] else self.lasting.get(path)
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+    store: ObjectServer
+
+    def handle_error(self, *_: object) -> None:
+        """Clients may hang up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -79,21 +87,22 @@ class _Handler(BaseHTTPRequestHandler):
 
     @property
     def store(self) -> ObjectServer:
-        return self.server.store  # type: ignore[attr-defined,no-any-return]
+        assert isinstance(self.server, _Server)
+        return self.server.store
 
     def do_HEAD(self) -> None:
-        content = self.store.objects.get(urlsplit(self.path).path)
+        content = self.store.objects.get(unquote(urlsplit(self.path).path))
         self._send_head(404 if content is None else 200, len(content or b""))
 
     def do_GET(self) -> None:
-        parts = urlsplit(self.path)
-        query = parse_qs(parts.query, keep_blank_values=True)
+        path = unquote(urlsplit(self.path).path)
+        query = parse_qs(urlsplit(self.path).query, keep_blank_values=True)
         if "list-type" in query:
-            self._list(parts.path.strip("/"), query)
+            self._list(path.strip("/"), query)
             return
-        self.store.headers[parts.path] = self.headers
-        fault = self.store.next_fault(parts.path)
-        content = self.store.objects.get(parts.path)
+        self.store.headers[path] = self.headers
+        fault = self.store.next_fault(path)
+        content = self.store.objects.get(path)
         if fault is None and content is None:
             fault = 404
         if isinstance(fault, int):
@@ -104,7 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
             assert content is not None
             self._send(content, fault)
 
-    def _send(self, content: bytes, fault: str | None) -> None:
+    def _send(self, content: bytes, fault: str | bytes | None) -> None:
+        if isinstance(fault, bytes):
+            content, fault = fault, "truncate"
         half = len(content) // 2
         if fault == "corrupt":
             content = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]

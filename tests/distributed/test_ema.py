@@ -10,12 +10,12 @@ import torch
 from nar_scale.checkpoint import CheckpointStore, consolidate, load_exported
 from nar_scale.checkpoint.zero import read_weights
 from nar_scale.config import load_config
-from nar_scale.data import DatasetIndex, TokenStream
 from nar_scale.errors import CheckpointError
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.optimizer import learning_rate_factor, parameter_groups
 
 from . import jobs
+from .whole_batches import whole_batches
 
 DECAY, STEPS, STOP = 0.4, 6, 4  # the warm-up of the average ends within the run
 ON, UNTIL_STOP = f"training.ema_decay={DECAY}", f"training.steps={STOP}"
@@ -30,25 +30,12 @@ Weights = dict[str, torch.Tensor]
 def averages_by_hand(config_file: Path, overrides: list[str], start: int = 0) -> tuple[Weights, Weights]:
     """The weights after a plain loop, and their average from the step `start` on, by the definition."""
     config = load_config(config_file, overrides)
-    index = DatasetIndex.open(config.data.directory, config.data.train, progress=False)
-    stream = TokenStream(
-        index,
-        sequence_length=config.model.max_seq_len,
-        vocabulary_size=257,
-        seed=0,
-        global_batch_size=8,
-        micro_batch_size=8,
-        rank=0,
-        world_size=1,
-        window_shards=config.data.shuffle_window,
-        workers=0,
-    )
     torch.manual_seed(0)
     wrapper = build_wrapper(config, 257)
     weights = {name: weight.data for name, weight in wrapper.named_parameters()}
     averages: Weights = {}
     optimizer = torch.optim.AdamW(parameter_groups(wrapper, 0.1), lr=3e-3, betas=(0.9, 0.95))
-    for step, batch in zip(range(STEPS), stream):
+    for step, batch in zip(range(STEPS), whole_batches(config)):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * learning_rate_factor(config.schedule, step, STEPS)
         if step == start:

@@ -9,11 +9,11 @@ import torch
 
 from nar_scale.checkpoint import consolidate, load_exported
 from nar_scale.config import load_config
-from nar_scale.data import DatasetIndex, TokenStream
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.optimizer import learning_rate_factor, parameter_groups
 
 from . import jobs
+from .whole_batches import whole_batches
 
 KINDS = ("non_autoregressive", "autoregressive")
 STAGES = (0, 1, 2, 3)
@@ -40,19 +40,6 @@ def plain_loop(config_file: Path, overrides: list[str]) -> tuple[list[float], to
     """What the trainer must compute, written as anybody would on one device with the whole batch."""
     config = load_config(config_file, overrides)
     training = config.training
-    index = DatasetIndex.open(config.data.directory, config.data.train, progress=False)
-    stream = TokenStream(
-        index,
-        sequence_length=config.model.max_seq_len,
-        vocabulary_size=257,
-        seed=training.seed,
-        global_batch_size=training.global_batch_size,
-        micro_batch_size=training.global_batch_size,
-        rank=0,
-        world_size=1,
-        window_shards=config.data.shuffle_window,
-        workers=0,
-    )
     torch.manual_seed(training.seed)
     wrapper = build_wrapper(config, 257)
     settings = config.optimizer
@@ -60,7 +47,7 @@ def plain_loop(config_file: Path, overrides: list[str]) -> tuple[list[float], to
         parameter_groups(wrapper, settings.weight_decay), lr=settings.learning_rate, betas=settings.betas
     )
     losses = []
-    for step, batch in zip(range(training.steps), stream):
+    for step, batch in zip(range(training.steps), whole_batches(config)):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * learning_rate_factor(config.schedule, step, training.steps)
         loss = wrapper(batch, seed=training.seed).total()

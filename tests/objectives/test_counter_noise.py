@@ -7,7 +7,7 @@ import pytest
 import torch
 from data.shards import write_samples
 
-from nar_scale.data import DatasetIndex, TokenStream
+from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, TokenStream
 
 from .helpers import small_nar
 
@@ -38,14 +38,12 @@ def seen(index, options, ranks, micro_batch_size, batches=6):
     for rank in range(ranks):
         stream = TokenStream(
             index,
-            sequence_length=N,
-            vocabulary_size=10,
-            seed=3,
+            SampleOrder(index.counts, seed=3, window_shards=2),
+            SampleFormat(N, 10),
             global_batch_size=GLOBAL_BATCH_SIZE,
             micro_batch_size=micro_batch_size,
             rank=rank,
             world_size=ranks,
-            window_shards=2,
             workers=0,
         )
         share = GLOBAL_BATCH_SIZE // ranks

@@ -1,7 +1,6 @@
 """Packed documents: each is trained on as if it stood alone, in every pass, whatever stands beside it."""
 
 import math
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
@@ -335,24 +334,31 @@ def test_tensors_bring_their_documents_as_they_do_their_lengths():
             assert torch.equal(seen[0][name], seen[1][name])
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
 @torch.no_grad()
-def test_documents_are_filled_in_as_if_each_were_alone(scale):
+def test_documents_are_filled_in_as_if_each_were_alone():
     options = {"num_classes": 3, "self_cond": True, "self_token_critic": True, "steps": 3}
-    wrapper, twin, batch, _ = non_autoregressive_pair(options, {}, FULL)
-    twin.token_critic.net = deepcopy(wrapper.net)  # guidance doubles the generator's batch, not the critic's
-    run_documents_alone(twin.token_critic.net, FULL)
-    if scale != 1:
-        twin.net.forward = type(twin.net).forward.__get__(twin.net)
-        run_documents_alone(twin.net, FULL + FULL)
+    wrapper, twin, batch, _ = non_autoregressive_pair(options, {"rotary": False}, FULL)
     prompt = torch.where(torch.arange(N) % 3 > 0, MASK_ID, batch.tokens)
-    options = {"prompt": prompt, "classes": batch.classes, "guidance_scale": scale, "filter_thres": 0.0}
-    torch.manual_seed(4)
-    filled = wrapper.generate(documents=batch.documents, **options)
-    torch.manual_seed(4)
-    assert torch.equal(filled, twin.generate(**options))
-    torch.manual_seed(4)
-    assert not torch.equal(filled, wrapper.generate(**options))
+    filled = []
+    for each, documents in ((wrapper, batch.documents), (twin, None), (wrapper, None)):
+        torch.manual_seed(4)
+        filled.append(each.generate(prompt=prompt, classes=batch.classes, documents=documents))
+    assert torch.equal(filled[0], filled[1])
+    assert not torch.equal(filled[0], filled[2])
+
+
+@torch.no_grad()
+def test_both_passes_of_guidance_keep_documents_apart():
+    wrapper = nar(num_classes=3, net={"rotary": False}).eval()
+    batch, classes, seen = packed(FULL), torch.arange(len(FULL)) % 3, []
+    guided = wrapper.guided
+    wrapper.guided = lambda *arguments: seen.append(arguments) or guided(*arguments)
+    wrapper.generate(prompt=batch.tokens, classes=classes, documents=batch.documents, guidance_scale=2.5)
+    logits, _ = guided(*seen[0])(batch.tokens, None)
+    for sample, start, end in spans(FULL):
+        chosen = slice(sample, sample + 1)
+        expected, _ = guided(2.5, classes[chosen], {})(batch.tokens[chosen, start:end], None)
+        torch.testing.assert_close(logits[chosen, start:end], expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -1,0 +1,68 @@
+"""Where data comes from: one directory, or sources that are mixed."""
+
+import pytest
+
+from nar_scale.config import dump_config, load_config, validate_config
+from nar_scale.errors import ConfigError
+
+from .helpers import VALUES
+
+
+def data_config(**data):
+    return validate_config({**VALUES, "data": data}, "a test")
+
+
+TWO = {"web": {"directory": "web"}, "code": {"directory": "code"}}
+
+
+def weighted(**weights):
+    return {name: {"directory": name, "weight": weight} for name, weight in weights.items()}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "give either directory or sources"),
+        ({"directory": "a", "sources": TWO}, "give either directory or sources"),
+        ({"directory": "a", "temperature": 2.0}, "curriculum and temperature need sources"),
+        ({"directory": "a", "curriculum": [{"from_step": 1, "weights": {"a": 1.0}}]}, "need sources"),
+        ({"sources": TWO, "sequential": True}, "sequential streams are not mixed"),
+        (
+            {"sources": {**weighted(web=1.0), "code": {"directory": "code", "epochs": 2.0}}},
+            "weights or epochs, not both",
+        ),
+        (
+            {"sources": {**weighted(web=1.0), "code": {"directory": "code"}}},
+            "every source a weight, or epochs, or none",
+        ),
+        ({"sources": weighted(web=1.0, code=1.0), "temperature": 2.0}, "temperature means nothing"),
+        (
+            {"sources": TWO, "curriculum": [{"from_step": 1, "weights": {"cod": 1.0}}]},
+            "'cod', which is none of web, code",
+        ),
+        (
+            {
+                "sources": TWO,
+                "curriculum": [{"from_step": step, "weights": {"web": 1.0}} for step in (3, 3)],
+            },
+            r"curriculum starts at steps \[3, 3\]",
+        ),
+        ({"directory": "s3://bucket/web"}, "is remote: give cache_directory"),
+        ({"sources": {"web": {"directory": "https://host/web"}}}, "web https://host/web is remote"),
+        ({"sources": {"web": {"directory": "web", "wieght": 1.0}}}, "did you mean"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(data, message):
+    with pytest.raises(ConfigError, match=message) as raised:
+        data_config(**data)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_mixture_survives_being_written_and_read(tmp_path):
+    config = data_config(
+        sources=weighted(web=3.0, code=1.0),
+        curriculum=[{"from_step": 5, "weights": {"code": 1.0}}],
+        storage_options={"endpoint_url": "http://localhost:9000"},
+    )
+    (tmp_path / "a.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "a.yaml").data == config.data

@@ -1,0 +1,110 @@
+"""The stream over shards on a server: the same samples, each shard fetched once and ahead of time."""
+
+import subprocess
+import sys
+import time
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, ShardCache, TokenStream
+from nar_scale.errors import DataError
+
+from .object_server import ObjectServer
+from .shards import numbered_index
+
+COUNTS = [40, 1, 25, 34]
+SHARDS = "shard-{000000..000003}.tar"
+
+
+@pytest.fixture
+def local(tmp_path):
+    (tmp_path / "local").mkdir()
+    return numbered_index(tmp_path / "local", COUNTS)
+
+
+@pytest.fixture
+def server(local, tmp_path):
+    with ObjectServer() as server:
+        for file in (tmp_path / "local").iterdir():
+            server.put(f"/web/{file.name}", file.read_bytes())
+        yield server
+
+
+def stream(index, **changes):
+    settings = {"global_batch_size": 20, "micro_batch_size": 5, "rank": 0, "world_size": 1, "workers": 0, **changes}
+    return TokenStream(index, SampleOrder(index.counts, 0, 2), SampleFormat(2, 200), **settings)
+
+
+def tokens(index, batches, **changes):
+    return torch.cat([batch.tokens for batch in islice(stream(index, **changes), batches)])
+
+
+def open_remote(server, cache):
+    return DatasetIndex.open(f"{server.address}/web", SHARDS, cache=cache, progress=False)
+
+
+def fetches(server, suffix):
+    return {path: number for path, number in server.gets.items() if path.endswith(suffix)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_samples_are_those_of_local_shards(server, local, tmp_path, workers):
+    index = open_remote(server, ShardCache(tmp_path / "cache", 10**7))
+    assert index.fingerprint == local.fingerprint
+    assert torch.equal(tokens(index, 40, workers=workers), tokens(local, 40))
+    assert set(fetches(server, ".tar").values()) == {1}
+    assert set(fetches(server, ".index").values()) == {1}
+    again = open_remote(server, ShardCache(tmp_path / "cache", 10**7))
+    assert torch.equal(tokens(again, 20), tokens(local, 20))
+    assert set(server.gets.values()) == {1}
+
+
+def test_indices_that_are_not_there_are_built(server, local, tmp_path):
+    for path in [path for path in server.objects if path.endswith(".index")]:
+        del server.objects[path]
+    index = open_remote(server, ShardCache(tmp_path / "cache", 10**7))
+    assert index.fingerprint == local.fingerprint
+    assert torch.equal(tokens(index, 20), tokens(local, 20))
+    assert set(fetches(server, ".tar").values()) == {1}
+
+
+def test_a_cache_too_small_for_all_shards_still_gives_every_sample(server, local, tmp_path):
+    sizes = [len(content) for path, content in server.objects.items() if path.endswith(".tar")]
+    index = open_remote(server, ShardCache(tmp_path / "cache", max(sizes) + min(sizes)))
+    assert torch.equal(tokens(index, 40), tokens(local, 40))
+
+
+def test_shards_are_fetched_before_they_are_read(server, tmp_path):
+    index = open_remote(server, ShardCache(tmp_path / "cache", 10**7))
+    next(iter(stream(index)))  # located are the next thousand samples: all shards
+    deadline = time.monotonic() + 20
+    while len(fetches(server, ".tar")) < len(COUNTS) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert set(fetches(server, ".tar").values()) == {1}
+    assert len(fetches(server, ".tar")) == len(COUNTS)
+
+
+def test_a_shard_that_has_changed_on_the_server_is_refused_by_name(server, tmp_path):
+    index = open_remote(server, ShardCache(tmp_path / "cache", 10**7))
+    content = server.objects["/web/shard-000002.tar"]
+    server.put("/web/shard-000002.tar", content.replace(b"000000050", b"000000051"))
+    with pytest.raises(DataError, match=r"shard http.*/web/shard-000002\.tar changed since its index was built"):
+        tokens(index, 20)
+
+
+def test_a_script_that_ends_with_the_stream_open_ends(tmp_path, local):
+    script = f"""
+from nar_scale.data import *
+index = DatasetIndex.open({str(tmp_path / "local")!r}, "*.tar", progress=False)
+stream = TokenStream(index, SampleOrder(index.counts, 0), SampleFormat(2, 200), global_batch_size=4,
+                     micro_batch_size=4, rank=0, world_size=1, workers=2)
+batches = iter(stream)
+print(next(batches).tokens.shape)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2]
+    )
+    assert (done.returncode, done.stdout) == (0, "torch.Size([4, 2])\n"), done.stderr
