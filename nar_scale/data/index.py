@@ -237,7 +237,8 @@ def expand_braces(pattern: str) -> list[str]:
 def _relative(shard: str, directory: str) -> str:
     if is_remote(shard):
         return shard.removeprefix(directory.rstrip("/") + "/")
-    return os.path.relpath(shard, directory)
+    relative = os.path.relpath(shard, directory)
+    return os.path.abspath(shard) if relative.startswith("..") else relative
 
 
 def _look(task: _Task) -> ShardIndex | None:

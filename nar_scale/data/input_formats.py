@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from nar_scale.data.info import CLASS_FIELD, TOKENS_FIELD
-from nar_scale.data.npy import decode_npy
+from nar_scale.data.npy import MAX_HEADER_BYTES, decode_npy
 from nar_scale.data.shard_scan import MEMBER_NAME, printable
 from nar_scale.data.tar_headers import TarDamage, TarMember, tar_members
 from nar_scale.errors import DataError, UserError
@@ -368,6 +368,10 @@ def _archive_names(file: Path, names: list[str]) -> tuple[str, str | None]:
 def _open_array(file: Path) -> np.ndarray:
     """The array [documents, ...], mapped into memory."""
     with input_errors(file, Exception):  # numpy lets all kinds of errors through for a damaged header
+        with open(file, "rb") as stream:
+            start = stream.read(12)
+        if start[6:7] > b"\1" and int.from_bytes(start[8:], "little") > MAX_HEADER_BYTES:
+            raise ValueError("its header is too long")  # numpy would ask for that much memory
         array = np.lib.format.open_memmap(file, mode="r")
     return _rows(np.asarray(array), f"input {file}")
 

@@ -6,7 +6,6 @@ import signal
 from collections.abc import Callable, Iterator
 from ctypes import c_bool
 from functools import partial
-from itertools import count
 from multiprocessing import RawValue
 from typing import Any
 
@@ -149,13 +148,15 @@ class _MicroBatches(Sampler[Located]):
         self.first = start_sample + rank * self.share
 
     def __iter__(self) -> Iterator[Located]:
-        steps = -(-LOCATED_SAMPLES // self.share)
-        for first in count(self.first, steps * self.global_batch_size):
+        first, steps = self.first, 1
+        while True:
             starts = first + np.arange(steps, dtype=np.int64) * self.global_batch_size
             positions = (starts[:, None] + np.arange(self.share, dtype=np.int64)).reshape(-1, self.micro_batch_size)
             epochs, sample_ids = self.order.locate(positions.ravel())
             self.index.prefetch(sample_ids)
             yield from zip(positions, epochs.reshape(positions.shape), sample_ids.reshape(positions.shape))
+            first += steps * self.global_batch_size
+            steps = min(2 * steps, -(-LOCATED_SAMPLES // self.share))  # the first batch need not wait for many
 
 
 class _Samples(Dataset[BatchArrays | DataError]):

@@ -78,10 +78,11 @@ def _parse_header(header: bytes) -> _Header:
         raise ValueError(f"its .npy format version {version} is unknown")
     try:
         shape, fortran_order, dtype = read[version](stream)
-    except Exception as error:  # numpy lets all kinds of errors through, and its own advise to trust the file
+    except Exception as error:  # numpy lets all kinds of errors through, and its own advice to trust the file
         raise ValueError("its .npy header is damaged") from error
     if dtype.hasobject:
         raise ValueError("it holds pickled Python objects, which are not read")
-    if any(length < 0 for length in shape):
-        raise ValueError(f"its shape {str(shape)[:80]} is negative")
-    return _Header(shape, fortran_order, dtype, math.prod(shape))
+    items = math.prod(shape)
+    if any(type(length) is not int or not 0 <= length < 2**63 for length in shape) or items >= 2**63:
+        raise ValueError("its shape is impossible, or negative")
+    return _Header(shape, fortran_order, dtype, items)

@@ -103,7 +103,8 @@ def find_sequential_shards(directory: str, pattern: str) -> list[str]:
     names = expand_braces(pattern)
     if pattern.startswith("pipe:"):
         return names
-    found = sorted({str(file) for name in names for file in Path(directory).glob(name)})
+    # absolute, so that no name of a file is taken for a command
+    found = sorted({str(file.absolute()) for name in names for file in Path(directory).glob(name) if file.is_file()})
     if not found:
         raise DataError(f"no shard {pattern} in {directory}; correct the path")
     return found

@@ -16,6 +16,7 @@ from nar_scale.data.shard_index import describe_sample, load_shard_index, make_s
 from nar_scale.errors import DataError
 
 MAX_OPEN_SHARDS = 32
+MAX_OPEN_COPIES = 16  # of remote shards: an open copy cannot make room for others
 RETRY_WAITS = (0.1, 1.0)  # seconds before the second and the third attempt
 
 
@@ -170,7 +171,7 @@ class ShardReader:
                     raise
                 self._close_oldest()
         self._open[shard] = opened
-        if len(self._open) > MAX_OPEN_SHARDS:
+        if len(self._open) > (MAX_OPEN_SHARDS if opened.copy is None else MAX_OPEN_COPIES):
             self._close_oldest()
         return opened
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from nar_scale.data import ClassReader, DatasetIndex, DatasetInfo, prepare_digits
+from nar_scale.data import DatasetIndex, DatasetInfo, prepare_digits
+from nar_scale.data.npy import decode_npy
 from nar_scale.errors import UserError
 
 
@@ -16,26 +17,26 @@ def test_the_halves_are_the_alternate_digits(tmp_path):
     assert (info.tokenizer, info.vocabulary_size, info.end_token, info.seq_len) == (None, 17, None, 64)
     digits = load_digits()
     for first, split in enumerate(("train", "validation")):
-        index = DatasetIndex.open(tmp_path / "digits", f"{split}/*.tar", progress=False)
-        classes = ClassReader(DatasetIndex.open(tmp_path / "digits", f"{split}/*.tar", "cls", progress=False), 10)
+        index = DatasetIndex.open(tmp_path / "digits", f"{split}/*.tar", ["tokens.npy", "cls"], progress=False)
         everything = np.arange(index.num_samples)
-        assert np.array_equal(index.read(everything), digits.data[first::2])
-        assert np.array_equal(classes.read(everything), digits.target[first::2])
+        images = [decode_npy(content) for content in index.read_many(everything)]
+        assert {image.dtype for image in images} == {np.dtype(np.uint8)}
+        assert np.array_equal(images, digits.data[first::2])
+        assert [int(content) for content in index.read_many(everything, "cls")] == digits.target[first::2].tolist()
         assert (info.splits[split].samples, info.splits[split].tokens) == (len(everything), 64 * len(everything))
         assert info.splits[split].bytes_per_token is None
-    assert index.read(np.array([0]))[0].dtype == np.uint8
+    assert info.num_classes == 10
 
 
 def test_digits_are_overwritten_on_demand_alone(tmp_path):
     prepare_digits(tmp_path)
     shard = tmp_path / "train" / "shard-000000.tar"
     before = shard.read_bytes()
-    DatasetIndex.open(tmp_path, "train/*.tar", "cls", progress=False)
     with pytest.raises(UserError, match="already holds a data set"):
         prepare_digits(tmp_path)
     prepare_digits(tmp_path, overwrite=True)
     assert shard.read_bytes() == before
-    assert list(tmp_path.rglob("*.index")) == []
+    assert DatasetIndex.open(tmp_path, "train/*.tar", ["cls"], progress=False).num_samples == 899
 
 
 def test_without_scikit_learn_it_says_what_to_install(tmp_path, monkeypatch):

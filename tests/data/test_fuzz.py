@@ -632,8 +632,40 @@ def check_npy(content):
     return array
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        ("<i4", (0, True)),
+        ("<i4", (True, 1)),
+        ("S0", (2, 2**62)),
+        ("V0", (2**63,)),
+        ("<i4", (0, 2**70)),
+        ("<i4", (2**63, 0)),
+        ("<i4", (-1, -1)),
+        ("<i4", (-(2**63), 0)),
+        ("<i4", (2**32, 2**32)),
+        ("(0,)<i4", (3,)),
+        ("(2000000000,)<i4", (2**40,)),
+        ("|V2147483647", (2**40,)),
+    ],
+)
+def test_an_impossible_shape_is_refused(kind, shape):
+    for version in ((1, 0), (2, 0)):
+        content = npy_of(repr({"descr": kind, "fortran_order": False, "shape": shape}), version, bytes(64), None)
+        with pytest.raises(ValueError, match=r"shape|itemsize|ends in the middle|damaged"):
+            decode_npy(content)
+        with pytest.raises(ValueError, match=r"shape|itemsize|ends in the middle|damaged"):
+            decode_alike([content, content])
+
+
+@pytest.mark.parametrize("text", ["{'descr': '", "'''", "(" * 9000, "{'descr': (", " " * 20_000, "[" * 150 + "]" * 150])
+def test_a_header_that_is_no_dictionary_is_refused(text):
+    with pytest.raises(ValueError, match=r"header is damaged"):
+        decode_npy(npy_of(text, (2, 0), bytes(64), None))
+
+
 @given(content=made_up_npys)
-@fuzz(400)
+@fuzz(300)
 def test_a_made_up_npy_is_read_or_refused(content):
     check_npy(content)
 

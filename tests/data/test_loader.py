@@ -8,7 +8,7 @@ import pytest
 import torch
 import webdataset
 
-from nar_scale.data import DatasetIndex, TokenStream, sequential_batches
+from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, TokenStream, sequential_batches
 from nar_scale.errors import ConfigError, DataError
 
 from .shards import numbered_index, write_samples
@@ -21,19 +21,16 @@ def index(tmp_path):
     return numbered_index(tmp_path, COUNTS)
 
 
-def stream(index, **changes):
+def stream(index, seed=7, window_shards=2, sequence_length=3, **changes):
     settings = {
-        "sequence_length": 3,
-        "vocabulary_size": 100,
-        "seed": 7,
         "global_batch_size": 12,
         "micro_batch_size": 3,
         "rank": 0,
         "world_size": 1,
-        "window_shards": 2,
         "workers": 0,
     }
-    return TokenStream(index, **{**settings, **changes})
+    order = SampleOrder(index.counts, seed, window_shards)
+    return TokenStream(index, order, SampleFormat(sequence_length, 100), **{**settings, **changes})
 
 
 def global_batches(index, batches, world_size=1, micro_batch_size=3, **changes):
@@ -179,8 +176,8 @@ FAULTS = {
     "bool": (np.array([True]), "tokens are bool, not integers"),
     "long": (np.arange(4), "it has 4 tokens, more than the sequence length 3; raise"),
     "empty": (np.array([], dtype=np.int64), "it holds no token"),
-    "matrix": (np.ones((2, 2), dtype=np.int64), r"tokens have shape \(2, 2\), not one dimension"),
-    "scalar": (np.array(3), r"tokens have shape \(\), not one dimension"),
+    "matrix": (np.ones((2, 2), dtype=np.int64), r"tokens are of shape \(2, 2\), not of one dimension"),
+    "scalar": (np.array(3), r"tokens are of shape \(\), not of one dimension"),
 }
 
 
@@ -203,8 +200,8 @@ def test_sequential_pass(index, world_size, limit):
     expected = list(range(24 if limit is None else min(limit, 24)))
     seen, shares = [], []
     for rank in range(world_size):
-        settings = {"sequence_length": 3, "vocabulary_size": 100, "batch_size": 4, "limit": limit}
-        batches = list(sequential_batches(index, rank=rank, world_size=world_size, **settings))
+        settings = {"batch_size": 4, "limit": limit}
+        batches = list(sequential_batches(index, SampleFormat(3, 100), rank=rank, world_size=world_size, **settings))
         assert all(len(batch.sample_ids) == 4 for batch in batches[:-1])
         for batch in batches:
             assert batch.tokens.tolist() == [[i, i + 1, 0] for i in batch.sample_ids.tolist()]

@@ -264,7 +264,6 @@ def test_no_file_name_is_a_command(tmp_path, monkeypatch, name):
     assert not (tmp_path / "evil").exists()
 
 
-@pytest.mark.xfail(reason="sequential.py: names below '.' stay relative, so a file may be called pipe:COMMAND")
 def test_a_sequential_stream_takes_files_for_files(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "pipe:touch evil;"

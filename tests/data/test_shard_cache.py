@@ -416,7 +416,7 @@ def test_what_the_killed_leave_is_removed(server, tmp_path):
 def _use(cache: ShardCache, urls: list[str], sizes: list[int], seed: int) -> None:
     draw = random.Random(seed)
     held: list = []
-    for _ in range(25):
+    for _ in range(20):
         number = draw.randrange(len(urls))
         while True:
             try:
@@ -443,7 +443,7 @@ def test_never_more_than_allowed(server, tmp_path):
     for number in range(len(urls)):
         server.fail(f"/{number}.tar", *random.Random(number).choices(["reset", "truncate", 503, "slow"], k=2))
     server.pause = 0.01
-    processes = [start(_use, cache, urls, sizes, seed) for seed in range(6)]
+    processes = [start(_use, cache, urls, sizes, seed) for seed in range(4)]
     totals = []
     descriptor = os.open(tmp_path, os.O_RDONLY)
     while any(process.is_alive() for process in processes):
@@ -456,7 +456,7 @@ def test_never_more_than_allowed(server, tmp_path):
         totals.append(total)
         time.sleep(0.001)
     os.close(descriptor)
-    assert join(*processes) == [0] * 6
+    assert join(*processes) == [0] * 4
     assert cache.max_bytes / 2 < max(totals) <= cache.max_bytes
     assert len(totals) > 50
     assert not [name for name in names(cache) if name.startswith(".")]
