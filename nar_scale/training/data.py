@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -112,7 +113,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     )
 
     def open_index(directory: str, pattern: str) -> DatasetIndex:
-        return on_main(
+        index = on_main(
             world,
             lambda: DatasetIndex.open(
                 directory,
@@ -124,6 +125,9 @@ def open_training_data(config: Config, world: World) -> TrainingData:
                 memory_map=data.memory_map,
             ),
         )
+        for damage in index.damages if world.is_main else ():
+            print(f"taking what is whole: {damage}", file=sys.stderr, flush=True)
+        return index
 
     held_out = {}
     for name, source in sources.items():

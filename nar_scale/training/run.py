@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -89,7 +90,8 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
         _check_same_stream(saved, state, data.consumed(saved.samples), source.path(step))
         if world.is_main and source.directory.resolve() == store.directory.resolve():
             store.supersede_after(step)
-        state = saved
+        # a cache or a data set may be in another place than it was
+        state = replace(saved, tokenizer=data.tokenizer or saved.tokenizer)
     if world.is_main:
         write_atomically(directory / "config.yaml", dump_config(config).encode())
         write_atomically(directory / "deepspeed.json", (json.dumps(resolved, indent=2) + "\n").encode())

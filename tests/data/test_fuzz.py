@@ -497,9 +497,9 @@ def samples_of_nothing(count, name):
 
 EXTREMES = {
     "negative size": file_member(b"0.txt", b"a", binary(-1024)),
-    "negative size of an unknown kind": tar_header(b"0.txt", binary(-512), b"Z"),
+    "negative size of an unknown kind": file_member(b"0.txt", b"") + tar_header(b"0.txt", binary(-512), b"Z"),
     "negative size of a pax header": pax((b"path", b"0.txt"), size=binary(-512)) + file_member(b"a", b""),
-    "negative pax size": pax((b"size", b"-1024")) + tar_header(b"0.txt", octal(0), b"Z"),
+    "negative pax size": file_member(b"0.txt", b"") + pax((b"size", b"-1536")) + tar_header(b"0.txt", octal(0), b"Z"),
     "size of a pax header": pax((b"path", b"0.txt"), size=binary(2**80)),
     "long name of an exabyte": gnu_long(b"0.txt", size=binary(2**60)) + file_member(b"a", b""),
     "long name of a megabyte": gnu_long(b"a/" * (MIB // 2)) + file_member(b"a", b""),

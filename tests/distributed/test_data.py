@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from nar_scale.checkpoint import CheckpointStore, TrainingState, consolidate
 from nar_scale.checkpoint.zero import read_weights
@@ -119,7 +120,7 @@ class Data:
         self.code = prepared(directory / "code", 12, 2)
         self.documents = prepared(directory / "documents", 60, 3, document_ids=True)
         train_tokenizer([directory / "prose" / "documents.jsonl"], 270, directory / "tokenizer.json", progress=False)
-        self.words = prepared(directory / "words", 200, 4, tokenizer=str(directory / "tokenizer.json"))
+        self.words = prepared(directory / "words", 115, 4, tokenizer=str(directory / "tokenizer.json"))
         self.bad = write_faulty_shards(directory / "faulty")
         for place in ("web", "shaky"):
             for file in self.words.rglob("*"):
@@ -136,8 +137,10 @@ class Data:
 
     def config(self, name: str, data: dict[str, object], **sections: dict[str, object]) -> Path:
         sections.setdefault("schedule", {"kind": "constant", "warmup_steps": 2})
-        path = self.directory / f"{name}.yaml"
-        return jobs.write_config(path, self.prose, data={"directory": None, "loader_workers": 1, **data}, **sections)
+        path = jobs.write_config(self.directory / f"{name}.yaml", self.prose, **sections)
+        values = {**yaml.safe_load(path.read_text()), "data": {"loader_workers": 1, **data}}
+        path.write_text(yaml.safe_dump(values, sort_keys=False))
+        return path
 
     def mixture(self) -> Path:
         sources = {
@@ -235,17 +238,15 @@ class Alone:
         shutil.copytree(data.prose, self.truncated, ignore=shutil.ignore_patterns("*.index"))
         shard = self.truncated / "train" / "shard-000001.tar"
         os.truncate(shard, shard.stat().st_size // 2)
-        later = (
-            "data.curriculum=[{from_step: %d, weights: {prose: 0.7, code: 0.3}}, {from_step: %d, weights: {code: 1}}]"
-        )
+        stages = "{from_step: %d, weights: {prose: 0.7, code: 0.3}}, {from_step: %d, weights: {code: 1.0}}"
         elsewhere = f"data.cache_directory={data.directory / 'elsewhere'}"
         cached = f"data.cache_directory={data.directory / 'cache_of_one'}"
         cases: dict[str, tuple[Path, list[str], str]] = {
             "mixture": (mixture, ["training.steps=3"], "mixture"),
             "other weights": (mixture, ["data.sources.prose.weight=0.5"], "mixture"),
-            "changed too early": (mixture, [later % (1, 2)], "mixture"),
+            "changed too early": (mixture, [f"data.curriculum=[{stages % (1, 2)}]"], "mixture"),
             "source gone": (mixture, ["data.sources.code.directory=" + str(data.documents)], "mixture"),
-            "changed later": (mixture, [later % (0, 3), "training.steps=5"], "mixture"),
+            "changed later": (mixture, [f"data.curriculum=[{stages % (0, 3)}]", "training.steps=5"], "mixture"),
             "by size": (by_size, ["data.temperature=2.0"], "by_size"),
             "limit": (faulty, [], "limit"),
             "limit again": (faulty, [], "limit"),
@@ -294,14 +295,12 @@ def alone(data: Data) -> Alone:
     return Alone(data)
 
 
-def plain_losses(
-    config_file: Path, overrides: list[str], stream: Any, vocabulary_size: int = VOCABULARY
-) -> list[float]:
+def plain_losses(config_file: Path, overrides: list[str], stream: Any) -> list[float]:
     """The losses of a plain loop on one device over whole batches."""
     config = load_config(config_file, overrides)
     training, settings = config.training, config.optimizer
     torch.manual_seed(training.seed)
-    wrapper = build_wrapper(config, vocabulary_size)
+    wrapper = build_wrapper(config, VOCABULARY)
     optimizer = torch.optim.AdamW(
         parameter_groups(wrapper, settings.weight_decay), lr=settings.learning_rate, betas=settings.betas
     )
@@ -318,9 +317,8 @@ def plain_losses(
     return losses
 
 
-def whole_batches(index: Any, order: Any, vocabulary_size: int = VOCABULARY, **settings: Any) -> TokenStream:
-    skip_faults = settings.pop("skip_faults", False)
-    sample_format = SampleFormat(LENGTH, vocabulary_size, **settings)
+def whole_batches(index: Any, order: Any, document_field: str | None = None, skip_faults: bool = False) -> TokenStream:
+    sample_format = SampleFormat(LENGTH, VOCABULARY, document_field=document_field)
     sizes = {"global_batch_size": BATCH, "micro_batch_size": BATCH, "rank": 0, "world_size": 1, "workers": 0}
     return TokenStream(index, order, sample_format, skip_faults=skip_faults, **sizes)
 
