@@ -12,7 +12,7 @@ import numpy as np
 from nar_scale.data.info import TOKENS_FIELD
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
 from nar_scale.data.prefetch import ShardPrefetcher
-from nar_scale.data.remote import find_remote, is_remote
+from nar_scale.data.remote import expand_braces, find_remote, is_remote
 from nar_scale.data.shard_cache import ShardCache
 from nar_scale.data.shard_index import (
     ShardIndex,
@@ -223,15 +223,6 @@ def _find_shards(directory: str, patterns: Sequence[str], cache: ShardCache | No
             )
     # part by part, as a folder comes before what lies in it
     return sorted(shards, key=lambda shard: shard.split("/"))
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """Return the names that `shard-{000000..000099}.tar` stands for."""
-    if "{" not in pattern:
-        return [pattern]
-    from braceexpand import braceexpand  # comes with webdataset, whose users write shard-{000000..000099}.tar
-
-    return list(braceexpand(pattern))
 
 
 def _relative(shard: str, directory: str) -> str:

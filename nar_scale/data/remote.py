@@ -67,6 +67,22 @@ def shown(url: str) -> str:
     return printable(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}{query}")
 
 
+def expand_braces(pattern: str) -> list[str]:
+    """Return the names that a pattern such as `shard-{000000..000099}.tar` stands for.
+
+    Raises:
+        DataError: its braces are unbalanced.
+    """
+    if "{" not in pattern:
+        return [pattern]
+    from braceexpand import braceexpand  # comes with webdataset, whose users write this
+
+    try:
+        return list(braceexpand(pattern))
+    except ValueError as error:
+        raise DataError(f"{printable(pattern)} has unbalanced braces; write shard-{{000000..000099}}.tar") from error
+
+
 def find_remote(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
     """Return the URLs that a pattern stands for, sorted, each once.
 
@@ -77,14 +93,8 @@ def find_remote(pattern: str, storage_options: Mapping[str, Any]) -> list[str]:
         DataError: nothing matches, the pattern is wrong, or the store cannot be listed.
         UserError: the package for this kind of store is not installed.
     """
-    from braceexpand import braceexpand  # comes with webdataset
-
-    try:
-        names = list(braceexpand(pattern)) if "{" in pattern else [pattern]
-    except ValueError as error:
-        raise DataError(f"{shown(pattern)} has unbalanced braces; write shard-{{000000..000099}}.tar") from error
     found: set[str] = set()
-    for name in names:
+    for name in expand_braces(pattern):
         web = _protocol(name) == "http"
         if not has_magic(urlsplit(name).path if web else name):
             found.add(name)

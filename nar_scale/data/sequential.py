@@ -17,8 +17,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from nar_scale.data.batch import Batch
 from nar_scale.data.collate import BatchArrays, stack
-from nar_scale.data.index import expand_braces
 from nar_scale.data.loader import check_batch_sizes, in_workers
+from nar_scale.data.remote import expand_braces
 from nar_scale.data.sample import Sample, SampleFormat
 from nar_scale.data.shard_scan import printable
 from nar_scale.errors import DataError

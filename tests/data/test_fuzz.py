@@ -16,7 +16,6 @@ import resource
 import signal
 import struct
 import tarfile
-import tempfile
 import traceback
 import tracemalloc
 import warnings
@@ -26,7 +25,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.configuration import set_hypothesis_home_dir
 
 from nar_scale.data import DatasetIndex
 from nar_scale.data.collate import BatchReader
@@ -36,7 +34,6 @@ from nar_scale.data.sample import SampleFormat
 from nar_scale.data.shard_scan import scan_shard
 from nar_scale.errors import DataError, UserError
 
-set_hypothesis_home_dir(tempfile.gettempdir() + "/hypothesis")  # it would write to the working directory
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "1"))
 BLOCK = 512
 CPU_SECONDS = 10.0
@@ -418,7 +415,7 @@ def check_tar(directory, content):
 
 
 @given(content=damaged_tars)
-@fuzz(150)
+@fuzz(100)
 def test_a_mutated_tar_is_read_or_refused(directory, content):
     check_tar(directory, content)
 
@@ -874,7 +871,7 @@ OFFSETS += [2**63 - 1, -(2**63), -(2**62), -len(INDEX_SHARD)]
         max_size=3,
     )
 )
-@fuzz(150)
+@fuzz(100)
 def test_an_index_that_leads_out_of_its_shard_is_refused(indexed, changes):
     folder, content, _ = indexed
     index = DatasetIndex.open(folder, "*.tar", FORMAT.fields, progress=False)

@@ -51,6 +51,19 @@ SHARDS, PER_SHARD, FAULTY_STEPS = 3, 16, 6
 BAD_POSITIONS, LAST_BAD_STEP = (0, 1, 30), 4
 BAD_REASONS = ("token 300 is outside the vocabulary", "field 'tokens.npy' cannot be read", "no field 'tokens.npy'")
 
+# other runs that skip: a rank without a sample in a step, and all ranks
+SKIPPING = {
+    f"skipping-{kind}-{stage}-{batch}": [
+        f"objective.kind={kind}",
+        f"training.zero_stage={stage}",
+        f"training.global_batch_size={batch}",
+        "training.micro_batch_size=1",
+        "training.steps=4",
+    ]
+    for kind, stage, batch in (("autoregressive", 3, 4), ("autoregressive", 2, 2), ("non_autoregressive", 3, 2))
+}
+KINDS = ("autoregressive", "non_autoregressive", "block_diffusion")
+
 BROKEN_ON_THE_WAY: dict[str, list[str | int | bytes]] = {
     "dataset.json": [503],
     "tokenizer.json": ["reset"],
@@ -122,10 +135,13 @@ class Data:
         train_tokenizer([directory / "prose" / "documents.jsonl"], 270, directory / "tokenizer.json", progress=False)
         self.words = prepared(directory / "words", 115, 4, tokenizer=str(directory / "tokenizer.json"))
         self.bad = write_faulty_shards(directory / "faulty")
-        for place in ("web", "shaky"):
+        for place in ("web", "shaky", "alone"):
             for file in self.words.rglob("*"):
                 if file.is_file():
                     server.put(f"/{place}/{file.relative_to(self.words)}", file.read_bytes())
+        for file in self.prose.rglob("*"):
+            if file.is_file():
+                server.put(f"/prose/{file.relative_to(self.prose)}", file.read_bytes())
         for name, faults in BROKEN_ON_THE_WAY.items():
             server.fail(f"/shaky/{name}", *faults)
 
@@ -156,6 +172,10 @@ class Data:
         settings = {"directory": str(self.directory / "faulty"), "vocabulary_size": VOCABULARY, **data}
         return self.config("faulty", settings, training={"steps": FAULTY_STEPS}, checkpoint={"every": 1})
 
+    def sequential(self) -> Path:
+        settings = {"directory": str(self.compressed), "train": "train/*.tar.gz", "sequential": True}
+        return self.config("sequential", settings)
+
     def run_directory(self, name: str) -> Path:
         return self.directory / "runs" / name
 
@@ -180,34 +200,43 @@ class TwoRanks:
 
     def __init__(self, data: Data):
         self.data = data
-        remote = {"cache_directory": str(data.directory / "cache"), "shuffle_window": 2}
+        cache = f"data.cache_directory={data.directory / 'cache'}"
         web, shaky = (f"{data.server.address}/{place}" for place in ("web", "shaky"))
         mixture, faulty = data.mixture(), data.faulty(max_skipped_samples=3)
-        words = data.config("words", {**remote, "directory": str(data.words)})
+        words = data.config("words", {"directory": str(data.words), "shuffle_window": 2})
         documents = data.config(
             "documents",
             {"directory": str(data.documents), "document_field": "documents.npy"},
             logging={"every": 1, "evaluate_every": 6},
         )
-        braces = ["data.train=train/shard-{000000..000003}.tar", f"data.directory={web}"]
+        braces = ["data.train=train/shard-{000000..000003}.tar", f"data.directory={web}", cache]
         cases = [
             ("unbroken", mixture, []),
             ("broken", mixture, [f"training.steps={STOP}"]),
-            ("skipping", faulty, []),
+            ("without dropout", mixture, ["model.dropout=0.0", "data.loader_workers=0"]),
+            ("remote source", mixture, [f"data.sources.prose.directory={data.server.address}/prose", cache]),
+            ("skipping", faulty, ["data.validation=train/*.tar", "logging.evaluate_every=6"]),
+            *((name, faulty, overrides) for name, overrides in SKIPPING.items()),
             ("skipping-broken", faulty, ["training.steps=3"]),
             ("skipping-broken", faulty, []),
             ("local", words, []),
+            ("unmapped", words, ["data.memory_map=false"]),
             ("cold", words, braces),
-            ("warm", words, [f"data.directory={web}"]),
-            ("shaky", words, [f"data.directory={shaky}", "logging.evaluate_every=6"]),
-            ("autoregressive", documents, ["objective.kind=autoregressive"]),
-            ("non_autoregressive", documents, []),
+            ("warm", words, [f"data.directory={web}", cache]),
+            ("shaky", words, [f"data.directory={shaky}", cache, "logging.evaluate_every=6"]),
+            *((kind, documents, [f"objective.kind={kind}"]) for kind in KINDS),
+            ("compressed by two", data.sequential(), []),
         ]
         listing = data.directory / "cases.json"
         runs = [[str(config), [*overrides, data.in_directory(name)]] for name, config, overrides in cases]
         listing.write_text(json.dumps(runs))
         script = Path(__file__).with_name("train_cases.py")
         self.output = jobs.run(jobs.deepspeed_command(2, script, str(listing)))
+
+    def output_of(self, name: str) -> list[str]:
+        """The lines after a start in the directory of a run, until the next run is done."""
+        parts = self.output.split(f"run: {self.data.run_directory(name)} ")[1:]
+        return [line for part in parts for line in part.split(", done; ")[0].splitlines()]
 
     def losses(self, name: str) -> dict[int, float]:
         return jobs.losses(self.data.run_directory(name))
@@ -225,15 +254,15 @@ class Alone:
         mixture, faulty = data.mixture(), data.faulty(max_skipped_samples=2)
         sources = {name: {"directory": str(getattr(data, name))} for name in ("prose", "code")}
         by_size = data.config("by_size", {"sources": sources}, training={"steps": 3})
-        web = data.config("web", {"directory": f"{data.server.address}/web"})
-        sequential = data.config(
-            "sequential", {"directory": str(data.compressed), "train": "train/*.tar.gz", "sequential": True}
-        )
+        web = data.config("web", {"directory": f"{data.server.address}/alone"})
+        sequential = data.sequential()
         pipe = [
             f"data.train=pipe:cat {data.prose}/train/shard-{{000000..000001}}.tar",
             f"data.directory={data.prose}",
             "data.vocabulary_size=257",
         ]
+        shard = data.directory / "faulty" / "train" / "shard-1.tar"
+        faults = f"data.train=pipe:cat {shard}"
         self.truncated = data.directory / "truncated"
         shutil.copytree(data.prose, self.truncated, ignore=shutil.ignore_patterns("*.index"))
         shard = self.truncated / "train" / "shard-000001.tar"
@@ -260,6 +289,7 @@ class Alone:
             "no cache": (web, [], "none"),
             "cache": (web, [cached, "training.steps=3", "logging.sample_every=3"], "web"),
             "other cache": (web, [elsewhere, "logging.sample_every=6"], "web"),
+            "other vocabulary": (mixture, [f"data.sources.prose.directory={data.words}"], "none"),
             "gone": (web, [cached, "data.train=train/shard-{000000..000009}.tar"], "none"),
             "compressed": (sequential, ["training.steps=3"], "compressed"),
             "compressed again": (sequential, [], "compressed"),
@@ -267,6 +297,13 @@ class Alone:
             "pipe": (sequential, pipe, "pipe"),
             "pipe refused": (sequential, [*pipe, "data.sequential=false"], "none"),
             "pipe fails": (sequential, [*pipe, "data.train=pipe:cat /nowhere.tar"], "none"),
+            "pipe fails too often": (
+                sequential,
+                [*pipe, "data.train=pipe:cat /nowhere.tar", "data.max_skipped_samples=5"],
+                "none",
+            ),
+            "pipe of faults": (sequential, [*pipe, faults], "none"),
+            "pipe of skipped": (sequential, [*pipe, faults, "data.max_skipped_samples=40"], "skipped"),
             "no sequential remote": (sequential, [f"data.directory={data.server.address}/web"], "none"),
         }
         results = jobs.run_forked(
@@ -317,9 +354,11 @@ def plain_losses(config_file: Path, overrides: list[str], stream: Any) -> list[f
     return losses
 
 
-def whole_batches(index: Any, order: Any, document_field: str | None = None, skip_faults: bool = False) -> TokenStream:
+def whole_batches(
+    index: Any, order: Any, document_field: str | None = None, skip_faults: bool = False, batch: int = BATCH
+) -> TokenStream:
     sample_format = SampleFormat(LENGTH, VOCABULARY, document_field=document_field)
-    sizes = {"global_batch_size": BATCH, "micro_batch_size": BATCH, "rank": 0, "world_size": 1, "workers": 0}
+    sizes = {"global_batch_size": batch, "micro_batch_size": batch, "rank": 0, "world_size": 1, "workers": 0}
     return TokenStream(index, order, sample_format, skip_faults=skip_faults, **sizes)
 
 
@@ -390,11 +429,15 @@ def test_a_mixture_trains_as_a_plain_loop(data: Data, two_ranks: TwoRanks) -> No
     indexes = {name: DatasetIndex.open(getattr(data, name), "train/*.tar") for name in ("prose", "code")}
     orders = [SampleOrder(index.counts, SEED, 8) for index in indexes.values()]
     order = MixedOrder(orders, [Stage(0, FIRST), Stage(CHANGE * BATCH, LATER)], SEED)
-    without_dropout = ["model.dropout=0.0", data.in_directory("without_dropout"), "data.loader_workers=0"]
-    ((status, output),) = jobs.run_forked(data.directory, (data.mixture(), without_dropout, "auto"))
-    assert status == 0, output
-    expected = plain_losses(data.mixture(), without_dropout, whole_batches(JoinedIndex(indexes), order))
-    assert list(two_ranks.losses("without_dropout").values()) == pytest.approx(expected, rel=2e-5)
+    expected = plain_losses(data.mixture(), ["model.dropout=0.0"], whole_batches(JoinedIndex(indexes), order))
+    assert list(two_ranks.losses("without dropout").values()) == pytest.approx(expected, rel=2e-5)
+
+
+def test_one_source_may_be_remote(data: Data, two_ranks: TwoRanks) -> None:
+    assert two_ranks.losses("remote source") == two_ranks.losses("unbroken")
+    assert data.state("remote source", STEPS) == data.state("unbroken", STEPS)
+    key = "validation_prose_nats_per_token"
+    assert lines(data.run_directory("remote source"), key) == lines(data.run_directory("unbroken"), key)
 
 
 def test_other_weights_in_the_past_are_refused(data: Data, alone: Alone) -> None:
@@ -404,6 +447,9 @@ def test_other_weights_in_the_past_are_refused(data: Data, alone: Alone) -> None
         assert "samples of prose" in message
         assert "data.curriculum from step 3 or later on" in message
     assert "fingerprint" in alone.error("source gone")
+    assert "the sources have different vocabularies: prose 270 of tokenizer.json, code 257 of byte" in alone.error(
+        "other vocabulary"
+    )
 
 
 def test_a_later_stage_may_be_added(data: Data, alone: Alone) -> None:
@@ -465,12 +511,13 @@ def test_a_bad_sample_is_named_once_by_two_ranks(data: Data) -> None:
 
 
 def test_skipped_samples_are_named_and_counted(data: Data, two_ranks: TwoRanks) -> None:
-    told = [line for line in two_ranks.output.splitlines() if line.startswith("skipped in step ")]
-    steps = dict(zip(data.bad, (position // BATCH + 1 for position in BAD_POSITIONS)))
-    for key, reason in data.bad.items():
-        # by the unbroken and the broken run
-        assert sum(f"step {steps[key]}: " in line and f"sample {key}: {reason}" in line for line in told) == 2, told
-    assert len(told) == 2 * len(data.bad)
+    steps = {key: position // BATCH + 1 for key, position in zip(data.bad, BAD_POSITIONS)}
+    for run in ("skipping", "skipping-broken"):
+        told = [line for line in two_ranks.output_of(run) if line.startswith("skipped in step ")]
+        assert len(told) == len(data.bad)
+        for key, reason in data.bad.items():
+            (line,) = [line for line in told if f"sample {key}: {reason}" in line]
+            assert line.startswith(f"skipped in step {steps[key]}: shard {data.directory}/faulty/train/shard-")
     for run in ("skipping", "skipping-broken"):
         logged = jobs.metrics(data.run_directory(run))
         assert {step: line["skipped_samples"] for step, line in logged.items()} == {1: 2, 2: 2, 3: 2, 4: 3, 5: 3, 6: 3}
@@ -478,12 +525,24 @@ def test_skipped_samples_are_named_and_counted(data: Data, two_ranks: TwoRanks) 
     assert two_ranks.losses("skipping-broken") == two_ranks.losses("skipping")
 
 
-def test_the_other_samples_train_as_in_a_plain_loop(data: Data, two_ranks: TwoRanks) -> None:
+def test_skipped_samples_are_left_out_of_evaluation(data: Data, two_ranks: TwoRanks) -> None:
+    told = [line for line in two_ranks.output_of("skipping") if line.startswith("skipped in evaluation: ")]
+    assert len(told) == len(data.bad)
+    assert all(any(f"sample {key}: " in line for line in told) for key in data.bad)
+    (line,) = lines(data.run_directory("skipping"), "validation_nats_per_token").values()
+    assert np.isfinite(line["validation_nats_per_token"])
+
+
+@pytest.mark.parametrize("run", ["skipping", *SKIPPING])
+def test_the_other_samples_train_as_in_a_plain_loop(data: Data, two_ranks: TwoRanks, run: str) -> None:
     index = DatasetIndex.open(data.directory / "faulty", "train/*.tar", skip_faults=True)
     order = SampleOrder(index.counts, SEED, 8)
-    expected = plain_losses(data.faulty(), [], whole_batches(index, order, skip_faults=True))
+    overrides = SKIPPING.get(run, [])
+    batch = load_config(data.faulty(), overrides).training.global_batch_size
+    stream = whole_batches(index, order, skip_faults=True, batch=batch)
+    expected = plain_losses(data.faulty(), overrides, stream)
     assert np.isfinite(expected).all()
-    assert list(two_ranks.losses("skipping").values()) == pytest.approx(expected, rel=2e-5)
+    assert list(two_ranks.losses(run).values()) == pytest.approx(expected, rel=2e-5)
 
 
 def test_the_limit_holds_for_the_whole_run(data: Data, alone: Alone) -> None:
@@ -509,7 +568,7 @@ def test_a_damaged_shard_gives_what_is_whole(data: Data, alone: Alone) -> None:
 def test_remote_shards_train_as_local_ones(data: Data, two_ranks: TwoRanks) -> None:
     expected = two_ranks.losses("local")
     assert list(expected) == [1, 2, 3, 4, 5, 6]
-    for name in ("cold", "warm", "shaky"):
+    for name in ("unmapped", "cold", "warm", "shaky"):
         assert two_ranks.losses(name) == expected
         assert same_weights(data.store(name).path(6), data.store("local").path(6))
         assert data.state(name, 6).fingerprint == data.state("local", 6).fingerprint
@@ -548,9 +607,9 @@ def test_a_run_goes_on_with_another_cache(data: Data, alone: Alone) -> None:
 
 
 def test_what_is_wrong_with_remote_data_is_told_in_one_line(data: Data, alone: Alone) -> None:
-    assert f"{data.server.address}/web is remote: give cache_directory" in alone.error("no cache")
+    assert f"{data.server.address}/alone is remote: give cache_directory" in alone.error("no cache")
     message = alone.error("gone")
-    assert "/web/train/shard-00000" in message
+    assert "/alone/train/shard-00000" in message
     assert "does not exist (status 404)" in message
 
 
@@ -573,13 +632,28 @@ def test_without_sequential_they_are_refused_by_name(data: Data, alone: Alone) -
     assert "pipe:cat" in message
     assert "data.sequential: true" in message
     assert "/nowhere.tar" in alone.error("pipe fails")
+    assert "more than data.max_skipped_samples 5" in alone.error("pipe fails too often")
     assert "no shard train/*.tar.gz in http" in alone.error("no sequential remote")
+
+
+def test_a_sequential_stream_on_two_ranks(data: Data, two_ranks: TwoRanks) -> None:
+    losses = two_ranks.losses("compressed by two")
+    assert list(losses) == [1, 2, 3, 4, 5, 6]
+    assert losses[6] < losses[1]
+
+
+def test_faults_in_a_sequential_stream_are_named_or_skipped(data: Data, alone: Alone) -> None:
+    keys = [key for key in data.bad if 16 <= int(key) < 32]
+    assert any(f"shard-1.tar, sample {key}: {data.bad[key]}" in alone.error("pipe of faults") for key in keys)
+    told = [line for line in alone.output("pipe of skipped").splitlines() if line.startswith("skipped in step ")]
+    assert all(any(f"sample {key}: {data.bad[key]}" in line for key in keys) for line in told)
+    assert data.state("skipped", 6).skipped_samples == len(told) > 1
 
 
 # documents
 
 
-@pytest.mark.parametrize("kind", ["autoregressive", "non_autoregressive"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_documents_train_as_in_a_plain_loop(data: Data, two_ranks: TwoRanks, kind: str) -> None:
     index = DatasetIndex.open(data.documents, "train/*.tar")
     order = SampleOrder(index.counts, SEED, 8)
@@ -590,7 +664,7 @@ def test_documents_train_as_in_a_plain_loop(data: Data, two_ranks: TwoRanks, kin
     assert list(two_ranks.losses(kind).values()) != pytest.approx(joined, rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", ["autoregressive", "non_autoregressive"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_documents_are_evaluated_as_while_training(
     data: Data, two_ranks: TwoRanks, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
