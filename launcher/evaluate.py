@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--data", required=True, metavar="DIR", help="a data set that prepare.py wrote")
     parser.add_argument("--output", required=True, metavar="FILE.json", help="where the result goes")
     parser.add_argument("--split", default="validation", help="part of the data set (default: validation)")
-    parser.add_argument("--limit", type=int, metavar="N", help="evaluate the first N sequences only")
+    parser.add_argument("--limit", type=int, metavar="N", help="evaluate N sequences only, spread evenly")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
     parser.add_argument("--index-directory", metavar="DIR", help="for the shard index, if the data is read-only")
     parser.add_argument(

@@ -148,7 +148,7 @@ def run(arguments: argparse.Namespace) -> str:
     if arguments.part or arguments.merge:
         plan = plan_dataset(arguments.input, arguments.output, **settings(arguments))
         if arguments.part:
-            units = prepare_units(plan, arguments.output, arguments.part, arguments.workers)
+            units = prepare_units(plan, arguments.output, arguments.part, arguments.workers, arguments.overwrite)
             number, parts = arguments.part
             return f"part {number}/{parts}: {units:,} of {len(plan.units):,} units done in {arguments.output}"
         info = merge_units(plan, arguments.output, overwrite=arguments.overwrite)

@@ -27,7 +27,7 @@ def find_corpus(inputs: Sequence[Path], include: str, exclude: Sequence[str], ou
         output: a folder never looked into, so that a data set does not swallow itself.
 
     Raises:
-        DataError: an input does not exist.
+        DataError: an input does not exist, or a folder cannot be read.
     """
     files: dict[Path, None] = {}
     hidden = 0
@@ -45,11 +45,15 @@ def find_corpus(inputs: Sequence[Path], include: str, exclude: Sequence[str], ou
     return Corpus(list(files), hidden)
 
 
+def _refuse(error: OSError) -> None:
+    raise DataError(f"cannot read folder {error.filename}: {error.strerror}; make it readable or exclude it") from error
+
+
 def _walk(root: Path, exclude: Sequence[str], output: Path) -> Iterator[Path]:
     def excluded(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in exclude)
 
-    for folder, subfolders, names in os.walk(root):
+    for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = sorted(
             name
             for name in subfolders

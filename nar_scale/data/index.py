@@ -16,13 +16,14 @@ from nar_scale.data.remote import expand_braces, find_remote, is_remote
 from nar_scale.data.shard_cache import ShardCache
 from nar_scale.data.shard_index import (
     ShardIndex,
+    copy_shard_index,
     index_path,
     is_unchanged,
     load_shard_index,
     make_shard_index,
     raise_damage,
 )
-from nar_scale.data.shard_reader import KnownShard, ShardReader
+from nar_scale.data.shard_reader import MAX_OPEN_SHARDS, KnownShard, ShardReader
 from nar_scale.data.shard_scan import printable
 from nar_scale.errors import DataError
 
@@ -52,6 +53,7 @@ class DatasetIndex:
         cache_directory: Path | None = None,
         cache: ShardCache | None = None,
         memory_map: bool = True,
+        max_open_shards: int = MAX_OPEN_SHARDS,
     ):
         names = [_relative(index.shard, directory).encode() for index in indexes]
         self._directory, self._cache_directory = directory, cache_directory
@@ -64,7 +66,7 @@ class DatasetIndex:
         self.fingerprint = self._fingerprint()
         self._ends = np.cumsum(self.counts)
         self._starts = self._ends - self.counts
-        self._reader = ShardReader(self._known_shard, cache, memory_map)
+        self._reader = ShardReader(self._known_shard, cache, memory_map, max_open_shards)
         self._cache = cache
         self._prefetcher = ShardPrefetcher(self._fetch)
 
@@ -79,6 +81,7 @@ class DatasetIndex:
         cache: ShardCache | None = None,
         skip_faults: bool = False,
         memory_map: bool = True,
+        max_open_shards: int = MAX_OPEN_SHARDS,
     ) -> "DatasetIndex":
         """Open shards, building the index of those that have none, several at a time.
 
@@ -94,7 +97,7 @@ class DatasetIndex:
             progress: show a progress bar while building, if stderr is a terminal.
             cache: where copies of remote shards are kept on this node.
             skip_faults: take what is whole of damaged shards, and samples without a field, which are errors when read.
-            memory_map: how samples are read, see `ShardReader`.
+            memory_map, max_open_shards: how samples are read, see `ShardReader`.
 
         Raises:
             DataError: no shard matches, a listed one is missing, one is truncated or lacks a field, one changed
@@ -114,7 +117,7 @@ class DatasetIndex:
         known = [index for index in indexes if index is not None]
         if not skip_faults:
             _check(known, fields)
-        dataset = cls(str(directory), known, index_directory, cache, memory_map)
+        dataset = cls(str(directory), known, index_directory, cache, memory_map, max_open_shards)
         if dataset.num_samples == 0:
             raise DataError(f"the {len(shards)} shards of {pattern} in {directory} hold no sample; write them again")
         return dataset
@@ -234,7 +237,7 @@ def _relative(shard: str, directory: str) -> str:
 
 def _look(task: _Task) -> ShardIndex | None:
     shard, path, _, allow_damage = task
-    index = load_shard_index(shard, path)
+    index = load_shard_index(shard, path) or copy_shard_index(shard, path)
     if index is None or not is_unchanged(index) or (index.damage is not None and not allow_damage):
         return None
     return index

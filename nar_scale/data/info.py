@@ -98,7 +98,9 @@ class DatasetInfo:
         content = read_small(f"{directory.rstrip('/')}/{name}", storage_options, MAX_INFO_BYTES)
         if content is None:
             raise DataError(f"{directory} has no {name}, which its {INFO_FILE} names; copy it there")
-        place = Path(str(cache_directory)) / blake2b(content, digest_size=8).hexdigest()
+        if cache_directory is None:
+            raise DataError(f"{directory} is remote; set data.cache_directory to a directory on this node")
+        place = Path(cache_directory) / blake2b(content, digest_size=8).hexdigest()
         place.mkdir(parents=True, exist_ok=True)
         write_atomically(place / name, content)
         return str((place / name).resolve())

@@ -125,7 +125,7 @@ def _json_text(content: bytes, key: str) -> bytes:
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at its byte {error.start}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"not valid JSON ({error.msg} at its character {error.pos})") from None
+        raise ValueError(f"not valid JSON ({error.msg} {error.pos} characters in)") from None
     if not isinstance(value, dict):
         raise ValueError(f"{json.dumps(value)[:40]} is not a JSON object")
     if key not in value:

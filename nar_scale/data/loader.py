@@ -100,7 +100,7 @@ def sequential_batches(
     limit: int | None = None,
     skip_faults: bool = False,
 ) -> Iterator[Batch]:
-    """Return one unshuffled pass over the first `limit` samples, each on one rank, for evaluation.
+    """Return one pass over samples in their order, each on one rank, for evaluation.
 
     Ranks take contiguous shares that differ by at most one sample, so some may have a batch less or none at all.
 
@@ -110,7 +110,7 @@ def sequential_batches(
         batch_size: samples in a `Batch`; the last of a rank may have fewer.
         rank: this process, in [0, world_size).
         world_size: number of processes that share the pass.
-        limit: samples to take over all ranks; all if None.
+        limit: samples to take over all ranks, spread evenly over the data set; all if None.
         skip_faults: give a sample that cannot be used as one of length 0, named in `Batch.faults`.
 
     Raises:
@@ -120,8 +120,8 @@ def sequential_batches(
     reader = BatchReader(index, sample_format, skip_faults)
     end = samples * (rank + 1) // world_size
     for start in range(samples * rank // world_size, end, batch_size):
-        sample_ids = np.arange(start, min(start + batch_size, end), dtype=np.int64)
-        yield reader.read(sample_ids, np.zeros_like(sample_ids), sample_ids).to_batch()
+        places = np.arange(start, min(start + batch_size, end), dtype=np.int64)
+        yield reader.read(places, np.zeros_like(places), places * index.num_samples // samples).to_batch()
 
 
 Located = tuple[np.ndarray, np.ndarray, np.ndarray]  # positions, epochs and sample ids of a micro-batch

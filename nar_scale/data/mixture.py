@@ -1,9 +1,10 @@
 """Several sources as one stream: a pure function of (weights, seed, position), as the order of one source is.
 
-The positions of the stream are cut into blocks. In each block a source gets its share by weight, rounded to whole
-samples once for all blocks, and the samples of a source are spread evenly over the block, each at a random place of
-its own interval (stratified sampling). So at any position the consumption of a source is known without counting, is
-within a sample or two of its share, and its samples come in the order that the source has on its own.
+The positions of the stream are cut into blocks. In each block a source gets the whole samples of its share; what is
+left over goes to some of the sources by systematic sampling of the fractions, so that over blocks none is favoured.
+The samples of a source are spread evenly over a block, each at a random place of its own interval (stratified
+sampling). So at any position the consumption of a source is known without counting, is within a few samples of its
+share, and its samples come in the order that the source has on its own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,8 @@ from nar_scale.data.order import SampleOrder, hash_words
 from nar_scale.errors import ConfigError
 
 BLOCK_SAMPLES = 1 << 16
+CYCLE_BLOCKS = 1 << 16  # after which the left-over samples have been given out exactly by the fractions
+CYCLE_STEP = 40503  # odd, and near the golden ratio of a cycle: any run of blocks is spread evenly over it
 MIXTURE_ORDER = 3
 
 
@@ -49,8 +52,8 @@ class MixedOrder:
         seed: any integer.
 
     Raises:
-        ConfigError: no first stage at 0, stages that do not ascend, a negative weight, no positive one, or one so
-            small that it gets no sample of 65,536.
+        ConfigError: no first stage at 0, stages that do not ascend, a negative weight, no positive one, or one below
+            a sample in 2**32.
     """
 
     def __init__(self, orders: Sequence[SampleOrder], stages: Sequence[Stage], seed: int):
@@ -61,7 +64,7 @@ class MixedOrder:
         counts = np.array([order.num_samples for order in orders], dtype=np.int64)
         self._first_ids = np.cumsum(counts) - counts
         self._starts = np.array(starts, dtype=np.int64)
-        self._shares = np.stack([_shares(stage.weights) for stage in stages])
+        self._shares = [_Shares(stage.weights) for stage in stages]
         self._layout = lru_cache(maxsize=8)(self._lay_out)
         self._consumed_before = np.zeros((len(stages), len(orders)), dtype=np.int64)
         for number in range(1, len(stages)):
@@ -94,8 +97,8 @@ class MixedOrder:
             chosen = (stages == stage) & (blocks == block)
             of_source, rank = self._layout(stage, block)
             source = of_source[offsets[chosen]]
-            before = self._consumed_before[stage, source] + block * self._shares[stage, source]
-            sources[chosen], places[chosen] = source, before + rank[offsets[chosen]]
+            before = self._consumed_before[stage] + self._shares[stage].before(block)
+            sources[chosen], places[chosen] = source, before[source] + rank[offsets[chosen]]
         return sources, places
 
     def consumed(self, position: int) -> np.ndarray:
@@ -103,7 +106,7 @@ class MixedOrder:
         stage = int(np.searchsorted(self._starts, position, side="right")) - 1
         block, offset = divmod(position - int(self._starts[stage]), BLOCK_SAMPLES)
         part = np.bincount(self._layout(stage, block)[0][:offset], minlength=len(self.orders))
-        return self._consumed_before[stage] + block * self._shares[stage] + part
+        return self._consumed_before[stage] + self._shares[stage].before(block) + part
 
     def _at(self, position: int) -> np.ndarray:
         sources, _ = self.locate_sources(np.array([position], dtype=np.int64))
@@ -111,7 +114,7 @@ class MixedOrder:
 
     def _lay_out(self, stage: int, block: int) -> tuple[np.ndarray, np.ndarray]:
         """Source, int64 [BLOCK_SAMPLES], and rank among the block's samples of that source, for every offset."""
-        shares = self._shares[stage]
+        shares = self._shares[stage].of(block)
         sources = np.repeat(np.arange(len(shares)), shares)
         ranks = np.arange(BLOCK_SAMPLES) - np.repeat(np.cumsum(shares) - shares, shares)
         jitter = hash_words(self.seed, MIXTURE_ORDER, stage, block, sources, ranks).astype(np.float64) / 2.0**64
@@ -184,21 +187,40 @@ def weights_by_temperature(num_samples: Sequence[int], temperature: float) -> tu
     return tuple((weights / weights.sum()).tolist())
 
 
-def _shares(weights: Sequence[float]) -> np.ndarray:
-    """Samples of each source in a block, int64 [sources]: the weights, rounded by largest remainder."""
-    wanted = np.array(weights, dtype=np.float64)
-    if not np.isfinite(wanted).all() or (wanted < 0).any() or wanted.sum() <= 0:
-        raise ConfigError(
-            f"the weights of a mixture are {list(weights)}; none may be negative, and one must be positive"
-        )
-    exact = wanted / wanted.sum() * BLOCK_SAMPLES
-    shares = np.floor(exact).astype(np.int64)
-    missing = BLOCK_SAMPLES - int(shares.sum())
-    shares[np.argsort(shares - exact, kind="stable")[:missing]] += 1
-    if ((shares == 0) & (wanted > 0)).any():
-        smallest = float(wanted[wanted > 0].min() / wanted.sum())
-        raise ConfigError(
-            f"the weight {smallest:.2g} of a source is less than a sample in {BLOCK_SAMPLES:,}; raise it or leave the "
-            "source out"
-        )
-    return shares
+class _Shares:
+    """Samples of each source in the blocks of a stage."""
+
+    def __init__(self, weights: Sequence[float]):
+        wanted = np.array(weights, dtype=np.float64)
+        if not np.isfinite(wanted).all() or (wanted < 0).any() or wanted.sum() <= 0:
+            raise ConfigError(
+                f"the weights of a mixture are {list(weights)}; none may be negative, and one must be positive"
+            )
+        exact = wanted / wanted.sum() * BLOCK_SAMPLES
+        self._whole = np.floor(exact).astype(np.int64)
+        # where the fractions end when they are laid end to end, in units of 1 / CYCLE_BLOCKS of a sample
+        self._ends = np.rint(np.cumsum(exact - self._whole) * CYCLE_BLOCKS).astype(np.int64)
+        self._ends[-1] = (BLOCK_SAMPLES - self._whole.sum()) * CYCLE_BLOCKS
+        per_cycle = self._whole * CYCLE_BLOCKS + np.diff(self._ends, prepend=0)
+        if ((per_cycle <= 0) & (wanted > 0)).any():
+            smallest = float(wanted[wanted > 0].min() / wanted.sum())
+            raise ConfigError(
+                f"the weight {smallest:.2g} of a source is less than a sample in {BLOCK_SAMPLES * CYCLE_BLOCKS:,}; "
+                "raise it or leave the source out"
+            )
+        self._per_cycle = per_cycle
+        self._in_cycle = lru_cache(maxsize=8)(self._count_in_cycle)
+
+    def of(self, block: int) -> np.ndarray:
+        """Samples in a block, int64 [sources]."""
+        return self.before(block + 1) - self.before(block)
+
+    def before(self, block: int) -> np.ndarray:
+        """Samples in all blocks before one, int64 [sources]."""
+        cycles, blocks = divmod(block, CYCLE_BLOCKS)
+        return cycles * self._per_cycle + self._in_cycle(blocks)
+
+    def _count_in_cycle(self, blocks: int) -> np.ndarray:
+        starts = np.arange(blocks, dtype=np.int64) * CYCLE_STEP % CYCLE_BLOCKS
+        left_over = np.array([((end + starts) // CYCLE_BLOCKS).sum() for end in self._ends], dtype=np.int64)
+        return blocks * self._whole + np.diff(left_over, prepend=0)

@@ -5,14 +5,14 @@ import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from nar_scale.errors import DataError
+from nar_scale.errors import UserError
 
 
 class ShardPrefetcher:
     """Fetches shards one after the other in a thread of its own, which starts with the first and ends with the process.
 
     Args:
-        fetch: fetches shard number i; a DataError of it is left to those who need the shard.
+        fetch: fetches shard number i; an error of it is left to those who need the shard.
     """
 
     def __init__(self, fetch: Callable[[int], None]):
@@ -33,7 +33,7 @@ class ShardPrefetcher:
 
     def _run(self) -> None:
         while True:
-            with suppress(DataError):
+            with suppress(UserError, OSError):
                 self._fetch(self._wanted.get())
 
     def __reduce__(self) -> tuple[type["ShardPrefetcher"], tuple[Callable[[int], None]]]:

@@ -3,11 +3,13 @@
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from nar_scale.data.corpus import find_corpus
 from nar_scale.data.info import DOCUMENTS_FIELD, TOKENS_FIELD, DatasetInfo, SplitInfo
 from nar_scale.data.input_formats import DEFAULT_TEXT_FIELD
+from nar_scale.data.inputs import is_token_file
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
 from nar_scale.data.plan import Plan, Recipe, make_plan
 from nar_scale.data.publish import SPLITS, publish, refuse_existing_shards
@@ -16,8 +18,13 @@ from nar_scale.data.unit import UnitRecord, prepare_unit, unit_directory
 from nar_scale.errors import DataError, UserError
 
 STAGING = ".prepare-"
+PUBLISHING = "publishing"  # in the directory of units: shards are on their way into place
 MIN_UNIT_BYTES = 1 << 22
 UNITS_IN_MESSAGES = 10
+
+
+class EmptySplit(DataError):
+    """A split would have no document."""
 
 
 def prepare(
@@ -48,11 +55,15 @@ def prepare(
         UserError: an argument is out of range, or `output` holds a data set already.
         DataError: an input is missing or unreadable, a split would be empty, or the output cannot be written.
     """
-    if not overwrite:
-        refuse_existing_shards(Path(output))
     plan = plan_dataset(inputs, output, workers=workers, **settings)  # type: ignore[arg-type]
-    prepare_units(plan, output, workers=workers, progress=progress)
-    return merge_units(plan, output)
+    try:
+        prepare_units(plan, output, workers=workers, overwrite=overwrite, progress=progress)
+        return merge_units(plan, output, overwrite=overwrite)
+    except EmptySplit:
+        shutil.rmtree(_staging(plan, output))  # to go on from here would end in the same way
+        raise
+    finally:
+        _remove_if_empty(_staging(plan, output))
 
 
 def plan_dataset(
@@ -125,11 +136,17 @@ def plan_dataset(
     corpus = find_corpus(inputs, include, exclude, Path(output))
     if not corpus.files:
         raise DataError(f"no file to read in {_names(inputs)}; check the paths and the include and exclude patterns")
+    _check_kinds(corpus.files, tokenizer)
     return make_plan(corpus, recipe, workers)
 
 
 def prepare_units(
-    plan: Plan, output: Path, part: tuple[int, int] = (1, 1), workers: int | None = None, progress: bool = True
+    plan: Plan,
+    output: Path,
+    part: tuple[int, int] = (1, 1),
+    workers: int | None = None,
+    overwrite: bool = False,
+    progress: bool = True,
 ) -> int:
     """Do the units of one part that nobody has done, each in one of several processes.
 
@@ -140,19 +157,21 @@ def prepare_units(
         output: the directory of the data set.
         part: (I, N): every N-th unit from the I-th on, counted from 1.
         workers: processes; by default as many as there are cores.
+        overwrite: a data set that is already in `output` is to be replaced.
         progress: show a progress bar if stderr is a terminal.
 
     Returns:
         The number of units in the part.
 
     Raises:
-        UserError: there is no such part.
+        UserError: there is no such part, or `output` holds a data set already.
         DataError: an input cannot be read, or the output cannot be written.
     """
     if not 1 <= part[0] <= part[1]:
         raise UserError(f"part is {part[0]}/{part[1]}; give I/N with I from 1 to N")
     units = plan.part(*part)
     staging = _staging(plan, output)
+    _refuse_others(staging, overwrite)
     try:
         staging.mkdir(parents=True, exist_ok=True)
         tasks = [(unit, plan.recipe, staging) for unit in units]
@@ -163,12 +182,10 @@ def prepare_units(
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
-    finally:
-        _remove_if_empty(staging)
     return len(units)
 
 
-def merge_units(plan: Plan, output: Path, overwrite: bool = True) -> DatasetInfo:
+def merge_units(plan: Plan, output: Path, overwrite: bool = False) -> DatasetInfo:
     """Check that every unit is done, and publish all shards as a data set; doing it again after a kill completes it.
 
     Args:
@@ -185,8 +202,7 @@ def merge_units(plan: Plan, output: Path, overwrite: bool = True) -> DatasetInfo
     """
     output = Path(output)
     staging = _staging(plan, output)
-    if not overwrite and not staging.exists():
-        refuse_existing_shards(output)
+    _refuse_others(staging, overwrite)
     records = {unit.number: UnitRecord.load(unit_directory(staging, unit.number)) for unit in plan.units}
     missing = [str(number + 1) for number, record in records.items() if record is None]
     if missing:
@@ -207,13 +223,25 @@ def merge_units(plan: Plan, output: Path, overwrite: bool = True) -> DatasetInfo
     }
     tokenizer = None if plan.recipe.tokenizer is None else load_tokenizer(plan.recipe.tokenizer)
     try:
+        (staging / PUBLISHING).touch()
         publish(output, shards, info, tokenizer)
+        staging.rename(staging.with_name(staging.name + ".done"))
         for leftover in output.glob(f"{STAGING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
     return info
+
+
+def _check_kinds(files: Sequence[Path], tokenizer: str | None) -> None:
+    """Refuse arrays of tokens that would be taken for bytes, and text without a tokenizer."""
+    arrays = next((file for file in files if is_token_file(file)), None)
+    if arrays is not None and tokenizer == ByteTokenizer.name:
+        raise UserError(
+            f"{arrays} holds tokens; give --vocabulary-size, or the tokenizer.json they were made with, and not text "
+            "beside them"
+        )
 
 
 def _check_range(name: str, value: int, least: int) -> None:
@@ -225,11 +253,18 @@ def _staging(plan: Plan, output: Path) -> Path:
     return Path(output) / f"{STAGING}{plan.fingerprint}"
 
 
+def _refuse_others(staging: Path, overwrite: bool) -> None:
+    """Protect a data set from being overwritten, unless it is this one, on its way."""
+    if not overwrite and not (staging / PUBLISHING).exists():
+        refuse_existing_shards(staging.parent)
+
+
 def _remove_if_empty(staging: Path) -> None:
     """Leave nothing behind where nothing was done."""
-    for directory in (staging, staging.parent):
-        if directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()
+    with suppress(OSError):
+        for directory in (staging, staging.parent):
+            if directory.is_dir() and not any(directory.iterdir()):
+                directory.rmdir()
 
 
 def _describe(plan: Plan, records: dict[int, UnitRecord]) -> DatasetInfo:
@@ -265,14 +300,14 @@ def _check_splits(splits: dict[str, SplitInfo], validation: float) -> None:
     documents = {split: splits[split].documents if split in splits else 0 for split in SPLITS}
     total = sum(documents.values())
     if total == 0:
-        raise DataError("no document in the inputs: all are empty or binary; give files of text")
+        raise EmptySplit("no document in the inputs: all are empty or binary; give files of text")
     if validation > 0 and documents["validation"] == 0:
-        raise DataError(
+        raise EmptySplit(
             f"none of the {total} documents fell into the validation split at a fraction of {validation}; "
             "raise the fraction, give more documents, or pass --validation 0 and prepare validation files separately"
         )
     if documents["train"] == 0:
-        raise DataError(f"all {total} documents fell into the validation split; lower --validation {validation}")
+        raise EmptySplit(f"all {total} documents fell into the validation split; lower --validation {validation}")
 
 
 def _names(paths: Sequence[Path]) -> str:

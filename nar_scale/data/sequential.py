@@ -116,6 +116,7 @@ class _ShardSamples(IterableDataset[BatchArrays | DataError]):
     ):
         self.urls, self.sample_format, self.words = list(urls), sample_format, words
         self.batch_size, self.skip_faults = batch_size, skip_faults
+        self.last = ""  # why the last shard that could not be read could not
 
     def __iter__(self) -> Iterator[BatchArrays | DataError]:
         worker = get_worker_info()
@@ -133,19 +134,23 @@ class _ShardSamples(IterableDataset[BatchArrays | DataError]):
             if len(samples) == self.batch_size:
                 yield stack(samples, self.sample_format, nothing, nothing, nothing, tuple(faults))
                 samples, faults = [], []
+        yield DataError(f"the {len(self.urls)} shards of the stream, such as {self.urls[0]}, hold no sample{self.last}")
 
     def _shuffled(self, generator: random.Random) -> Iterator[Sample | DataError]:
         buffer: list[Sample | DataError] = []
         for sample in self._endless(generator):
+            if isinstance(sample, DataError) and not self.skip_faults:
+                yield sample
+                return
             buffer.append(sample)
-            # a fault is told at once, as it may be all there is
-            if len(buffer) >= SHUFFLE_BUFFER or isinstance(sample, DataError):
-                place = len(buffer) - 1 if isinstance(sample, DataError) else generator.randrange(len(buffer))
+            if len(buffer) >= SHUFFLE_BUFFER:
+                place = generator.randrange(len(buffer))
                 buffer[place], buffer[-1] = buffer[-1], buffer[place]
                 yield buffer.pop()
 
     def _endless(self, generator: random.Random) -> Iterator[Sample | DataError]:
-        barren = 0  # shards in a row without a sample
+        """Samples and faults, until many shards in a row give no sample at all."""
+        barren = 0
         while barren < PATIENCE * len(self.urls):
             url = generator.choice(self.urls)
             barren += 1
@@ -154,9 +159,9 @@ class _ShardSamples(IterableDataset[BatchArrays | DataError]):
                     yield self._parse(url, content)
                     barren = 0
             except READ_ERRORS as error:
-                reason = printable(" ".join(str(error).split()))
-                yield DataError(f"shard {url} cannot be read: {reason}; copy it again or correct the command")
-        yield DataError(f"the {len(self.urls)} shards of the stream, such as {self.urls[0]}, hold no sample")
+                fault = f"shard {url} cannot be read: {_reason(error)}; copy it again or correct the command"
+                self.last = f": {fault}"
+                yield DataError(fault)
 
     def _parse(self, url: str, content: dict[str, Any]) -> Sample | DataError:
         name = f"shard {url}, sample {printable(content['__key__'])}"
@@ -168,6 +173,12 @@ class _ShardSamples(IterableDataset[BatchArrays | DataError]):
             return self.sample_format.parse(content)
         except ValueError as error:
             return DataError(f"{name}: {error}")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong, without the objects that webdataset adds to the arguments of an error."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(next(iter(error.args), error))
+    return printable(" ".join(text.partition(" @ <")[0].split()))
 
 
 def _read_shard(url: str) -> Iterator[dict[str, Any]]:

@@ -133,6 +133,15 @@ def load_shard_index(shard: str, path: Path) -> ShardIndex | None:
         raise DataError(f"cannot read index {path}: {error.strerror}; make it readable or delete it") from error
 
 
+def copy_shard_index(shard: str, path: Path) -> ShardIndex | None:
+    """Take the index that lies beside a local shard for one that is kept elsewhere; None if there is none to take."""
+    beside = None if is_remote(shard) else index_path(shard, None)
+    if beside is None or beside == path or load_shard_index(shard, beside) is None:
+        return None
+    _write_file(path, beside.read_bytes())
+    return load_shard_index(shard, path)
+
+
 def is_unchanged(index: ShardIndex) -> bool:
     """Tell whether a shard still has the size and mtime that were indexed, without reading it.
 

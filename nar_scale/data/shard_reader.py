@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakSet
 
 import numpy as np
 
@@ -16,7 +17,8 @@ from nar_scale.data.shard_index import describe_sample, load_shard_index, make_s
 from nar_scale.errors import DataError
 
 MAX_OPEN_SHARDS = 32
-MAX_OPEN_COPIES = 16  # of remote shards: an open copy cannot make room for others
+CACHE_PATIENCE = 60.0  # seconds to wait for other processes to close what fills the cache
+FAULT_MEMORY = 30.0  # seconds in which a shard that could not be opened is not tried again
 RETRY_WAITS = (0.1, 1.0)  # seconds before the second and the third attempt
 
 
@@ -90,6 +92,9 @@ class _OpenShard:
             os.close(self.descriptor)
 
 
+_READERS: "WeakSet[ShardReader]" = WeakSet()  # of this process: all hold what fills the cache
+
+
 class ShardReader:
     """Reads members of shards by position; shards are opened when first needed, the least recently used closed.
 
@@ -100,12 +105,21 @@ class ShardReader:
         cache: where remote shards are kept on this node.
         memory_map: read through memory maps, which is quicker; but when a file system fails to deliver a page, the
             process dies. Otherwise by read calls, which are then repeated.
+        max_open: shards that are kept open; fewer than those samples are mixed among would be slow.
     """
 
-    def __init__(self, shard: Callable[[int], KnownShard], cache: ShardCache | None = None, memory_map: bool = True):
+    def __init__(
+        self,
+        shard: Callable[[int], KnownShard],
+        cache: ShardCache | None = None,
+        memory_map: bool = True,
+        max_open: int = MAX_OPEN_SHARDS,
+    ):
         self._shard = shard
         self._cache = cache
         self._memory_map = memory_map
+        self._max_open = max_open
+        self._failed: dict[int, tuple[float, DataError]] = {}
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def read(self, shard: int, row: int, field: str) -> bytes:
@@ -127,7 +141,9 @@ class ShardReader:
             if shard not in self._open:
                 location = self._shard(shard).location
                 reason = getattr(error, "strerror", None) or error
-                raise DataError(f"cannot read shard {location}: {reason}; restore it and start again") from error
+                failure = DataError(f"cannot read shard {location}: {reason}; restore it and start again")
+                self._failed[shard] = (time.monotonic(), failure)
+                raise failure from error
             raise DataError(
                 f"{self.name(shard, row)} cannot be read: {error}; copy or write the shard again"
             ) from error
@@ -162,24 +178,39 @@ class ShardReader:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        while True:
-            try:
-                opened = _OpenShard(self._shard(shard), self._cache, self._memory_map)
-                break
-            except CacheFull:
-                if not self._open:
-                    raise
-                self._close_oldest()
+        failed_at, error = self._failed.get(shard, (-FAULT_MEMORY, None))
+        if error is not None and time.monotonic() - failed_at < FAULT_MEMORY:
+            raise DataError(*error.args)
+        try:
+            opened = self._open_with_room(shard)
+        except DataError as error:
+            self._failed[shard] = (time.monotonic(), error)
+            raise
         self._open[shard] = opened
-        if len(self._open) > (MAX_OPEN_SHARDS if opened.copy is None else MAX_OPEN_COPIES):
+        _READERS.add(self)
+        if len(self._open) > self._max_open:
             self._close_oldest()
         return opened
+
+    def _open_with_room(self, shard: int) -> _OpenShard:
+        deadline = time.monotonic() + CACHE_PATIENCE
+        while True:
+            try:
+                return _OpenShard(self._shard(shard), self._cache, self._memory_map)
+            except CacheFull:
+                holder = max(_READERS, key=lambda reader: len(reader._open), default=self)
+                if holder._open:
+                    holder._close_oldest()
+                elif time.monotonic() < deadline:
+                    time.sleep(RETRY_WAITS[-1])
+                else:
+                    raise
 
     def _close_oldest(self) -> None:
         self._open.popitem(last=False)[1].close()
 
     def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict(), "_failed": {}}
 
     def __del__(self) -> None:
         for opened in self._open.values():

@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 BLOCK_BYTES = 512
 END = bytes(BLOCK_BYTES)
+MAX_PADDING_BYTES = 1 << 20  # writers fill up their last record, of 10 KiB as a rule
 MAX_EXTENDED_BYTES = 1 << 20  # of a header that holds a long name or attributes
 OCTAL = re.compile(rb"[0-7]{1,12}")
 DECIMAL = re.compile(rb"[0-9]{1,18}")
@@ -52,6 +53,7 @@ def tar_members(file: BinaryIO, file_bytes: int) -> Iterator[TarMember]:
         while True:
             header = _read(file, position, BLOCK_BYTES, file_bytes)
             if header == END and position == start:
+                _check_rest(file, position, file_bytes)
                 return
             _check_sum(header, position, position == start > 0)
             kind, size = header[156:157], _size(header[124:136])
@@ -79,6 +81,18 @@ def tar_members(file: BinaryIO, file_bytes: int) -> Iterator[TarMember]:
         if kind in REGULAR:
             yield TarMember(name.decode("utf-8", errors="surrogateescape"), position, size, end)
         start = end
+
+
+def _check_rest(file: BinaryIO, position: int, file_bytes: int) -> None:
+    # an interrupted copy may have its full length, and zeros where the rest should be
+    rest = file_bytes - position
+    if rest > MAX_PADDING_BYTES:
+        raise TarDamage(
+            "no end", f"has {rest} bytes after its end at byte {position}: a part is missing, or two joined"
+        )
+    file.seek(position)
+    if file.read(rest).strip(b"\0"):
+        raise TarDamage("no end", f"is damaged at byte {position}: there is more after its end")
 
 
 def _read(file: BinaryIO, position: int, size: int, file_bytes: int) -> bytes:

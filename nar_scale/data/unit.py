@@ -114,6 +114,11 @@ def _pack(unit: Unit, recipe: Recipe, directory: Path) -> UnitRecord:
             if isinstance(source, Skip):
                 skipped[source.reason] += 1
                 continue
+            if source.label is not None and recipe.packed:
+                raise DataError(
+                    f"input {piece.file} has classes, which documents that are joined cannot keep; give "
+                    "--one-document-per-sample"
+                )
             split = "validation" if _fraction(source) < recipe.validation else "train"
             splits[split].add(_encode(source, tokenizer, recipe, piece.file), source)
     for writer in splits.values():
@@ -163,10 +168,9 @@ class _SplitWriter:
         self.record.documents += 1
         self.record.tokens += len(tokens)
         self.record.bytes += len(source.text or b"")
-        label = None if self._recipe.packed else source.label
-        if label is not None:
-            self.record.classes = max(self.record.classes, label + 1)
-        self._take(self._packer.add(tokens, label))
+        if source.label is not None:
+            self.record.classes = max(self.record.classes, source.label + 1)
+        self._take(self._packer.add(tokens, source.label))
 
     def finish(self) -> None:
         self._take(self._packer.finish())

@@ -29,7 +29,7 @@ def evaluate_dataset(
     Args:
         vocabulary_size: token ids the model knows as data.
         batch_size: sequences in a forward pass.
-        limit: sequences, the first ones; all if not given.
+        limit: sequences, spread evenly over the split; all if not given.
         index_directory: where the shard index is kept when it cannot stand beside the shards.
         class_field: the member of each sample that holds its class, for a model that is conditional on one.
         document_field: the member that says which document each token belongs to, for a model that was trained with it.

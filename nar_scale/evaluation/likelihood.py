@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nar_scale.data import Batch
+from nar_scale.errors import DataError
 from nar_scale.objectives import Objective
 
 EVALUATION_SEED = 20_240_611
@@ -72,6 +73,9 @@ def evaluate_likelihood(
         batches: held-out data; under ZeRO 3 every rank must pass as many.
         reduce: sums a float64 tensor over all ranks.
         bytes_per_token: length of the text behind the tokens.
+
+    Raises:
+        DataError: there is no token to evaluate.
     """
     was_training = objective.training
     objective.eval()
@@ -83,8 +87,10 @@ def evaluate_likelihood(
         totals[3:] += terms.moments.double()
     objective.train(was_training)
     total, tokens, sequences, loss_squared, loss_times_count, count_squared = reduce(totals).tolist()
-    nats = total / max(tokens, 1.0)
+    if tokens == 0:
+        raise DataError("there is no token to evaluate; check the data, and that the limit is above 0")
+    nats = total / tokens
     # of a ratio of sums over sequences of different lengths: the spread of loss - nats * count
     spread = max(loss_squared - 2 * nats * loss_times_count + nats * nats * count_squared, 0.0)
-    error = math.sqrt(spread) / max(tokens, 1.0)
+    error = math.sqrt(spread) / tokens
     return Likelihood(nats, error, int(tokens), int(sequences), objective.likelihood_kind, bytes_per_token)

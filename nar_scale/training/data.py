@@ -31,6 +31,7 @@ from nar_scale.training.distributed import World
 from nar_scale.training.held_out import HeldOut
 
 Result = TypeVar("Result")
+MIN_OPEN_SHARDS = 16
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         world,
         lambda: {name: DatasetInfo.find(source.directory, data.storage_options) for name, source in sources.items()},
     )
-    vocabulary_size, tokenizer, end_token = _vocabulary(data, sources, infos)
+    vocabulary_size, tokenizer, end_token = _vocabulary(config, world, sources, infos)
     sample_format = SampleFormat(
         sequence_length=config.model.max_seq_len,
         vocabulary_size=vocabulary_size,
@@ -123,6 +124,8 @@ def open_training_data(config: Config, world: World) -> TrainingData:
                 cache=cache,
                 skip_faults=data.max_skipped_samples > 0,
                 memory_map=data.memory_map,
+                # where two windows meet, and those of workers that are ahead
+                max_open_shards=max(2 * data.shuffle_window, MIN_OPEN_SHARDS),
             ),
         )
         for damage in index.damages if world.is_main else ():
@@ -190,10 +193,22 @@ def _shard_cache(data: DataConfig) -> ShardCache | None:
     return ShardCache(Path(data.cache_directory), int(data.cache_gib * 2**30), data.storage_options)
 
 
+def _check_lengths(
+    max_seq_len: int, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
+) -> None:
+    for name, info in infos.items():
+        if info is not None and info.seq_len > max_seq_len:
+            raise DataError(
+                f"{sources[name].directory} was prepared with {info.seq_len} tokens a sample, more than "
+                f"model.max_seq_len {max_seq_len}; raise that, or prepare the data with a shorter --seq-len"
+            )
+
+
 def _vocabulary(
-    data: DataConfig, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
+    config: Config, world: World, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
 ) -> tuple[int, str | None, int | None]:
     """The number of token ids, the tokenizer as `byte`, an absolute path or None, and the end token."""
+    data = config.data
     known = {name: info for name, info in infos.items() if info is not None}
     kinds = {(info.vocabulary_size, info.tokenizer, info.end_token) for info in known.values()}
     if len(kinds) > 1:
@@ -209,7 +224,10 @@ def _vocabulary(
     if data.tokenizer:
         return size, str(Path(data.tokenizer).resolve()), end_token
     directory = next(source.directory for key, source in sources.items() if key in known)
-    return size, DatasetInfo.fetch(directory, str(name), data.storage_options, data.cache_directory), end_token
+    # a remote one into the run directory: a cache may be gone when checkpoints are consolidated
+    run_directory = config.training.run_directory
+    fetched = on_main(world, lambda: DatasetInfo.fetch(directory, str(name), data.storage_options, run_directory))
+    return size, fetched, end_token
 
 
 def _shards(directory: str, pattern: str, info: DatasetInfo | None) -> str:
@@ -237,7 +255,11 @@ def _mixture(config: Config, indexes: Mapping[str, DatasetIndex]) -> MixedOrder:
     ]
     if not stages or stages[0].start > 0:
         stages.insert(0, Stage(0, weights))
-    orders = [SampleOrder(index.counts, seed, data.shuffle_window) for index in indexes.values()]
+    # sources of equal shards must not come in equal orders
+    orders = [
+        SampleOrder(index.counts, seed + (number << 32), data.shuffle_window)
+        for number, index in enumerate(indexes.values())
+    ]
     return MixedOrder(orders, stages, seed)
 
 

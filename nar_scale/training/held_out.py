@@ -14,7 +14,7 @@ from nar_scale.training.distributed import World
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The first samples of the validation shards.
+    """Samples of the validation shards, spread evenly over them.
 
     Attributes:
         samples: how many of them, at most.

@@ -130,10 +130,10 @@ def test_an_index_travels_to_other_processes(tmp_path):
 
 
 def test_more_shards_than_are_kept_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("nar_scale.data.shard_reader.MAX_OPEN_SHARDS", 3)
     closed = []
     close = os.close
-    index = numbered_index(tmp_path, [1] * 5)
+    numbered_index(tmp_path, [1] * 5)
+    index = open_index(tmp_path, max_open_shards=3)
     monkeypatch.setattr(os, "close", lambda descriptor: (closed.append(descriptor), close(descriptor)))
     for _ in range(2):
         assert rows(index) == [[i, i + 1] for i in range(5)]

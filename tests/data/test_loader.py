@@ -197,8 +197,9 @@ def test_a_bad_sample_is_named(tmp_path, fault, workers):
 @pytest.mark.parametrize("world_size", [1, 2, 3, 5, 30])
 @pytest.mark.parametrize("limit", [None, 10, 1, 1000])
 def test_sequential_pass(index, world_size, limit):
-    expected = list(range(24 if limit is None else min(limit, 24)))
-    seen, shares = [], []
+    count = 24 if limit is None else min(limit, 24)
+    expected = [place * 24 // count for place in range(count)]  # spread evenly
+    seen, shares, places = [], [], []
     for rank in range(world_size):
         settings = {"batch_size": 4, "limit": limit}
         batches = list(sequential_batches(index, SampleFormat(3, 100), rank=rank, world_size=world_size, **settings))
@@ -206,8 +207,9 @@ def test_sequential_pass(index, world_size, limit):
         for batch in batches:
             assert batch.tokens.tolist() == [[i, i + 1, 0] for i in batch.sample_ids.tolist()]
             assert batch.epochs.tolist() == [0] * len(batch.sample_ids)
-            assert torch.equal(batch.positions, batch.sample_ids)
+            places += batch.positions.tolist()
         seen += [i for batch in batches for i in batch.sample_ids.tolist()]
         shares.append(sum(len(batch.sample_ids) for batch in batches))
     assert seen == expected
+    assert places == list(range(count))
     assert max(shares) - min(shares) <= 1

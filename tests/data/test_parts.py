@@ -1,0 +1,449 @@
+"""The same data set, to the byte, whoever does which part of the work, however often, and whenever it is killed."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from nar_scale.data import DatasetInfo, merge_units, plan_dataset, prepare, prepare_units
+from nar_scale.errors import DataError, UserError
+
+from .corpora import check_whole, count_documents, read_split, tree, write_corpus
+
+ROOT = Path(__file__).parents[2]
+LAUNCHER = ROOT / "launcher" / "prepare.py"
+SETTINGS = {"seq_len": 64, "validation": 0.3, "samples_per_shard": 16, "unit_bytes": 2000}
+FLAGS = ("--seq-len", "64", "--validation", "0.3", "--samples-per-shard", "16", "--unit-bytes", "2000")
+
+# The launcher, loaded once; each line of arguments is then run in a process group of its own.
+LAUNCHERS = f"""\
+import importlib.util, json, os, sys
+spec = importlib.util.spec_from_file_location("prepare_launcher", {str(LAUNCHER)!r})
+launcher = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(launcher)
+for line in sys.stdin:
+    process = os.fork()
+    if process == 0:
+        os.setpgid(0, 0)
+        log = os.open(os.environ["LOG"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        status = launcher.main(json.loads(line))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    os.setpgid(process, process)
+    print(process, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    root = tmp_path_factory.mktemp("parts") / "corpus"
+    write_corpus(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpus):
+    """The data set as one process makes it in one go."""
+    output = corpus.parent / "unbroken"
+    prepare([corpus], output, **SETTINGS, workers=1, progress=False)
+    return output
+
+
+def plan(corpus, output, **changes):
+    return plan_dataset([corpus], output, **{**SETTINGS, "workers": 1, **changes})
+
+
+def files(output):
+    return sorted(path.name for path in output.iterdir())
+
+
+def check_equal(output, unbroken):
+    assert tree(output) == tree(unbroken)
+    assert files(output) == ["dataset.json", "train", "validation"]
+    check_whole(output)  # and the indices fit
+
+
+# Parts
+
+
+def test_the_corpus_has_many_units_and_shards(corpus, unbroken):
+    units = plan(corpus, corpus.parent / "nowhere").units
+    assert len(units) > 9
+    assert max(unit.size for unit in units) > 2 * SETTINGS["unit_bytes"]
+    assert [piece.file.name for unit in units for piece in unit.pieces].count("lines.jsonl") > 2
+    assert DatasetInfo.load(unbroken).splits["train"].shards > len(units)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_result_does_not_depend_on_the_number_of_workers(corpus, unbroken, tmp_path, workers):
+    prepare([corpus], tmp_path / "data", **SETTINGS, workers=workers, progress=False)
+    check_equal(tmp_path / "data", unbroken)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 7, 40])
+def test_the_result_does_not_depend_on_the_number_of_parts_nor_on_their_order(corpus, unbroken, tmp_path, parts):
+    output = tmp_path / "data"
+    order = [*range(1, parts + 1), *range(1, parts + 1, 2)]  # some twice
+    random.Random(parts).shuffle(order)
+    done = {}
+    for number in order:
+        done[number] = prepare_units(plan(corpus, output), output, (number, parts), workers=1, progress=False)
+    assert sum(done.values()) == len(plan(corpus, output).units)
+    assert not (output / "dataset.json").exists()
+    assert merge_units(plan(corpus, output), output) == DatasetInfo.load(unbroken)
+    check_equal(output, unbroken)
+
+
+def do_part(corpus, output, part, barrier):
+    work = plan(corpus, output)
+    barrier.wait()
+    prepare_units(work, output, part, workers=1, progress=False)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [[(1, 1)] * 4, [(1, 3), (2, 3), (3, 3), (2, 3)], [(1, 2), (2, 2), (1, 1), (1, 1)], [(i, 40) for i in (1, 40)]],
+)
+def test_parts_are_done_by_several_processes_at_once(corpus, unbroken, tmp_path, parts):
+    output = tmp_path / "data"
+    context = multiprocessing.get_context("fork")
+    barrier = context.Barrier(len(parts))
+    processes = [context.Process(target=do_part, args=(corpus, output, part, barrier)) for part in parts]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * len(parts)
+    prepare_units(plan(corpus, output), output, workers=1, progress=False)
+    merge_units(plan(corpus, output), output)
+    check_equal(output, unbroken)
+
+
+def test_what_is_done_is_not_done_again(corpus, unbroken, tmp_path, monkeypatch):
+    output = tmp_path / "data"
+    prepare_units(plan(corpus, output), output, workers=1, progress=False)
+    monkeypatch.setattr("nar_scale.data.unit._pack", None)
+    prepare([corpus], output, **SETTINGS, workers=1, progress=False)
+    check_equal(output, unbroken)
+
+
+# Merging
+
+
+def test_missing_units_are_counted_and_named(corpus, tmp_path):
+    output = tmp_path / "data"
+    work = plan(corpus, output)
+    units = len(work.units)
+    with pytest.raises(
+        DataError, match=rf"^{units} of {units} units are missing in .*data \(1, 2, 3, .*10, \.\.\.\); run"
+    ):
+        merge_units(work, output)
+    for number in (1, 3):
+        prepare_units(work, output, (number, 3), workers=1, progress=False)
+    missing = [str(number + 1) for number in range(1, units, 3)]
+    with pytest.raises(DataError) as error:
+        merge_units(work, output)
+    assert f"{len(missing)} of {units} units are missing in {output} ({', '.join(missing)}); run the parts" in str(
+        error.value
+    )
+    assert not (output / "dataset.json").exists()
+    assert not (output / "train").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seq_len": 65},
+        {"validation": 0.31},
+        {"samples_per_shard": 17},
+        {"unit_bytes": 2001},
+        {"packed": False},
+        {"document_ids": True},
+        {"text_field": "txt"},
+        {"exclude": ["29.txt"]},
+    ],
+)
+def test_parts_done_with_other_settings_do_not_count(corpus, unbroken, tmp_path, changes):
+    output = tmp_path / "data"
+    prepare_units(plan(corpus, output), output, workers=1, progress=False)
+    if "text_field" in changes:  # the key of lines that are not there
+        changes = {**changes, "include": "*.txt"}
+    with pytest.raises(DataError, match="units are missing"):
+        merge_units(plan(corpus, output, **changes), output)
+    merge_units(plan(corpus, output), output)
+    check_equal(output, unbroken)
+
+
+def test_parts_done_of_other_inputs_do_not_count(tmp_path):
+    corpus, output = tmp_path / "corpus", tmp_path / "data"
+    write_corpus(corpus)
+    prepare_units(plan(corpus, output), output, workers=1, progress=False)
+    file = corpus / "00.txt"
+    before = file.read_bytes(), file.stat().st_mtime_ns
+
+    def refused():
+        with pytest.raises(DataError, match="units are missing"):
+            merge_units(plan(corpus, output), output)
+
+    os.utime(file, ns=(before[1] + 1, before[1] + 1))
+    refused()
+    file.write_bytes(before[0] + b"!")
+    os.utime(file, ns=(before[1], before[1]))
+    refused()
+    file.rename(corpus / "moved.txt")
+    refused()
+    (corpus / "moved.txt").rename(file)
+    file.write_bytes(before[0])
+    os.utime(file, ns=(before[1], before[1]))
+    (corpus / "new.txt").write_text("new")
+    refused()
+    (corpus / "new.txt").unlink()
+    merge_units(plan(corpus, output), output)
+    check_whole(output)
+
+
+def test_the_number_of_workers_is_no_setting(corpus, tmp_path):
+    assert plan(corpus, tmp_path / "a", workers=2) == plan(corpus, tmp_path / "b", workers=1)
+
+
+def test_merging_again(corpus, unbroken, tmp_path):
+    output = tmp_path / "data"
+    prepare([corpus], output, **SETTINGS, workers=1, progress=False)
+    with pytest.raises(UserError, match="already holds a data set"):
+        merge_units(plan(corpus, output), output)
+    with pytest.raises(DataError, match="units are missing"):
+        merge_units(plan(corpus, output), output, overwrite=True)
+    check_equal(output, unbroken)
+    prepare_units(plan(corpus, output), output, overwrite=True, workers=1, progress=False)
+    merge_units(plan(corpus, output), output, overwrite=True)
+    check_equal(output, unbroken)
+
+
+def test_a_data_set_that_is_there_is_neither_replaced_nor_prepared_for_unless_asked(corpus, unbroken, tmp_path):
+    output = tmp_path / "data"
+    prepare([corpus], output, **{**SETTINGS, "seq_len": 16}, workers=1, progress=False)
+    before = tree(output)
+    for action in (prepare_units, merge_units):
+        with pytest.raises(UserError, match=r"already holds a data set; .* --overwrite"):
+            action(plan(corpus, output), output)
+    assert tree(output) == before
+    prepare_units(plan(corpus, output), output, workers=1, overwrite=True, progress=False)
+    with pytest.raises(UserError, match=r"already holds a data set; .* --overwrite"):
+        merge_units(plan(corpus, output), output)
+    assert {name: tree(output)[name] for name in before} == before
+    merge_units(plan(corpus, output), output, overwrite=True)
+    check_equal(output, unbroken)
+
+
+@pytest.mark.parametrize("part", [(0, 3), (4, 3), (1, 0), (-1, -1)])
+def test_parts_that_do_not_exist_are_refused(corpus, tmp_path, part):
+    with pytest.raises(UserError, match=rf"part is {part[0]}/{part[1]}; give I/N with I from 1 to N"):
+        prepare_units(plan(corpus, tmp_path / "data"), tmp_path / "data", part)
+    assert not (tmp_path / "data").exists()
+
+
+# Killed while merging: the process ends before, or right after, one of its changes to the file system
+
+CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir")
+
+
+class Killed(BaseException):
+    pass
+
+
+@contextmanager
+def killed_at(monkeypatch, change, after=False, watch=lambda: None):
+    """End the process, as far as it can tell, at its change number `change`; `watch` sees every moment before."""
+    count = 0
+
+    def wrap(function):
+        def change_once(*arguments, **options):
+            nonlocal count
+            watch()
+            count += 1
+            if count == change and not after:
+                raise Killed
+            if count > change:
+                raise Killed  # what cleans up is not run by SIGKILL
+            result = function(*arguments, **options)
+            if count == change:
+                raise Killed
+            return result
+
+        return change_once
+
+    with monkeypatch.context() as patch:
+        for name in CHANGES:
+            patch.setattr(os, name, wrap(getattr(os, name)))
+        yield lambda: count
+
+
+@pytest.fixture
+def few(tmp_path):
+    """A smaller corpus: three units."""
+    root = tmp_path / "few"
+    root.mkdir()
+    for number in range(9):
+        (root / f"{number}.txt").write_bytes(bytes([65 + number]) * 700)
+    return root
+
+
+def test_a_merge_killed_at_any_change_is_completed_by_doing_it_again(few, tmp_path, monkeypatch):
+    unbroken = tmp_path / "unbroken"
+    prepare([few], unbroken, **SETTINGS, workers=1, progress=False)
+    assert DatasetInfo.load(unbroken).splits["train"].shards > 3
+    change = 1
+    while True:
+        output = tmp_path / f"data{change}"
+        prepare_units(plan(few, output), output, workers=1, progress=False)
+        with killed_at(monkeypatch, change, after=change % 2 == 0, watch=lambda: check_whole(output)):
+            try:
+                merge_units(plan(few, output), output)
+            except Killed:
+                ended = False
+            else:
+                ended = True
+        check_whole(output)
+        complete = (output / "dataset.json").exists()
+        again = [merge_units, lambda work, output: prepare([few], output, **SETTINGS, workers=1, progress=False)]
+        try:
+            again[change % 4 > 1](plan(few, output), output)
+        except UserError as error:
+            assert complete
+            assert "already holds a data set" in str(error)
+        assert tree_without_remains(output) == tree(unbroken)
+        if ended:
+            break
+        change += 1
+    assert change > 20
+
+
+def tree_without_remains(output):
+    return {name: digest for name, digest in tree(output).items() if not name.startswith(".prepare-")}
+
+
+def test_replacing_killed_at_any_change_never_describes_other_shards(few, tmp_path, monkeypatch):
+    new, old = tmp_path / "new", {**SETTINGS, "seq_len": 32, "samples_per_shard": 15}
+    prepare([few], new, **SETTINGS, workers=1, progress=False)
+    output = tmp_path / "data"
+    change = 1
+    ended = False
+    while not ended:
+        prepare([few], output, **old, workers=1, overwrite=True, progress=False)
+        assert files(output) == ["dataset.json", "train", "validation"]
+        prepare_units(plan(few, output), output, workers=1, overwrite=True, progress=False)
+        with killed_at(monkeypatch, change, after=change % 2 == 0, watch=lambda: check_whole(output)):
+            try:
+                merge_units(plan(few, output), output, overwrite=True)
+                ended = True
+            except Killed:
+                pass
+        check_whole(output)
+        if change % 3:  # else the old settings again, at once
+            prepare([few], output, **SETTINGS, workers=1, overwrite=True, progress=False)
+            assert tree(output) == tree(new)
+        change += 1
+    assert change > 20
+
+
+# Killed for good
+
+
+class Launchers:
+    """Runs of launcher/prepare.py, each in a process group of its own, started at once."""
+
+    def __init__(self, directory):
+        self.log = directory / "log"
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "LOG": str(self.log)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHERS],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+
+    def start(self, *arguments):
+        self._process.stdin.write(json.dumps([str(argument) for argument in arguments]) + "\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline())
+
+    def wait(self):
+        return int(self._process.stdout.readline())
+
+    def stop(self):
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+
+@pytest.fixture
+def launchers(tmp_path):
+    launchers = Launchers(tmp_path)
+    yield launchers
+    launchers.stop()
+
+
+def progress_of(output):
+    """How many units are done, and shards in place."""
+    return sum(1 for pattern in (".prepare-*/unit-*", "*/shard-*.tar") for _ in output.glob(pattern))
+
+
+def kill_after(process, output, steps, seconds):
+    """Kill a process group some time after it has done so many steps more, if it lives that long."""
+    target = progress_of(output) + steps
+    with suppress(ProcessLookupError):
+        while progress_of(output) < target:
+            os.kill(process, 0)
+            time.sleep(0.001)
+        time.sleep(seconds)
+        os.killpg(process, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_killed_again_and_again_no_document_is_lost_or_doubled(corpus, unbroken, launchers, tmp_path, seed):
+    output = tmp_path / "data"
+    chance = random.Random(seed)
+    arguments = ("--input", corpus, "--output", output, *FLAGS, "--workers", "2")
+    steps = sum(sizes.shards for sizes in DatasetInfo.load(unbroken).splits.values())
+    kills = 0
+    for _ in range(15):
+        process = launchers.start(*arguments)
+        kill_after(process, output, chance.randrange(max(steps // 10, 1)), chance.uniform(0, 0.02))
+        status = launchers.wait()
+        check_whole(output)
+        if status == 0:
+            break
+        assert status in (-signal.SIGKILL, 2), launchers.log.read_text()
+        kills += 1
+    launchers.start(*arguments)
+    status = launchers.wait()
+    assert status == 0 or "already holds a data set" in launchers.log.read_text(), launchers.log.read_text()
+    assert tree_without_remains(output) == tree(unbroken)
+    assert count_documents(output) == count_documents(unbroken)
+    assert kills > 8
+
+
+def test_the_command_itself_killed_and_run_again(corpus, unbroken, tmp_path):
+    output = tmp_path / "data"
+    command = [sys.executable, LAUNCHER, "--input", corpus, "--output", output, *FLAGS, "--workers", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    kill_after(process.pid, output, 3, 0)
+    assert process.wait() == -signal.SIGKILL
+    assert not (output / "dataset.json").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    check_equal(output, unbroken)
+    assert len(read_split(output, "train")) == DatasetInfo.load(output).splits["train"].samples

@@ -1,0 +1,97 @@
+"""The inexact stream over shards that can only be read from start to end."""
+
+import gzip
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from nar_scale.data import SampleFormat, SequentialStream, find_sequential_shards
+from nar_scale.errors import ConfigError, DataError
+
+from .shards import write_samples
+
+
+def compressed(directory, counts, first=0):
+    for number, count in enumerate(counts):
+        shard = directory / f"shard-{number}.tar"
+        write_samples(shard, [np.array([i, i + 1]) for i in range(first, first + count)], first_key=first)
+        (directory / f"shard-{number}.tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
+        first += count
+    return find_sequential_shards(str(directory), "*.tar.gz")
+
+
+def stream(urls, rank=0, world_size=1, **changes):
+    settings = {"seed": 0, "global_batch_size": 8, "micro_batch_size": 2, "workers": 0, **changes}
+    return SequentialStream(urls, SampleFormat(3, 5000), rank=rank, world_size=world_size, **settings)
+
+
+def first_tokens(batches, count):
+    return [int(token) for batch in islice(batches, count) for token in batch.tokens[:, 0]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_of_compressed_shards(tmp_path, workers):
+    urls = compressed(tmp_path, [3, 700, 800])
+    batches = list(islice(stream(urls, workers=workers), 300))
+    assert [int(position) for batch in batches for position in batch.positions] == list(range(600))
+    for batch in batches:
+        assert torch.equal(
+            batch.tokens, torch.stack([batch.tokens[:, 0], batch.tokens[:, 0] + 1, batch.tokens[:, 2]], 1)
+        )
+        assert torch.equal(batch.sample_ids, batch.positions)
+        assert batch.lengths.tolist() == [2, 2]
+    seen = first_tokens(batches, 300)
+    assert len(set(seen)) > 200
+    assert seen != sorted(seen)
+
+
+def test_more_ranks_than_shards_and_uneven_ones_do_not_hang(tmp_path):
+    urls = compressed(tmp_path, [1, 40])
+    streams = [first_tokens(stream(urls, rank, 4), 30) for rank in range(4)]
+    assert [len(tokens) for tokens in streams] == [60] * 4
+    assert len({tuple(tokens) for tokens in streams}) == 4
+
+
+def test_a_resumed_stream_takes_another_order(tmp_path):
+    urls = compressed(tmp_path, [2000])
+    assert first_tokens(stream(urls), 20) == first_tokens(stream(urls), 20)
+    resumed = stream(urls, start_sample=80)
+    assert first_tokens(resumed, 20) != first_tokens(stream(urls), 20)
+    assert next(iter(resumed)).positions.tolist() == [80, 81]
+
+
+def test_a_command_is_run_by_a_shell(tmp_path):
+    compressed(tmp_path, [30])
+    urls = find_sequential_shards("", f"pipe:gunzip -c {tmp_path}/shard-0.tar.gz | cat")
+    assert set(first_tokens(stream(urls), 40)) <= set(range(30))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda shard: shard.write_bytes(shard.read_bytes()[:-200]), "cannot be read"),
+        (lambda shard: shard.write_bytes(b"hello" * 500), "cannot be read"),
+        (lambda shard: shard.unlink(), "cannot be read"),
+        (lambda shard: write_samples(shard, [np.array([6000])]), "token 6000 is outside the vocabulary"),
+        (lambda shard: write_samples(shard, [np.array([1])], field="ids.npy"), "no field 'tokens.npy', only ids.npy"),
+        (lambda shard: write_samples(shard, []), "hold no sample"),
+    ],
+)
+def test_a_fault_is_named_or_told_and_never_hangs(tmp_path, harm, message):
+    urls = compressed(tmp_path, [30])
+    harm(tmp_path / "shard-0.tar.gz")
+    with pytest.raises(DataError, match=message) as raised:
+        list(islice(stream(urls), 3000))
+    assert "\n" not in str(raised.value)
+    if "cannot" not in message and "hold" not in message:
+        skipped = list(islice(stream(urls, skip_faults=True), 100))
+        assert any(message.split(",")[0] in fault for batch in skipped for fault in batch.faults)
+
+
+def test_what_is_not_there_or_does_not_fit_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"no shard \*\.tar\.gz in"):
+        find_sequential_shards(str(tmp_path), "*.tar.gz")
+    with pytest.raises(ConfigError, match="global batch size 8 is not a multiple"):
+        stream(["x"], micro_batch_size=3)
