@@ -120,7 +120,7 @@ def _split(task: tuple[Sequence[Path], int]) -> tuple[list[Piece], str]:
 
 
 def _group(pieces: Sequence[Piece], unit_bytes: int) -> Iterator[list[Piece]]:
-    """Pieces that end in the same stretch of `unit_bytes` of the whole input."""
+    """Pieces that start in the same stretch of `unit_bytes` of the whole input."""
     end = 0
     stretches = []
     for piece in pieces:

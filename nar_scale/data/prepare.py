@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from nar_scale.data.corpus import find_corpus
@@ -119,6 +120,7 @@ def plan_dataset(
         raise UserError(f"validation is {validation}; give a fraction of the documents, 0 <= fraction < 1")
     if (tokenizer is None) == (vocabulary_size is None):
         raise UserError("give a tokenizer, or for input that is tokens of no tokenizer a vocabulary size")
+    _check_range("vocabulary_size", 1 if vocabulary_size is None else vocabulary_size, 1)
     encoder = None if tokenizer is None else load_tokenizer(tokenizer)
     recipe = Recipe(
         seq_len=seq_len,
@@ -134,6 +136,7 @@ def plan_dataset(
         unit_bytes=unit_bytes,
     )
     corpus = find_corpus(inputs, include, exclude, Path(output))
+    corpus = replace(corpus, files=[file for file in corpus.files if str(file) != recipe.tokenizer])
     if not corpus.files:
         raise DataError(f"no file to read in {_names(inputs)}; check the paths and the include and exclude patterns")
     _check_kinds(corpus.files, tokenizer)
@@ -223,11 +226,11 @@ def merge_units(plan: Plan, output: Path, overwrite: bool = False) -> DatasetInf
     }
     tokenizer = None if plan.recipe.tokenizer is None else load_tokenizer(plan.recipe.tokenizer)
     try:
+        _remove_others(staging)
         (staging / PUBLISHING).touch()
         publish(output, shards, info, tokenizer)
-        staging.rename(staging.with_name(staging.name + ".done"))
-        for leftover in output.glob(f"{STAGING}*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+        done_with = staging.rename(staging.with_name(staging.name + ".done"))
+        shutil.rmtree(done_with, ignore_errors=True)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
@@ -257,6 +260,13 @@ def _refuse_others(staging: Path, overwrite: bool) -> None:
     """Protect a data set from being overwritten, unless it is this one, on its way."""
     if not overwrite and not (staging / PUBLISHING).exists():
         refuse_existing_shards(staging.parent)
+
+
+def _remove_others(staging: Path) -> None:
+    """Remove what runs with other settings have left: their records would not tell that their shards are replaced."""
+    for leftover in staging.parent.glob(f"{STAGING}*"):
+        if leftover != staging:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _remove_if_empty(staging: Path) -> None:

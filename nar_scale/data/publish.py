@@ -47,7 +47,10 @@ def publish(
     """
     # The old dataset.json goes first and the new one comes last: at no moment does it describe other shards.
     (output / INFO_FILE).unlink(missing_ok=True)
-    (output / TOKENIZER_FILE).unlink(missing_ok=True)
+    if tokenizer is None or tokenizer.name != TOKENIZER_FILE:  # else it may be the very file that was asked for
+        (output / TOKENIZER_FILE).unlink(missing_ok=True)
+    for half_written in output.glob(f".{INFO_FILE}.*"):
+        half_written.unlink(missing_ok=True)
     places = {
         written: output / split / SHARD_NAME.format(number)
         for split, written_shards in shards.items()
@@ -73,7 +76,10 @@ def _move(written: Path, place: Path, size: int) -> None:
     if written.exists():
         os.replace(written, place)
     if not place.exists() or place.stat().st_size != size:
-        raise DataError(f"shard {place} was lost while it was moved into place; prepare the data set again")
+        raise DataError(
+            f"shard {place} was lost while it was moved into place; delete {written.parents[2]} and prepare the data set "
+            "again"
+        )
 
 
 def _index_of(shard: Path) -> Path:

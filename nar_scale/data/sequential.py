@@ -116,7 +116,7 @@ class _ShardSamples(IterableDataset[BatchArrays | DataError]):
     ):
         self.urls, self.sample_format, self.words = list(urls), sample_format, words
         self.batch_size, self.skip_faults = batch_size, skip_faults
-        self.last = ""  # why the last shard that could not be read could not
+        self.last_fault = ""  # why the last shard that could not be read could not
 
     def __iter__(self) -> Iterator[BatchArrays | DataError]:
         worker = get_worker_info()
@@ -134,7 +134,9 @@ class _ShardSamples(IterableDataset[BatchArrays | DataError]):
             if len(samples) == self.batch_size:
                 yield stack(samples, self.sample_format, nothing, nothing, nothing, tuple(faults))
                 samples, faults = [], []
-        yield DataError(f"the {len(self.urls)} shards of the stream, such as {self.urls[0]}, hold no sample{self.last}")
+        yield DataError(
+            f"the {len(self.urls)} shards of the stream, such as {self.urls[0]}, hold no sample{self.last_fault}"
+        )
 
     def _shuffled(self, generator: random.Random) -> Iterator[Sample | DataError]:
         buffer: list[Sample | DataError] = []
@@ -160,7 +162,7 @@ class _ShardSamples(IterableDataset[BatchArrays | DataError]):
                     barren = 0
             except READ_ERRORS as error:
                 fault = f"shard {url} cannot be read: {_reason(error)}; copy it again or correct the command"
-                self.last = f": {fault}"
+                self.last_fault = f": {fault}"
                 yield DataError(fault)
 
     def _parse(self, url: str, content: dict[str, Any]) -> Sample | DataError:

@@ -16,7 +16,7 @@ def write_corpus(root: Path) -> list[bytes]:
     rng = np.random.default_rng(0)
     letters = np.frombuffer(b"abcdefghij klmnop\n", dtype=np.uint8)
     documents = [
-        rng.choice(letters, int(length)).tobytes() for length in [1, 5000, 2, 64, 63, *rng.integers(1, 700, 45)]
+        rng.choice(letters, int(length)).tobytes() for length in [1, 5000, 2, 64, 63, *rng.integers(1, 700, 55)]
     ]
     documents += documents[10:15]
     (root / "sub" / "deep").mkdir(parents=True)

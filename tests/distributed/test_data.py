@@ -430,7 +430,7 @@ def test_each_source_is_evaluated_by_name(data: Data, two_ranks: TwoRanks, resum
 
 def test_a_mixture_trains_as_a_plain_loop(data: Data, two_ranks: TwoRanks) -> None:
     indexes = {name: DatasetIndex.open(getattr(data, name), "train/*.tar") for name in ("prose", "code")}
-    orders = [SampleOrder(index.counts, SEED, 8) for index in indexes.values()]
+    orders = [SampleOrder(index.counts, SEED + (number << 32), 8) for number, index in enumerate(indexes.values())]
     order = MixedOrder(orders, [Stage(0, FIRST), Stage(CHANGE * BATCH, LATER)], SEED)
     expected = plain_losses(data.mixture(), ["model.dropout=0.0"], whole_batches(JoinedIndex(indexes), order))
     assert list(two_ranks.losses("without dropout").values()) == pytest.approx(expected, rel=2e-5)

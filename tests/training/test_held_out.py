@@ -12,7 +12,7 @@ from nar_scale.training.held_out import HeldOut
 def index(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "shard-0.tar")) as writer:
         for i in range(12):
-            tokens = np.array([i, i + 1], dtype=np.uint8) if i != 4 else np.array([200, 1], dtype=np.uint8)
+            tokens = np.array([i, i + 1], dtype=np.uint8) if i != 11 else np.array([200, 1], dtype=np.uint8)
             members = {"tokens.npy": tokens, "cls": i % 10, "documents.npy": np.array([0, 1], dtype=np.uint8)}
             writer.write({"__key__": f"{i:09d}", **members})
     return DatasetIndex.open(tmp_path, "*.tar", progress=False)
@@ -35,7 +35,8 @@ def test_every_rank_has_as_many_batches_of_the_same_kind(index, more):
             assert batch.classes.shape == batch.lengths.shape
         if batch.documents is not None:
             assert batch.documents.shape == batch.tokens.shape
-    assert int(sum((batch.lengths > 0).sum() for batch in first + second)) == 3
+    taken = [batch.sample_ids[batch.lengths > 0] for batch in first + second]
+    assert sorted(int(sample) for ids in taken for sample in ids) == [0, 4, 8]  # spread evenly over the 12
 
 
 def test_a_rank_without_data_has_an_empty_batch(index):
@@ -44,6 +45,6 @@ def test_a_rank_without_data_has_an_empty_batch(index):
 
 
 def test_a_sample_that_cannot_be_used_is_named_and_left_out(index, capsys):
-    batches = [b for rank in range(2) for b in held_out(index, rank, 6, skip_faults=True).batches()]
-    assert [length for b in batches for length in b.lengths.tolist() if length] == [2] * 5
+    batches = [b for rank in range(2) for b in held_out(index, rank, 12, skip_faults=True).batches()]
+    assert [length for b in batches for length in b.lengths.tolist() if length] == [2] * 11
     assert "skipped in evaluation: shard" in capsys.readouterr().err
