@@ -6,6 +6,8 @@ an epoch, in an order that changes with the number of ranks and workers, and aft
 """
 
 import random
+import signal
+import subprocess
 import tarfile
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
@@ -25,6 +27,9 @@ from nar_scale.errors import DataError
 
 SHUFFLE_BUFFER = 1024
 PATIENCE = 10  # rounds over the shards without finding a sample
+BLOCK_BYTES = 1 << 20
+CLOSING_SECONDS = 10.0
+BROKEN_PIPE = (-signal.SIGPIPE, 128 + signal.SIGPIPE)
 READ_ERRORS = (OSError, EOFError, ValueError, tarfile.TarError)
 
 
@@ -184,6 +189,35 @@ def _reason(error: Exception) -> str:
 
 
 def _read_shard(url: str) -> Iterator[dict[str, Any]]:
-    from webdataset.tariterators import tarfile_samples
+    from webdataset.gopen import gopen
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    return iter(tarfile_samples([{"url": url}]))
+    stream = gopen(url)
+    failure: Exception | None = None
+    try:
+        yield from group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))
+        while stream.read(BLOCK_BYTES):
+            pass  # a command should be able to end by itself
+    except READ_ERRORS as error:
+        failure = error
+    status = _exit_status(stream)
+    if status:  # which says more, and of a tar cut between two members it is all there is to notice
+        raise OSError(f"its command ended with exit status {status}")
+    if failure is not None:
+        raise failure
+
+
+def _exit_status(stream: Any) -> int:
+    """Close what was read, and return the exit status of a command if it has failed."""
+    from webdataset.gopen import Pipe
+
+    if not isinstance(stream, Pipe):
+        stream.close()
+        return 0
+    stream.stream.close()
+    try:
+        status = stream.proc.wait(CLOSING_SECONDS)
+    except subprocess.TimeoutExpired:
+        stream.proc.kill()
+        return 0
+    return 0 if status in BROKEN_PIPE else status

@@ -305,6 +305,7 @@ class Alone:
                 [*pipe, "data.train=pipe:cat /nowhere.tar", "data.max_skipped_samples=500"],
                 "none",
             ),
+            "pipe breaks off": (sequential, [*pipe, f"data.train=pipe:head -c 2048 {shard}; exit 3"], "none"),
             "pipe of faults": (sequential, [*pipe, faults], "none"),
             "pipe of skipped": (sequential, [*pipe, faults, "data.max_skipped_samples=47"], "skipped"),
             "no sequential remote": (sequential, [f"data.directory={data.server.address}/alone"], "none"),
@@ -645,7 +646,8 @@ def test_without_sequential_they_are_refused_by_name(data: Data, alone: Alone) -
     assert "data.sequential: true" in message
     for name in ("pipe fails", "pipe always fails"):
         assert "shard pipe:cat /nowhere.tar cannot be read: " in alone.error(name)
-        assert "exit 1" in alone.error(name)
+        assert "its command ended with exit status 1" in alone.error(name)
+    assert "its command ended with exit status 3" in alone.error("pipe breaks off")
     assert "no shard train/*.tar.gz in http" in alone.error("no sequential remote")
 
 
