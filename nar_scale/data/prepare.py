@@ -116,11 +116,11 @@ def plan_dataset(
     _check_range("samples_per_shard", samples_per_shard, 1)
     _check_range("unit_bytes", unit_bytes, 1)
     _check_range("workers", workers, 1)
+    _check_range("vocabulary_size", 1 if vocabulary_size is None else vocabulary_size, 1)
     if not 0 <= validation < 1:
         raise UserError(f"validation is {validation}; give a fraction of the documents, 0 <= fraction < 1")
     if (tokenizer is None) == (vocabulary_size is None):
         raise UserError("give a tokenizer, or for input that is tokens of no tokenizer a vocabulary size")
-    _check_range("vocabulary_size", 1 if vocabulary_size is None else vocabulary_size, 1)
     encoder = None if tokenizer is None else load_tokenizer(tokenizer)
     recipe = Recipe(
         seq_len=seq_len,

@@ -77,8 +77,8 @@ def _move(written: Path, place: Path, size: int) -> None:
         os.replace(written, place)
     if not place.exists() or place.stat().st_size != size:
         raise DataError(
-            f"shard {place} was lost while it was moved into place; delete {written.parents[2]} and prepare the data set "
-            "again"
+            f"shard {place} was lost while it was moved into place; delete {written.parents[2]} and prepare the data "
+            "set again"
         )
 
 

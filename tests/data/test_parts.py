@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -322,7 +323,7 @@ def test_a_merge_killed_at_any_change_is_completed_by_doing_it_again(few, few_un
         change += 1
         output = tmp_path / f"data{change}"
         shutil.copytree(tmp_path / "ready", output)
-        with killed_at(monkeypatch, change, after=change % 2 == 0, watch=lambda: check_whole(output)):
+        with killed_at(monkeypatch, change, after=change % 2 == 0, watch=partial(check_whole, output)):
             try:
                 merge_units(plan(few, output), output)
                 ended = True
@@ -337,7 +338,8 @@ def test_a_merge_killed_at_any_change_is_completed_by_doing_it_again(few, few_un
                 prepare([few], output, **SETTINGS, workers=1, progress=False)
         except UserError as error:
             assert complete
-            assert "already holds a data set" in str(error)
+            if "already holds a data set" not in str(error):
+                raise
         assert tree_without_remains(output) == tree(few_unbroken)
     assert change > 20
 
@@ -352,7 +354,7 @@ def test_replacing_killed_at_any_change_never_describes_other_shards(few, few_un
         change += 1
         output = tmp_path / f"data{change}"
         shutil.copytree(ready, output)
-        with killed_at(monkeypatch, change, after=change % 2 == 0, watch=lambda: check_whole(output)):
+        with killed_at(monkeypatch, change, after=change % 2 == 0, watch=partial(check_whole, output)):
             try:
                 merge_units(plan(few, output), output, overwrite=True)
                 ended = True

@@ -260,8 +260,8 @@ class Alone:
             f"data.directory={data.prose}",
             "data.vocabulary_size=257",
         ]
-        shard = data.directory / "faulty" / "train" / "shard-1.tar"
-        faults = f"data.train=pipe:cat {shard}"
+        faulty_shard = data.directory / "faulty" / "train" / "shard-1.tar"
+        faults = f"data.train=pipe:cat {faulty_shard}"
         self.truncated = data.directory / "truncated"
         shutil.copytree(data.prose, self.truncated, ignore=shutil.ignore_patterns("*.index"))
         shard = self.truncated / "train" / "shard-000001.tar"
@@ -305,7 +305,7 @@ class Alone:
                 [*pipe, "data.train=pipe:cat /nowhere.tar", "data.max_skipped_samples=500"],
                 "none",
             ),
-            "pipe breaks off": (sequential, [*pipe, f"data.train=pipe:head -c 2048 {shard}; exit 3"], "none"),
+            "pipe breaks off": (sequential, [*pipe, f"data.train=pipe:head -c 2048 {faulty_shard}; exit 3"], "none"),
             "pipe of faults": (sequential, [*pipe, faults], "none"),
             "pipe of skipped": (sequential, [*pipe, faults, "data.max_skipped_samples=47"], "skipped"),
             "no sequential remote": (sequential, [f"data.directory={data.server.address}/alone"], "none"),
