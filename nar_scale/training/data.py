@@ -103,6 +103,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         world,
         lambda: {name: DatasetInfo.find(source.directory, data.storage_options) for name, source in sources.items()},
     )
+    _check_lengths(config.model.max_seq_len, sources, infos)
     vocabulary_size, tokenizer, end_token = _vocabulary(config, world, sources, infos)
     sample_format = SampleFormat(
         sequence_length=config.model.max_seq_len,

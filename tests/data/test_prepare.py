@@ -592,8 +592,8 @@ def test_parts_and_merge_by_command(launcher, corpus, tmp_path, capsys):
     assert re.search(r"^part 2/2: (\d+) of \d+ units done in .*data$", capsys.readouterr().out)
     assert launcher.main([*arguments, "--merge"]) == 2
     assert re.fullmatch(
-        r"prepare: error: \d+ of \d+ units are missing in .*data \(1, 3, .*\); run the parts that have not finished with "
-        r"the same inputs and settings, then --merge again\n",
+        r"prepare: error: \d+ of \d+ units are missing in .*data \(1, 3, .*\); run the parts that have not finished "
+        r"with the same inputs and settings, then --merge again\n",
         capsys.readouterr().err,
     )
     assert launcher.main([*arguments, "--part", "1/2"]) == 0

@@ -162,7 +162,7 @@ def test_a_vocabulary_too_small_for_the_bytes_is_refused(corpus, tmp_path, vocab
 @pytest.mark.parametrize("include", ["*.npy", "binary.txt", "nothing"])
 def test_input_without_text_is_refused(corpus, tmp_path, include):
     np.save(corpus / "tokens.npy", np.arange(1000))
-    with pytest.raises(DataError, match="no text to learn from in .*corpus"):
+    with pytest.raises(DataError, match=r"no text to learn from in .*corpus"):
         learn(corpus, 300, tmp_path / "t.json", include=include)
     assert not (tmp_path / "t.json").exists()
 
@@ -192,8 +192,8 @@ def launcher():
 
 
 def flags(corpus, tmp_path, *more):
-    line = f"--input {corpus} --output {tmp_path}/data --seq-len 16 --validation 0 --workers 1 --tokenizer {tmp_path}/t.json"
-    return [*line.split(), *more]
+    line = f"--input {corpus} --output {tmp_path}/data --tokenizer {tmp_path}/t.json --seq-len 16 --validation 0"
+    return [*line.split(), "--workers", "1", *more]
 
 
 def documents(output):
