@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -49,20 +51,23 @@ class Stopwatch:
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._waiting = 0.0
-        self._wait_start = 0.0
 
-    def __enter__(self) -> None:
-        self._wait_start = time.perf_counter()
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A `with` block in which nothing is computed."""
+        start = time.perf_counter()
+        yield
+        self._waiting += time.perf_counter() - start
 
-    def __exit__(self, *_: object) -> None:
-        self._waiting += time.perf_counter() - self._wait_start
-
-    def exclude(self, seconds: float) -> None:
-        """Leave time out that was spent on something else."""
-        self._start += seconds
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """A `with` block whose time is left out."""
+        start = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - start
 
     def lap(self) -> tuple[float, float]:
-        """Seconds since the last lap and the fraction spent in `with` blocks; starts the next lap."""
+        """Seconds since the last lap and the fraction spent waiting; starts the next lap."""
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
         fraction = min(self._waiting / elapsed, 1.0)

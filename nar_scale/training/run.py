@@ -16,9 +16,13 @@ from nar_scale.objectives import build_wrapper
 from nar_scale.training.data import TrainingData, open_training_data
 from nar_scale.training.distributed import World
 from nar_scale.training.engine import build_engine, sharded_from_birth
+from nar_scale.training.evaluating import Evaluator
 from nar_scale.training.monitor import Monitor
 from nar_scale.training.performance import full_size
-from nar_scale.training.saving import check_writable, load_checkpoint
+from nar_scale.training.phase import Phase
+from nar_scale.training.reporting import Reporter
+from nar_scale.training.samples import SampleWriter
+from nar_scale.training.saving import Saver, check_writable, load_checkpoint
 from nar_scale.training.stop import StopRequest
 from nar_scale.training.trainer import Trainer
 
@@ -99,7 +103,8 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
         print(f"config: {json.dumps(config.model_dump(mode='json'))}\ndeepspeed: {json.dumps(resolved)}", flush=True)
     monitor = Monitor(directory, state.step, config.training.steps) if world.is_main else None
     stream = data.stream(config, world, state.samples)
-    trainer = Trainer(config, engine, world, stream, data, state, store, monitor, stop)
+    hooks = (Reporter(monitor), Evaluator(monitor), SampleWriter(monitor), Saver(store, state.step))
+    trainer = Trainer(config, engine, world, stream, data, state, hooks, stop, Phase())
     try:
         complete = trainer.run()
     finally:

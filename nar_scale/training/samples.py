@@ -11,9 +11,41 @@ from nar_scale.checkpoint import TrainingState
 from nar_scale.config import Config
 from nar_scale.data import load_tokenizer
 from nar_scale.decoding import Sampler
+from nar_scale.evaluation import image_grid
 from nar_scale.masking import Noise
 from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
 from nar_scale.training.engine import gathered
+from nar_scale.training.monitor import Monitor
+from nar_scale.training.trainer import Trainer
+
+
+class SampleWriter:
+    """Generates a few sequences every `logging.sample_every` steps.
+
+    Args:
+        monitor: on the main process.
+    """
+
+    def __init__(self, monitor: Monitor | None):
+        self.monitor = monitor
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Generate if it is due."""
+        if not trainer.due(trainer.config.logging.sample_every):
+            return
+        trainer.phase.enter("sampling")
+        state = trainer.state
+        tokens = generate_tokens(trainer.engine.module, trainer.config, state)
+        if self.monitor is None:
+            return
+        shape = trainer.config.logging.image_shape
+        if shape is None:
+            self.monitor.texts(state.step, to_texts(tokens, state))
+        else:
+            self.monitor.image(state.step, image_grid(tokens.cpu().numpy(), shape, state.vocabulary_size))
+
+    def at_end(self, trainer: Trainer) -> None:
+        """The last step has been sampled."""
 
 
 def generate_tokens(wrapper: Wrapper, config: Config, state: TrainingState) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,46 @@ from nar_scale.checkpoint import (
     save_probe,
 )
 from nar_scale.config import Config, dump_config
-from nar_scale.errors import CheckpointError
+from nar_scale.errors import CheckpointError, UserError
 from nar_scale.training.distributed import World
-from nar_scale.training.engine import gathered
+from nar_scale.training.engine import gathered, gradient_norm
+from nar_scale.training.trainer import Trainer
 
 _SETTINGS = ("betas", "eps", "weight_decay")
+
+
+class Saver:
+    """Writes a checkpoint every `checkpoint.every` steps, and where the run ends or stops.
+
+    Args:
+        store: where to.
+        saved_step: of the last checkpoint.
+    """
+
+    def __init__(self, store: CheckpointStore, saved_step: int):
+        self.store, self.saved_step = store, saved_step
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Save if it is due."""
+        if trainer.due(trainer.config.checkpoint.every):
+            self._save(trainer)
+
+    def at_end(self, trainer: Trainer) -> None:
+        """Save the last step unless that is done."""
+        if self.saved_step != trainer.state.step:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        """Write a checkpoint, unless the last step has spoilt the weights (fp16 skips such a step)."""
+        trainer.phase.enter("saving a checkpoint")
+        norm, step = gradient_norm(trainer.engine), trainer.state.step
+        if norm is not None and not math.isfinite(norm) and trainer.config.training.precision != "fp16":
+            raise UserError(
+                f"the gradient norm is {norm} at step {step}, which is not saved; lower optimizer.learning_rate and "
+                f"run again, to go on from the last checkpoint in {self.store.directory}"
+            )
+        save_checkpoint(self.store, trainer.engine, trainer.state, trainer.world, trainer.config)
+        self.saved_step = step
 
 
 def save_checkpoint(store: CheckpointStore, engine: Any, state: TrainingState, world: World, config: Config) -> None:

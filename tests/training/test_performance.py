@@ -20,11 +20,12 @@ def test_a_cpu_has_no_known_peak_but_memory():
 
 
 def test_stopwatch(monkeypatch):
-    now = iter([0.0, 1.0, 3.0, 10.0, 20.0])
+    now = iter([0.0, 1.0, 3.0, 4.0, 6.0, 10.0, 20.0])
     monkeypatch.setattr("nar_scale.training.performance.time.perf_counter", lambda: next(now))
     stopwatch = Stopwatch()
-    with stopwatch:
+    with stopwatch.waiting():
         pass
-    stopwatch.exclude(2.0)
+    with stopwatch.excluded():
+        pass
     assert stopwatch.lap() == (8.0, 0.25)
     assert stopwatch.lap() == (10.0, 0.0)
