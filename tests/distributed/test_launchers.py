@@ -70,7 +70,7 @@ BAD_INPUT = {
     "training.steps=many": "training.steps: input should be a valid integer, got 'many'",
     "steps=3": "override 'steps=3' is not of the form section.key=value",
     "training.micro_batch_size=3": "does not divide into micro-batches of 3 on 1 rank(s); use 6 or 9",
-    "data.directory=nowhere": "data.directory nowhere does not exist",
+    "data.directory=nowhere": "data directory nowhere does not exist",
     "data.train=train/missing-*.tar": "missing-*.tar",
     "data.vocabulary_size=100": "outside the vocabulary",
     "model.max_seq_len=16": "more than the sequence length 16",
