@@ -7,7 +7,9 @@ import argparse
 import os
 import sys
 
-from nar_scale.training import launch
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it is imported
+
+from nar_scale.training import dry_run, launch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,12 +21,25 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="auto|never|PATH",
         help="go on from the newest good checkpoint of the run directory (auto), or from this one (default: auto)",
     )
+    parser.add_argument(
+        "--init-from",
+        metavar="DIR",
+        help="start from the weights of this consolidated or training checkpoint, unless there is one to resume",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration, the size of the model, and the memory and length of the run, and exit",
+    )
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: for so many processes")
     parser.add_argument("--verbose", action="store_true", help="show the libraries' warnings and logs as well")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     options = parser.parse_intermixed_args(arguments)
 
-    return launch(options.config, options.overrides, options.resume, options.verbose)
+    if options.dry_run:
+        return dry_run(options.config, options.overrides, options.ranks)
+    return launch(options.config, options.overrides, options.resume, options.verbose, options.init_from)
 
 
 if __name__ == "__main__":

@@ -19,3 +19,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be written, found or loaded."""
+
+
+class DivergenceError(UserError):
+    """Training that has gone astray: losses, gradients or weights that are not finite, or a loss that jumps."""

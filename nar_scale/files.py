@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import errno
 import os
 import uuid
 from pathlib import Path
@@ -31,3 +32,21 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "remove files, or have the quota raised",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EROFS: "mount it writable",
+    errno.EACCES: "change its permissions",
+    errno.EPERM: "change its permissions",
+    errno.ENOTDIR: "restore the directory",
+    errno.ENOENT: "restore the directory",
+    errno.EIO: "repair the disk or network",
+}
+
+
+def remedy_for(error: OSError) -> str | None:
+    """What helps against an error in writing, in a few words; None for one that says nothing to the user."""
+    return _REMEDIES.get(error.errno or 0)

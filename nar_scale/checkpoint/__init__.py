@@ -1,33 +1,46 @@
 """Checkpoints: the store of a run, the consolidated format, and the way from one to the other."""
 
-from nar_scale.checkpoint.consolidate import TrainingState, consolidate
+from nar_scale.checkpoint.consolidate import EMA, consolidate, consolidate_as_command
 from nar_scale.checkpoint.exported import (
     CONFIG_FILE,
+    MODEL_FILE,
     DecodeManifest,
+    ExportedWeights,
     LoadedModel,
     ModelInfo,
+    WeightKind,
     describe_decoding,
     load_exported,
 )
+from nar_scale.checkpoint.partitions import WEIGHT, Partition, PartitionReader, partition_file, write_partitions
 from nar_scale.checkpoint.probe import check_probe, run_probe, save_probe
+from nar_scale.checkpoint.state import TrainingState
 from nar_scale.checkpoint.store import CheckpointStore, find_damage, list_files, record_files
-from nar_scale.checkpoint.zero import WeightKind
 
 __all__ = [
     "CONFIG_FILE",
+    "EMA",
+    "MODEL_FILE",
+    "WEIGHT",
     "CheckpointStore",
     "DecodeManifest",
+    "ExportedWeights",
     "LoadedModel",
     "ModelInfo",
+    "Partition",
+    "PartitionReader",
     "TrainingState",
     "WeightKind",
     "check_probe",
     "consolidate",
+    "consolidate_as_command",
     "describe_decoding",
     "find_damage",
     "list_files",
     "load_exported",
+    "partition_file",
     "record_files",
     "run_probe",
     "save_probe",
+    "write_partitions",
 ]

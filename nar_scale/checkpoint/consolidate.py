@@ -1,72 +1,26 @@
-"""From a training checkpoint, sharded by ZeRO, to a consolidated one."""
+"""From a training checkpoint, in the pieces that its ranks have written, to a consolidated one."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
 from nar_scale.checkpoint.exported import CONFIG_FILE, ModelInfo, describe_decoding, write_exported
+from nar_scale.checkpoint.partitions import WEIGHT, PartitionReader
 from nar_scale.checkpoint.probe import PROBE_FILE
+from nar_scale.checkpoint.state import TrainingState
 from nar_scale.checkpoint.store import CheckpointStore, find_damage
-from nar_scale.checkpoint.zero import read_weights
 from nar_scale.config import load_config
-from nar_scale.errors import CheckpointError
+from nar_scale.errors import CheckpointError, UserError
 from nar_scale.objectives import build_wrapper
 
-STATE_FILE = "state.json"
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """Where a run is; all that resuming needs besides weights and optimizer.
-
-    Attributes:
-        step: optimizer steps taken.
-        samples: sequences the optimizer has consumed, which is the position in the stream.
-        fingerprint: of the shards.
-        seed: of the sample order and the masks.
-        global_batch_size: sequences in a step.
-        world_size: ranks that wrote the checkpoint.
-        zero_stage: that sharded it.
-        vocabulary_size: token ids in the data.
-        tokenizer: `byte`, the absolute path of a tokenizer file, or None.
-        end_token: ends a document; None if unknown.
-        source_samples: of the samples consumed, how many came from each source of a mixture.
-        skipped_samples: of the samples consumed, how many could not be used.
-    """
-
-    step: int
-    samples: int
-    fingerprint: str
-    seed: int
-    global_batch_size: int
-    world_size: int
-    zero_stage: int
-    vocabulary_size: int
-    tokenizer: str | None
-    end_token: int | None
-    source_samples: dict[str, int] = field(default_factory=dict)
-    skipped_samples: int = 0
-
-    def save(self, directory: Path) -> None:
-        """Write `state.json` into a checkpoint."""
-        (directory / STATE_FILE).write_text(json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, directory: Path) -> TrainingState:
-        """Read `state.json` of a checkpoint.
-
-        Raises:
-            CheckpointError: it is missing or not what this version writes.
-        """
-        try:
-            return cls(**json.loads((directory / STATE_FILE).read_text()))
-        except (OSError, ValueError, TypeError) as error:
-            raise CheckpointError(f"{directory / STATE_FILE} cannot be read: {error}") from None
+EMA = "ema"
+"""Kind of the moving average of the weights among the optimizer's state."""
 
 
 def consolidate(run: str | Path, output: str | Path, step: int | None = None) -> float:
@@ -97,14 +51,8 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
 
     config = load_config(checkpoint / CONFIG_FILE)
     state = TrainingState.load(checkpoint)
-    wrapper = build_wrapper(config, state.vocabulary_size)
-    weights = read_weights(checkpoint, state.zero_stage)
-    with torch.no_grad():
-        for name, parameter in wrapper.named_parameters():
-            if name not in weights:
-                raise CheckpointError(f"{checkpoint} lacks the weight {name!r} that its {CONFIG_FILE} describes")
-            parameter.copy_(weights[name])
-    average = None if config.training.ema_decay is None else read_weights(checkpoint, state.zero_stage, "ema")
+    with torch.device("meta"):
+        wrapper = build_wrapper(config, state.vocabulary_size)
     tokenizer_file = None if state.tokenizer in (None, "byte") else Path(str(state.tokenizer))
     if tokenizer_file is not None and not tokenizer_file.is_file():
         raise CheckpointError(f"the tokenizer of the run, {tokenizer_file}, is gone; put it back")
@@ -117,4 +65,39 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
         decode=describe_decoding(config, wrapper, state.end_token),
     )
     probe = load_file(checkpoint / PROBE_FILE)
-    return write_exported(output, wrapper, config, info, probe, tokenizer_file, average=average)
+    with PartitionReader(checkpoint) as reader:
+        weights = _OneAtATime(reader, WEIGHT)
+        lacking = [name for name, _ in wrapper.named_parameters() if name not in weights]
+        if lacking:
+            raise CheckpointError(f"{checkpoint} lacks the weight {lacking[0]!r} that its {CONFIG_FILE} describes")
+        average = None if config.training.ema_decay is None else _OneAtATime(reader, EMA)
+        return write_exported(output, wrapper, config, info, probe, tokenizer_file, weights=weights, average=average)
+
+
+def consolidate_as_command(run: str, output: str, step: str) -> None:
+    """The same as all that a process beside a run does: a problem is told in one line, and by exit status 1."""
+    try:
+        consolidate(run, output, int(step))
+    except UserError as error:
+        print(f"consolidation of step {step}: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+class _OneAtATime(Mapping[str, Tensor]):
+    """Weights, or another kind of state, that are read when they are asked for, in float32."""
+
+    def __init__(self, reader: PartitionReader, kind: str):
+        self._reader, self._kind = reader, kind
+        self._names = dict.fromkeys(name for name, kinds in reader.kinds.items() if kind in kinds)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._reader.whole(self._kind, name).float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -13,18 +13,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from nar_scale.checkpoint.directory import written_whole
+from nar_scale.checkpoint.partitions import WEIGHT
 from nar_scale.checkpoint.probe import check_probe, save_probe
-from nar_scale.checkpoint.shards import SHARD_BYTES, read_shards, save_weights
+from nar_scale.checkpoint.shards import SHARD_BYTES, read_shards, read_weight, save_weights, shard_names
 from nar_scale.checkpoint.store import MANIFEST, find_damage, list_files, record_files
-from nar_scale.checkpoint.zero import WeightKind
+from nar_scale.checkpoint.streaming import read_as_it_runs
 from nar_scale.config import Config, dump_config, load_config
 from nar_scale.data import Tokenizer, load_tokenizer
 from nar_scale.errors import CheckpointError
@@ -32,6 +34,8 @@ from nar_scale.files import write_atomically
 from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper, build_wrapper
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "model.json"
+
+WeightKind = Literal["model", "ema"]
 
 
 @dataclass(frozen=True)
@@ -122,12 +126,15 @@ def write_exported(
     probe: dict[str, Tensor],
     tokenizer_file: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
-    average: dict[str, Tensor] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    average: Mapping[str, Tensor] | None = None,
 ) -> float:
     """Write a consolidated checkpoint; it appears at `output` only after its reloaded logits match the probe.
 
     Args:
-        average: the moving average of the weights by name, if there is one.
+        wrapper: the model; if `weights` are given, it may be on the meta device, without any.
+        weights: by name, each asked for once, in float32; the wrapper's own if not given.
+        average: the moving average of the weights, likewise, if there is one.
 
     Returns:
         the largest difference of the logits over the largest logit.
@@ -136,10 +143,11 @@ def write_exported(
         CheckpointError: the output exists or cannot be written, or the reloaded model is not the live one.
     """
     with written_whole(output) as writing:
-        weights = _weights(wrapper)
-        save_weights(writing, weights, "model", shard_bytes)
+        own = _weights(wrapper)
+        layout = {name: (weight.dtype, tuple(weight.shape)) for name, weight in own.items()}
+        save_weights(writing, weights or own, "model", shard_bytes, layout)
         if average is not None:
-            save_weights(writing, {name: average[name] for name in weights}, "ema", shard_bytes)
+            save_weights(writing, average, "ema", shard_bytes, layout)
         (writing / CONFIG_FILE).write_text(dump_config(config))
         (writing / MODEL_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n")
         if tokenizer_file is not None:
@@ -147,7 +155,7 @@ def write_exported(
         save_probe(writing, probe)
         records = record_files(writing, list_files(writing))
         write_atomically(writing / MANIFEST, json.dumps(records, indent=1).encode())
-        difference = check_probe(writing, load_exported(writing).wrapper)
+        difference = check_probe(writing, stream_exported(writing))
     return difference
 
 
@@ -171,6 +179,56 @@ def load_exported(
             moving average to load.
     """
     directory = Path(directory)
+    config, info, wrapper = _describe(directory, verify)
+    if weights == "ema" and config.training.ema_decay is None:
+        raise CheckpointError(f"{directory} has no moving average of the weights: its run had no training.ema_decay")
+    wrapper.to_empty(device=device).to(dtype).net.tie_weights()
+    _load_weights(directory, wrapper, weights)
+    tokenizer = load_tokenizer(info.tokenizer, directory) if info.tokenizer else None
+    return LoadedModel(wrapper.eval(), config, info, tokenizer)
+
+
+class ExportedWeights:
+    """The weights of a consolidated checkpoint in the place of a training checkpoint's, to start another run from.
+
+    Attributes:
+        shapes: name of each parameter to its shape.
+        kinds: name of each parameter to `weight`; there is no state of an optimizer.
+        scalars: name of each parameter to nothing.
+
+    Raises:
+        CheckpointError: as `load_exported`.
+    """
+
+    def __init__(self, directory: Path):
+        _, _, wrapper = _describe(directory, verify=True)
+        self.shapes = {name: tuple(weight.shape) for name, weight in wrapper.named_parameters()}
+        self.kinds = {name: {WEIGHT} for name in self.shapes}
+        self.scalars: dict[str, dict[str, float]] = {name: {} for name in self.shapes}
+        self._files = {name: file for file, name in shard_names(directory)}
+
+    def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
+        """Elements of a flattened parameter, `[stop - start]`."""
+        return read_weight(self._files[name], name).flatten()[start:stop]
+
+
+def stream_exported(directory: Path) -> Wrapper:
+    """A model that reads its blocks one after the other as it runs, for a look at a large one.
+
+    Raises:
+        CheckpointError: as `load_exported`.
+    """
+    _, _, wrapper = _describe(directory, verify=True)
+    files = {name: file for file, name in shard_names(directory)}
+    lacking = sorted(set(_weights(wrapper)) - set(files))
+    if lacking:
+        raise CheckpointError(f"{directory} lacks the weights {', '.join(lacking[:3])} ({len(lacking)} in all)")
+    read_as_it_runs(wrapper.eval(), lambda name: read_weight(files[name], name))
+    return wrapper
+
+
+def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Wrapper]:
+    """What a consolidated checkpoint holds, and its model on the meta device."""
     if not (directory / MODEL_FILE).is_file():
         raise CheckpointError(
             f"{directory} is not a consolidated checkpoint (no {MODEL_FILE}); make one with launcher/consolidate.py"
@@ -178,16 +236,11 @@ def load_exported(
     if verify and (damage := find_damage(directory)):
         raise CheckpointError(f"{directory} is damaged: {damage}")
     config = load_config(directory / CONFIG_FILE)
-    if weights == "ema" and config.training.ema_decay is None:
-        raise CheckpointError(f"{directory} has no moving average of the weights: its run had no training.ema_decay")
     fields: dict[str, Any] = json.loads((directory / MODEL_FILE).read_text())
     info = ModelInfo(**{**fields, "decode": DecodeManifest(**fields["decode"])})
     with torch.device("meta"):
         wrapper = build_wrapper(config, info.vocabulary_size)
-    wrapper.to_empty(device=device).to(dtype).net.tie_weights()
-    _load_weights(directory, wrapper, weights)
-    tokenizer = load_tokenizer(info.tokenizer, directory) if info.tokenizer else None
-    return LoadedModel(wrapper.eval(), config, info, tokenizer)
+    return config, info, wrapper
 
 
 def _weights(wrapper: Wrapper) -> dict[str, Tensor]:

@@ -3,34 +3,68 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from nar_scale.checkpoint.tensor_file import Layout, tensor_bytes, write_tensors
 from nar_scale.errors import CheckpointError
 
 SHARD_BYTES = 4 * 2**30
 
 
 def save_weights(
-    directory: Path, weights: dict[str, Tensor], stem: str = "model", shard_bytes: int = SHARD_BYTES
+    directory: Path,
+    weights: Mapping[str, Tensor],
+    stem: str = "model",
+    shard_bytes: int = SHARD_BYTES,
+    layout: Layout | None = None,
 ) -> None:
-    """Write `STEM.safetensors`, or for more than `shard_bytes` `STEM-00001-of-0000N.safetensors` and an index."""
-    shards = list(_split(weights, shard_bytes))
-    if len(shards) == 1:
-        save_file(shards[0], directory / f"{stem}.safetensors", metadata={"format": "pt"})
-        return
+    """Write `STEM.safetensors`, or for more than `shard_bytes` `STEM-00001-of-0000N.safetensors` and an index.
+
+    Args:
+        weights: by name; each is asked for once, when its turn comes, so that they need not all be in memory.
+        layout: name to dtype and shape, if asking the weights for them would read them.
+    """
+    layout = layout or {name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()}
+    shards = list(_split(layout, shard_bytes))
     files: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
-        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / file, metadata={"format": "pt"})
+        numbered = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        file = f"{stem}{numbered}.safetensors"
+        write_tensors(directory / file, shard, (weights[name] for name in shard), {"format": "pt"})
         files.update(dict.fromkeys(shard, file))
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    index = {"metadata": {"total_size": total}, "weight_map": files}
-    (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
+    if len(shards) > 1:
+        total = sum(tensor_bytes(*described) for described in layout.values())
+        index = {"metadata": {"total_size": total}, "weight_map": files}
+        (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def shard_names(directory: Path, stem: str = "model") -> Iterator[tuple[Path, str]]:
+    """Names of the weights that `save_weights` wrote, each with its file.
+
+    Raises:
+        CheckpointError: a file that cannot be read.
+    """
+    for file in sorted([*directory.glob(f"{stem}.safetensors"), *directory.glob(f"{stem}-*.safetensors")]):
+        with _opened(file) as shard:
+            names = list(shard.keys())
+        yield from ((file, name) for name in names)
+
+
+def read_weight(file: Path, name: str) -> Tensor:
+    """A weight from its file.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    with _opened(file) as shard:
+        return shard.get_tensor(name)
 
 
 def read_shards(directory: Path, stem: str = "model") -> Iterator[tuple[Path, str, Tensor]]:
@@ -39,22 +73,26 @@ def read_shards(directory: Path, stem: str = "model") -> Iterator[tuple[Path, st
     Raises:
         CheckpointError: a file that cannot be read.
     """
-    for file in sorted([*directory.glob(f"{stem}.safetensors"), *directory.glob(f"{stem}-*.safetensors")]):
-        try:
-            with safe_open(file, framework="pt") as shard:
-                for name in shard.keys():  # noqa: SIM118 - not a dictionary
-                    yield file, name, shard.get_tensor(name)
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} cannot be read: {error}") from None
+    for file, name in shard_names(directory, stem):
+        yield file, name, read_weight(file, name)
 
 
-def _split(weights: dict[str, Tensor], shard_bytes: int) -> Iterable[dict[str, Tensor]]:
-    shard: dict[str, Tensor] = {}
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    try:
+        with safe_open(file, framework="pt") as shard:
+            yield shard
+    except SafetensorError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from None
+
+
+def _split(layout: Layout, shard_bytes: int) -> Iterable[Layout]:
+    shard: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     size = 0
-    for name, weight in weights.items():
-        if shard and size + weight.nbytes > shard_bytes:
+    for name, described in layout.items():
+        if shard and size + tensor_bytes(*described) > shard_bytes:
             yield shard
             shard, size = {}, 0
-        shard[name] = weight.detach().cpu().contiguous()
-        size += weight.nbytes
+        shard[name] = described
+        size += tensor_bytes(*described)
     yield shard

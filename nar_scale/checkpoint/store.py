@@ -6,18 +6,19 @@ directory is renamed, and only then the `latest` pointer moves, by rename too.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
+import xxhash
+
 from nar_scale.errors import CheckpointError
-from nar_scale.files import sync_directory, write_atomically
+from nar_scale.files import remedy_for, sync_directory, write_atomically
 
 MANIFEST = "manifest.json"
 POINTER = "latest"
@@ -69,7 +70,10 @@ class CheckpointStore:
                 if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
                     shutil.rmtree(leftover, ignore_errors=True)
         except OSError as error:
-            raise CheckpointError(f"cannot write checkpoints to {self.directory}: {error.strerror}") from None
+            raise CheckpointError(
+                f"cannot write checkpoints to {self.directory}: {error.strerror}; "
+                f"{remedy_for(error) or 'change that'}, or set another training.run_directory"
+            ) from None
         return path
 
     def publish(self, writing: Path, step: int, records: dict[str, FileRecord]) -> Path:
@@ -98,18 +102,30 @@ class CheckpointStore:
             sync_directory(self.directory)
             write_atomically(self.directory / POINTER, f"{path.name}\n".encode())
         except OSError as error:
-            raise CheckpointError(f"cannot publish the checkpoint {path}: {error.strerror}") from None
+            raise CheckpointError(
+                f"cannot publish the checkpoint {path}: {error.strerror}; "
+                f"{remedy_for(error) or 'change that'}, or set another training.run_directory"
+            ) from None
         return path
 
-    def newest_good(self, report: Callable[[str], None]) -> int | None:
+    def newest_good(
+        self,
+        report: Callable[[str], None],
+        steps: Sequence[int] | None = None,
+        inspect: Callable[[Path], str | None] | None = None,
+    ) -> int | None:
         """The newest step whose files are all as recorded; damaged ones are reported and passed over.
+
+        Args:
+            steps: to choose from, ascending; all if not given.
+            inspect: finds what is wrong with a checkpoint; `find_damage` if not given.
 
         Raises:
             CheckpointError: there are checkpoints, but none is good.
         """
         damaged = []
-        for step in reversed(self.steps()):
-            problem = find_damage(self.path(step))
+        for step in reversed(self.steps() if steps is None else steps):
+            problem = (inspect or find_damage)(self.path(step))
             if problem is None:
                 return step
             damaged.append(problem)
@@ -126,10 +142,10 @@ class CheckpointStore:
                 shutil.rmtree(hidden, ignore_errors=True)
                 os.replace(self.path(later), hidden)
 
-    def retain(self, keep_last: int, keep_every: int | None) -> None:
-        """Delete all but the last `keep_last` checkpoints and those at multiples of `keep_every` steps."""
+    def retain(self, keep_last: int, keep_every: int | None, in_use: Collection[int] = ()) -> None:
+        """Delete all but the last `keep_last` checkpoints, those at multiples of `keep_every` steps, and others."""
         for step in self.steps()[:-keep_last]:
-            if not keep_every or step % keep_every:
+            if step not in in_use and (not keep_every or step % keep_every):
                 shutil.rmtree(self.path(step), ignore_errors=True)
 
 
@@ -140,25 +156,30 @@ def list_files(directory: Path) -> list[str]:
 
 
 def record_files(directory: Path, names: Iterable[str]) -> dict[str, FileRecord]:
-    """Sync files to disk and record the size and BLAKE2b checksum of each."""
+    """Sync files to disk and record the size and XXH3 checksum of each."""
     records: dict[str, FileRecord] = {}
     for name in names:
         with open(directory / name, "rb") as file:
             os.fsync(file.fileno())
-            records[name] = {"size": os.fstat(file.fileno()).st_size, "blake2b": _checksum(directory / name)}
+            records[name] = {"size": os.fstat(file.fileno()).st_size, "xxh3_128": _checksum(directory / name)}
     return records
 
 
-def find_damage(path: Path) -> str | None:
-    """What is wrong with a published directory, in a few words naming the file; None if nothing is."""
+def find_damage(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
+    """What is wrong with a published directory, in a few words naming the file; None if nothing is.
+
+    Args:
+        share: of how many parts of the files to read which.
+    """
     try:
         records = json.loads((path / MANIFEST).read_text())
-        expected = {path / name: (record["size"], record["blake2b"]) for name, record in records.items()}
+        expected = {path / name: (record["size"], record["xxh3_128"]) for name, record in records.items()}
     except OSError as error:
         return f"{path / MANIFEST} cannot be read ({error.strerror})"
     except (ValueError, TypeError, AttributeError, KeyError):
         return f"{path / MANIFEST} is not a manifest"
-    for file, (size, checksum) in expected.items():
+    part, parts = share
+    for file, (size, checksum) in list(expected.items())[part::parts]:
         if not file.is_file():
             return f"{file} is missing"
         if file.stat().st_size != size:
@@ -169,8 +190,9 @@ def find_damage(path: Path) -> str | None:
 
 
 def _checksum(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
+    digest = xxhash.xxh3_128()
+    buffer = memoryview(bytearray(1 << 22))
     with open(path, "rb", buffering=0) as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()

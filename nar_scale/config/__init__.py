@@ -1,11 +1,14 @@
 """The YAML file as typed, validated objects."""
 
 from nar_scale.config.deepspeed import gradient_accumulation_steps, resolve_deepspeed_config
+from nar_scale.config.length import batch_size_at, samples_before, steps_of_run
 from nar_scale.config.load import dump_config, load_config, validate_config
 from nar_scale.config.schema import (
+    BatchSizeStage,
     CheckpointConfig,
     Config,
     DataConfig,
+    FaultsConfig,
     LoggingConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -13,12 +16,15 @@ from nar_scale.config.schema import (
     ScheduleConfig,
     SourceConfig,
     TrainingConfig,
+    ZeroConfig,
 )
 
 __all__ = [
+    "BatchSizeStage",
     "CheckpointConfig",
     "Config",
     "DataConfig",
+    "FaultsConfig",
     "LoggingConfig",
     "ModelConfig",
     "ObjectiveConfig",
@@ -26,9 +32,13 @@ __all__ = [
     "ScheduleConfig",
     "SourceConfig",
     "TrainingConfig",
+    "ZeroConfig",
+    "batch_size_at",
     "dump_config",
     "gradient_accumulation_steps",
     "load_config",
     "resolve_deepspeed_config",
+    "samples_before",
+    "steps_of_run",
     "validate_config",
 ]

@@ -19,6 +19,8 @@ from pydantic import (
 )
 from pydantic import model_validator as validator
 
+from nar_scale.config.length import steps_of_run
+
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -263,21 +265,36 @@ class DataConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """AdamW; matrices are decayed, vectors (norms, biases) and embeddings are not."""
+    """How weights follow from gradients; matrices are decayed, vectors (norms, biases) and embeddings are not."""
 
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw", "lion", "muon"] = "adamw"
+    """`muon` moves the matrices of the blocks by orthogonal steps, and everything else as `adamw` does."""
     learning_rate: PositiveFloat
+    """Of AdamW or Lion; with `muon` of what AdamW takes care of."""
     betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.95)
     eps: PositiveFloat = 1e-8
+    """Of AdamW."""
     weight_decay: NonNegativeFloat = 0.1
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest global gradient norm; 0 switches clipping off."""
+    muon_learning_rate: PositiveFloat = 0.02
+    """Spectral norm of a Muon step."""
+    muon_momentum: Fraction = 0.95
+    """What of Muon's average of gradients stays in a step."""
+
+    @validator(mode="after")
+    def _belongs_to_kind(self) -> OptimizerConfig:
+        for name in ("muon_learning_rate", "muon_momentum"):
+            if self.kind != "muon" and getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"{name} means nothing to kind {self.kind}, only to muon; leave it out")
+        return self
 
 
 class ScheduleConfig(Section):
     """The learning rate over the run, as a factor of `optimizer.learning_rate`."""
 
-    kind: Literal["cosine", "wsd", "constant"] = "cosine"
+    kind: Literal["cosine", "wsd", "constant", "inverse_sqrt"] = "cosine"
+    """After a linear warm-up; `inverse_sqrt` falls as sqrt(warmup_steps / step), whatever the length of the run."""
     warmup_steps: NonNegativeInt = 0
     decay_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
     """`wsd`: the last part of the run, in which the rate falls linearly."""
@@ -285,21 +302,102 @@ class ScheduleConfig(Section):
     """The factor at the last step of `cosine` and `wsd`."""
 
 
+class BatchSizeStage(Section):
+    """Size of the global batch from a step on."""
+
+    from_step: NonNegativeInt
+    global_batch_size: PositiveInt
+
+
 class TrainingConfig(Section):
     """How long, how wide and in which precision."""
 
-    steps: PositiveInt
+    steps: PositiveInt | None = None
+    """Length of the run in optimizer steps. Give this, `samples` or `tokens`."""
+    samples: PositiveInt | None = None
+    """Length of the run in sequences; the last step is taken whole."""
+    tokens: PositiveInt | None = None
+    """Length of the run in tokens, `model.max_seq_len` to a sequence; the last step is taken whole."""
     global_batch_size: PositiveInt
     """Sequences in one optimizer step, over all ranks and accumulation."""
+    batch_size_warmup: Annotated[tuple[BatchSizeStage, ...], Field(strict=False)] = ()
+    """Smaller global batches at first: sizes from steps on, the first from step 0, the last of `global_batch_size`."""
     micro_batch_size: PositiveInt
     """Sequences in one forward pass of one rank; accumulation follows from the other numbers."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Of weights in forward and backward pass; master weights and moments are kept in float32 beside them."""
+    master_weights: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`, with precision bf16 and ZeRO 1 to 3, keeps no float32 copy: master weights, gradients and moments in
+    bfloat16, for two fifths of the memory at a loss of small updates."""
+    initial_loss_scale: PositiveInt = 2**16
+    """What the loss is multiplied by in fp16 at first, a power of two; it halves when gradients overflow."""
+    loss_scale_window: PositiveInt = 1000
+    """Steps in fp16 without overflow after which the scale doubles."""
     zero_stage: Literal[0, 1, 2, 3] = 2
+    sequence_parallel_size: PositiveInt = 1
+    """Consecutive ranks that share each sequence in training (Ulysses), for sequences too long for one; divides
+    `model.max_seq_len`, `model.heads` and the number of ranks."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Also keep a moving average of the weights, of which this much stays in a step, such as 0.9999; none if null."""
     seed: NonNegativeInt = 0
     run_directory: str | None = None
     """Checkpoints, logs and samples; `runs/NAME` with the name of the YAML file if not given."""
+
+    @validator(mode="after")
+    def _one_length(self) -> TrainingConfig:
+        given = [name for name in ("steps", "samples", "tokens") if getattr(self, name) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) if given else "none"
+            raise ValueError(f"give the length of the run as one of steps, samples and tokens, not {found}")
+        return self
+
+    @validator(mode="after")
+    def _batch_sizes_fit(self) -> TrainingConfig:
+        starts = [stage.from_step for stage in self.batch_size_warmup]
+        if starts and (starts[0] != 0 or starts != sorted(set(starts))):
+            raise ValueError(f"batch_size_warmup starts at steps {starts}; start at 0 and ascend")
+        if starts and self.batch_size_warmup[-1].global_batch_size != self.global_batch_size:
+            raise ValueError(
+                f"batch_size_warmup ends with {self.batch_size_warmup[-1].global_batch_size} sequences; let it end "
+                f"with global_batch_size {self.global_batch_size}"
+            )
+        return self
+
+    @validator(mode="after")
+    def _precision_fits(self) -> TrainingConfig:
+        if self.master_weights == "bf16" and (self.precision != "bf16" or self.zero_stage == 0):
+            raise ValueError("master_weights bf16 needs precision bf16 and zero_stage 1, 2 or 3")
+        if self.initial_loss_scale & (self.initial_loss_scale - 1):
+            raise ValueError(f"initial_loss_scale {self.initial_loss_scale} is not a power of two")
+        return self
+
+
+Offload = Literal["none", "cpu", "nvme"]
+
+
+class ZeroConfig(Section):
+    """Where ZeRO keeps what it shards, and how it sends it; see docs/training.md for what goes with which stage."""
+
+    offload_optimizer: Offload = "none"
+    """Master weights and moments in the node's memory or on its disk, where steps are then taken. ZeRO 1 to 3; nvme
+    needs 3."""
+    offload_parameters: Offload = "none"
+    """The same for the weights of forward and backward pass. ZeRO 3."""
+    offload_directory: str | None = None
+    """On a quick disk of each node, for nvme."""
+    hpz_partition_size: PositiveInt = 1
+    """ZeRO++: ranks, those of a node, that hold another whole copy of the weights, so that the backward pass gathers
+    within the node; 1 for none. ZeRO 3."""
+    quantized_weights: bool = False
+    """ZeRO++: gather weights as int8. ZeRO 3."""
+    quantized_gradients: bool = False
+    """ZeRO++: reduce gradients as int4. ZeRO 3."""
+
+    @validator(mode="after")
+    def _disk_fits(self) -> ZeroConfig:
+        if ("nvme" in (self.offload_optimizer, self.offload_parameters)) != (self.offload_directory is not None):
+            raise ValueError("offload to nvme and offload_directory are needed together: give both or neither")
+        return self
 
 
 class CheckpointConfig(Section):
@@ -310,6 +408,10 @@ class CheckpointConfig(Section):
     keep_last: PositiveInt = 2
     keep_every: PositiveInt | None = None
     """Steps whose multiples are never deleted."""
+    asynchronous: bool = False
+    """Go on training while a checkpoint is written; takes as much memory of the host as the checkpoint is large."""
+    consolidate_every: NonNegativeInt = 0
+    """Steps between consolidated checkpoints, made beside the run in its directory `consolidated`; 0 for none."""
 
 
 class LoggingConfig(Section):
@@ -327,6 +429,47 @@ class LoggingConfig(Section):
     """Sequences generated each time."""
     image_shape: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)] | None = None
     """Height and width, where tokens are the grey levels of an image, row by row: samples are then drawn."""
+    peak_flops: PositiveFloat | None = None
+    """What a device can do at best in the run's precision, in FLOP/s, for the MFU; known for some GPUs in bf16."""
+    profile_steps: Annotated[tuple[PositiveInt, PositiveInt] | None, Field(strict=False)] = None
+    """First and last step to trace with torch's profiler, into RUN/profile."""
+    profile_ranks: Annotated[tuple[NonNegativeInt, ...], Field(strict=False)] = (0,)
+    """Ranks that are traced."""
+    flops_step: PositiveInt | None = None
+    """Step whose FLOPs DeepSpeed's profiler counts, module by module, into RUN/profile."""
+
+    @validator(mode="after")
+    def _profile_fits(self) -> LoggingConfig:
+        if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
+            raise ValueError(f"profile_steps {list(self.profile_steps)}: give the first step before the last")
+        return self
+
+
+class FaultsConfig(Section):
+    """What is done when a run breaks; see docs/training.md."""
+
+    on_non_finite: Literal["stop", "roll_back"] = "stop"
+    """After too many steps in a row without a finite loss and gradient: end the run, or go back to the newest good
+    checkpoint and on with the samples after the offending ones."""
+    max_non_finite_steps: PositiveInt = 5
+    """Steps in a row that are skipped before that is done."""
+    max_roll_backs: NonNegativeInt = 3
+    """Roll backs in a whole run; one more ends it."""
+    spike_sigma: NonNegativeFloat = 6.0
+    """A loss this many standard deviations above the mean of the steps before is announced as a spike; 0 for never."""
+    spike_window: Annotated[int, Field(ge=8)] = 128
+    """Steps that mean and deviation are taken over; nothing is announced before as many have been taken."""
+    skip_spikes: bool = False
+    """Go back to the newest good checkpoint and on with the samples after the spike."""
+    step_timeout_seconds: PositiveFloat = 300.0
+    """A part of a step (loading data, forward pass, ...) that takes longer ends the job, with the stacks of all ranks
+    in RUN/stacks."""
+    long_timeout_seconds: PositiveFloat = 3600.0
+    """The same for the first step, evaluation, sampling and saving."""
+    stop_deadline_seconds: PositiveFloat = 100.0
+    """A process that has not ended this long after it was asked to stop ends at once, saved or not."""
+    straggler_ratio: Annotated[float, Field(gt=1.0)] = 1.5
+    """The slowest rank is named when its own work takes this many times the median, several reports in a row."""
 
 
 class Config(Section):
@@ -338,8 +481,10 @@ class Config(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     training: TrainingConfig
+    zero: ZeroConfig = ZeroConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     logging: LoggingConfig = LoggingConfig()
+    faults: FaultsConfig = FaultsConfig()
     deepspeed: dict[str, Any] = {}
     """Raw DeepSpeed settings, merged over what the other sections derive: they win."""
 
@@ -358,6 +503,14 @@ class Config(Section):
             )
         if objective.attention_z_loss and self.model.attention_kernel == "flex":
             raise ValueError("objective.attention_z_loss needs model.attention_kernel sdpa")
+        return self
+
+    @validator(mode="after")
+    def _sequences_divide(self) -> Config:
+        peers = self.training.sequence_parallel_size
+        for name, number in (("max_seq_len", self.model.max_seq_len), ("heads", self.model.heads)):
+            if number % peers:
+                raise ValueError(f"model.{name} {number} is not a multiple of training.sequence_parallel_size {peers}")
         return self
 
     @validator(mode="after")
@@ -380,8 +533,34 @@ class Config(Section):
 
     @validator(mode="after")
     def _warmup_fits(self) -> Config:
-        if self.schedule.warmup_steps >= self.training.steps:
-            raise ValueError(
-                f"schedule.warmup_steps {self.schedule.warmup_steps} is not below training.steps {self.training.steps}"
-            )
+        steps = steps_of_run(self)
+        if self.schedule.warmup_steps >= steps:
+            raise ValueError(f"schedule.warmup_steps {self.schedule.warmup_steps} is not below training.steps {steps}")
+        if self.training.batch_size_warmup and self.data.sequential:
+            raise ValueError("training.batch_size_warmup needs an exact stream, not data.sequential")
+        return self
+
+    @validator(mode="after")
+    def _offload_fits(self) -> Config:
+        training, zero = self.training, self.zero
+        needs_3 = {
+            "offload_parameters": zero.offload_parameters != "none",
+            "offload_optimizer nvme": zero.offload_optimizer == "nvme",
+            "hpz_partition_size": zero.hpz_partition_size > 1,
+            "quantized_weights": zero.quantized_weights,
+            "quantized_gradients": zero.quantized_gradients,
+        }
+        for name, wanted in needs_3.items():
+            if wanted and training.zero_stage != 3:
+                raise ValueError(f"zero.{name} needs training.zero_stage 3, not {training.zero_stage}")
+        if zero.offload_optimizer != "none" and training.zero_stage == 0:
+            raise ValueError("zero.offload_optimizer needs training.zero_stage 1, 2 or 3, not 0")
+        if zero.offload_optimizer != "none" and training.master_weights == "bf16":
+            raise ValueError("training.master_weights bf16 and zero.offload_optimizer exclude each other")
+        return self
+
+    @validator(mode="after")
+    def _muon_fits(self) -> Config:
+        if self.optimizer.kind == "muon" and self.zero.offload_optimizer == "nvme":
+            raise ValueError("optimizer.kind muon and zero.offload_optimizer nvme exclude each other; use cpu")
         return self

@@ -39,13 +39,14 @@ class TokenStream:
         world_size: number of processes that share the stream.
         workers: processes that read ahead; 0 reads in this one.
         prefetch: micro-batches that each of them reads ahead.
-        start_sample: samples consumed before, a multiple of G; found at once, nothing is skipped by reading.
+        start_sample: samples consumed before; found at once, nothing is skipped by reading.
+        first_batch: where global batches of this size begin in the stream, if those before were of another.
         pin_memory: put batches into page-locked memory.
         skip_faults: give a sample that cannot be used as one of length 0, named in `Batch.faults`.
 
     Raises:
         ConfigError: G is not a multiple of world_size * micro_batch_size.
-        DataError: `start_sample` is not a multiple of G; while iterating, a sample that cannot be used.
+        DataError: `start_sample` is not a multiple of G after `first_batch`; while iterating, an unusable sample.
     """
 
     def __init__(
@@ -61,11 +62,12 @@ class TokenStream:
         workers: int = 1,
         prefetch: int = 2,
         start_sample: int = 0,
+        first_batch: int = 0,
         pin_memory: bool = False,
         skip_faults: bool = False,
     ):
         check_batch_sizes(global_batch_size, micro_batch_size, world_size)
-        if start_sample % global_batch_size or start_sample < 0:
+        if (start_sample - first_batch) % global_batch_size or start_sample < 0:
             raise DataError(
                 f"the stream cannot start at sample {start_sample}, which is not a multiple of the global batch size "
                 f"{global_batch_size}; resume with the global batch size the run was started with"

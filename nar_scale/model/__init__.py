@@ -2,7 +2,18 @@
 
 from nar_scale.model.attention import KeyValueCache
 from nar_scale.model.head import Head
+from nar_scale.model.share import WHOLE, SequenceShare
 from nar_scale.model.stack import AttentionLayers, Decoder, Encoder
 from nar_scale.model.transformer import TransformerOutput, TransformerWrapper
 
-__all__ = ["AttentionLayers", "Decoder", "Encoder", "Head", "KeyValueCache", "TransformerOutput", "TransformerWrapper"]
+__all__ = [
+    "WHOLE",
+    "AttentionLayers",
+    "Decoder",
+    "Encoder",
+    "Head",
+    "KeyValueCache",
+    "SequenceShare",
+    "TransformerOutput",
+    "TransformerWrapper",
+]

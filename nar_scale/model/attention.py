@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from nar_scale.model.layers import Linear, make_norm, rotate
+from nar_scale.model.share import WHOLE, SequenceShare
 
 
 @dataclass
@@ -89,17 +90,19 @@ class Attention(nn.Module):
         cache: KeyValueCache | None = None,
         layer: int = 0,
         with_z_loss: bool = False,
+        share: SequenceShare = WHOLE,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from `[batch, n, dim]` to itself or to a context.
 
         Args:
             angles: cosines and sines of the rotary positions.
             mask: bool, broadcastable to `[batch, heads, n, keys]`, true where attention is allowed; or a `BlockMask`,
-                with which FlexAttention is used.
+                with which FlexAttention is used. Of whole sequences, also where they are shared.
             is_causal: a token sees itself and those before it; without `mask` and `cache` only.
             context: `[batch, m, dim_context]`, attended instead of `x`.
             cache: earlier keys and values, extended in place.
             with_z_loss: also return the squared log-partition of the attention logits; needs a tensor as `mask`.
+            share: this rank's part of the sequences, which `x` is of; self-attention then still sees all of them.
 
         Returns:
             `[batch, n, dim]` and, if asked for, the squared logsumexp summed over heads, `[batch, n]`.
@@ -112,25 +115,31 @@ class Attention(nn.Module):
             queries, keys = rotate(queries, *angles), rotate(keys, *angles)
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
-        out = self._attend(queries, keys, values, mask, is_causal)
-        z_loss = self._squared_log_partition(queries, keys, mask, is_causal) if with_z_loss else None
+        if context is not None:
+            share = WHOLE  # every rank has all of the context
+        queries, keys, values = share.to_heads(queries, keys, values)
+        out = share.to_tokens(self._attend(queries, keys, values, mask, is_causal))
+        z_loss = None
+        if with_z_loss:
+            by_head = self._squared_log_partition(queries, keys, mask, is_causal)
+            z_loss = share.to_tokens(by_head[..., None]).sum(dim=(1, 3))
         return self.to_out(rearrange(out, "b h n d -> b n (h d)")), z_loss
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Any, is_causal: bool) -> Tensor:
-        grouped = self.kv_heads != self.heads
+        grouped = keys.shape[1] != queries.shape[1]
         if mask is None or isinstance(mask, Tensor):
             dropout = self.dropout if self.training else 0.0
             return F.scaled_dot_product_attention(queries, keys, values, mask, dropout, is_causal, enable_gqa=grouped)
         return flex_kernel(queries.device)(queries, keys, values, block_mask=mask, enable_gqa=grouped)
 
     def _squared_log_partition(self, queries: Tensor, keys: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        keys = keys.repeat_interleave(self.heads // self.kv_heads, dim=1)
+        keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
         logits = torch.einsum("bhid,bhjd->bhij", queries, keys).float() * self.dim_head**-0.5
         if is_causal:
             mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
         if mask is not None:
             logits = logits.masked_fill(~mask, float("-inf"))
-        return logits.logsumexp(dim=-1).square().sum(dim=1)
+        return logits.logsumexp(dim=-1).square()
 
 
 @lru_cache

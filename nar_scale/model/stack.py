@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from nar_scale.errors import ConfigError
 from nar_scale.model.attention import Attention, KeyValueCache
 from nar_scale.model.layers import FeedForward, FeedForwardName, NormName, Rotary, hidden_width, make_norm
+from nar_scale.model.share import WHOLE, SequenceShare
 from nar_scale.model.visibility import Rule, Visibility
 
 Checkpointing = Literal["none", "full", "selective"]
@@ -195,6 +196,7 @@ class AttentionLayers(nn.Module):
         rule: Rule | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
+        share: SequenceShare = WHOLE,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the stack.
 
@@ -208,6 +210,8 @@ class AttentionLayers(nn.Module):
             rule: which query places may attend to which key places, in addition.
             context: `[batch, m, dim_context]`, with `cross_attend`.
             context_mask: bool `[batch, m]`, true where the context may be attended.
+            share: this rank's part of the sequences, which `x` and `positions` are of; `mask`, `documents` and places
+                are of the whole.
 
         Returns:
             embeddings `[batch, n, dim]`, and the z-loss per token `[batch, n]`: squared log-partition of the
@@ -222,7 +226,7 @@ class AttentionLayers(nn.Module):
         if flex and with_z_loss:
             raise ValueError("the attention z-loss needs attention_kernel sdpa")
         past = cache.length if cache is not None else 0
-        visibility = Visibility(x.shape[1], past, self.causal, self.window, mask, documents, rule)
+        visibility = Visibility(x.shape[1] * share.size, past, self.causal, self.window, mask, documents, rule)
         angles = self.rotary.angles(positions) if self.rotary else None
         if angles is not None and positions.ndim == 2:
             angles = (angles[0][:, None], angles[1][:, None])
@@ -232,6 +236,7 @@ class AttentionLayers(nn.Module):
             "is_causal": visibility.is_causal,
             "cache": cache,
             "with_z_loss": with_z_loss,
+            "share": share,
         }
         if context is not None:
             arguments["context"] = context.to(x.dtype)

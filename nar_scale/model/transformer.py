@@ -11,6 +11,7 @@ from nar_scale.errors import ConfigError
 from nar_scale.model.attention import KeyValueCache
 from nar_scale.model.head import CHUNK_SIZE, Head
 from nar_scale.model.layers import Embedding, Linear
+from nar_scale.model.share import WHOLE, SequenceShare
 from nar_scale.model.stack import AttentionLayers
 from nar_scale.model.visibility import Rule
 
@@ -105,6 +106,7 @@ class TransformerWrapper(nn.Module):
         return_logits_and_embeddings: bool = False,
         return_output: bool = False,
         with_z_loss: bool = False,
+        share: SequenceShare = WHOLE,
     ) -> Any:
         """Run the net.
 
@@ -124,12 +126,15 @@ class TransformerWrapper(nn.Module):
             return_logits_and_embeddings: return both.
             return_output: return a `TransformerOutput`.
             with_z_loss: compute the attention z-loss for it.
+            share: this rank's part of the sequences: what is returned covers it alone, and `sum_embeds` is of it.
+                Everything else is given of whole sequences, by all ranks that share them.
 
         Returns:
             logits `[batch, n, num_tokens]`, or what was asked for.
 
         Raises:
-            ValueError: more tokens than learned positions, or a context where none is expected.
+            ValueError: more tokens than learned positions, a context where none is expected, or shared sequences with
+                `prepend_embeds` or `cache` or that do not divide.
         """
         start = cache.length if cache is not None else 0
         prefix = prepend_embeds.shape[1] if prepend_embeds is not None else 0
@@ -137,7 +142,10 @@ class TransformerWrapper(nn.Module):
             end = start + prefix + x.shape[1]
             self._check_length(end)
             positions = torch.arange(start, end, device=x.device)
-        embeds = self.token_emb(x)
+        if share.size > 1 and (cache is not None or prepend_embeds is not None):
+            raise ValueError("sequences that ranks share have no cache and no prepended embeddings")
+        positions = share.part(positions, dim=-1)
+        embeds = self.token_emb(share.part(x))
         if sum_embeds is not None:
             embeds = embeds + sum_embeds
         if prepend_embeds is not None:
@@ -154,6 +162,7 @@ class TransformerWrapper(nn.Module):
             rule=rule,
             context=context,
             context_mask=context_mask,
+            share=share,
         )
         if return_output:
             return TransformerOutput(embeddings, z_loss)

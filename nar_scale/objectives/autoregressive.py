@@ -15,7 +15,7 @@ from nar_scale.decoding import Prompts, continue_prompts, get_filter, search_bea
 from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, random_subset
-from nar_scale.model import TransformerOutput, TransformerWrapper
+from nar_scale.model import WHOLE, SequenceShare, TransformerOutput, TransformerWrapper
 from nar_scale.objectives.documents import check_documents, continues, document_positions, within_documents
 from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
 
@@ -34,6 +34,9 @@ class AutoregressiveWrapper(nn.Module):
         add_attn_z_loss: add the attention z-loss.
         next_embed_loss_weight: weight of the L1 loss of the predicted next embedding, with a net that has
             `add_continuous_pred_head`.
+
+    Attributes:
+        share: this rank's part of every `Batch` in training, if ranks share sequences.
 
     Raises:
         ConfigError: an `Encoder`, or a `mask_prob` outside [0, 1).
@@ -57,6 +60,7 @@ class AutoregressiveWrapper(nn.Module):
         self.max_seq_len = net.max_seq_len
         self.ignore_index, self.pad_value, self.mask_prob = ignore_index, pad_value, mask_prob
         self.add_attn_z_loss, self.next_embed_loss_weight = add_attn_z_loss, next_embed_loss_weight
+        self.share = WHOLE
 
     @property
     def term_names(self) -> tuple[str, ...]:
@@ -111,7 +115,8 @@ class AutoregressiveWrapper(nn.Module):
         """
         if isinstance(x, Batch):
             noise = Noise.of_samples(seed, x.epochs, x.sample_ids, x.positions)
-            return self._loss_terms(x.tokens, noise, x.lengths if x.padded else None, x.documents, None, {})[0]
+            share = self.share if self.training else WHOLE
+            return self._loss_terms(x.tokens, noise, x.lengths if x.padded else None, x.documents, None, {}, share)[0]
         if documents is not None:
             check_documents(documents, x, lens)
         terms, output = self._loss_terms(x, Noise.draw(len(x), x.device), lens, documents, prepend_embeds, net_kwargs)
@@ -248,15 +253,19 @@ class AutoregressiveWrapper(nn.Module):
         documents: Tensor | None,
         prepend_embeds: Tensor | None,
         net_kwargs: dict[str, Any],
+        share: SequenceShare = WHOLE,
     ) -> tuple[LossTerms, TransformerOutput]:
         if lengths is not None:
             tokens = tokens.masked_fill(~length_mask(lengths, tokens.shape[1]), self.ignore_index)
-        targets = tokens[:, 1:]
+        # the last token has nothing to predict; it is an input only where the inputs would not divide without it
+        extra = -(tokens.shape[1] - 1) % share.size
+        targets = F.pad(tokens[:, 1:], (0, extra), value=self.ignore_index)
         net_kwargs = {**net_kwargs, "prepend_embeds": prepend_embeds}
         if documents is not None:
-            targets = targets.masked_fill(~continues(documents), self.ignore_index)
+            targets = targets.masked_fill(~F.pad(continues(documents), (0, extra), value=True), self.ignore_index)
             net_kwargs = within_documents(self.net, documents, net_kwargs, targets.shape[1])
-        inputs = tokens[:, :-1].masked_fill(tokens[:, :-1] == self.ignore_index, self.pad_value)
+        inputs = tokens[:, : targets.shape[1]]
+        inputs = inputs.masked_fill(inputs == self.ignore_index, self.pad_value)
         predicted = targets != self.ignore_index
         prefix = prepend_embeds.shape[1] if prepend_embeds is not None else 0
         if (
@@ -269,20 +278,22 @@ class AutoregressiveWrapper(nn.Module):
                 "learned position for the last target too"
             )
         if self.mask_prob > 0 and self.training:
-            visible = F.pad(self._visible(inputs, documents, noise.derive(_HIDE)), (prefix, 0), value=True)
+            visible = self._visible(inputs[:, : tokens.shape[1] - 1], documents, noise.derive(_HIDE))
+            visible = F.pad(visible, (prefix, extra), value=True)
             asked = net_kwargs.get("mask")
             net_kwargs = {**net_kwargs, "mask": visible if asked is None else visible & asked}
-        output = self.net(inputs, return_output=True, with_z_loss=self.add_attn_z_loss, **net_kwargs)
+        output = self.net(inputs, return_output=True, with_z_loss=self.add_attn_z_loss, share=share, **net_kwargs)
         output = output._replace(embeddings=output.embeddings[:, prefix:])
 
         places = predicted.flatten().nonzero()[:, 0]  # once, since on a GPU the host waits for it
-        embeddings = output.embeddings.flatten(0, 1).index_select(0, places)
+        places, of_part = share.places(places, targets.shape[1])
+        embeddings = output.embeddings.flatten(0, 1).index_select(0, of_part)
         answers = targets.flatten().index_select(0, places)
         losses = self.net.to_logits(embeddings, _cross_entropy, answers)
         sums = [losses.sum()]
         weights = [1.0]
         if self.add_attn_z_loss:
-            sums.append(output.attention_z_loss[:, prefix:].flatten().index_select(0, places).sum())
+            sums.append(output.attention_z_loss[:, prefix:].flatten().index_select(0, of_part).sum())
             weights.append(self.net.attn_z_loss_weight)
         if self.net.add_continuous_pred_head:
             positions = prefix + 1 + places % targets.shape[1]
@@ -290,8 +301,9 @@ class AutoregressiveWrapper(nn.Module):
                 positions = document_positions(documents)[:, 1:].flatten().index_select(0, places)
             sums.append(self._next_embed_loss(embeddings, answers, positions))
             weights.append(self.next_embed_loss_weight)
-        count = predicted.sum().float().expand(len(sums))
-        moments = sequence_moments(losses, places // targets.shape[1], predicted.sum(dim=1))
+        row_counts = share.part(predicted).sum(dim=1)
+        count = row_counts.sum().float().expand(len(sums))
+        moments = sequence_moments(losses, places // targets.shape[1], row_counts)
         return LossTerms(torch.stack(sums), count, on_device(weights, sums[0]), {}, moments), output
 
     def _visible(self, inputs: Tensor, documents: Tensor | None, noise: Noise) -> Tensor:

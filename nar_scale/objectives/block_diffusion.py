@@ -11,7 +11,7 @@ from torch import Tensor
 from nar_scale.decoding import Demasked, demask
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
-from nar_scale.model import KeyValueCache, TransformerWrapper
+from nar_scale.model import WHOLE, KeyValueCache, SequenceShare, TransformerWrapper
 from nar_scale.objectives.non_autoregressive import NonAutoregressiveWrapper
 
 
@@ -54,13 +54,20 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         if self.parts == 1:
             return super()._embed(visible, tokens, noise, classes, net_kwargs)
         n = tokens.shape[1]
+        share: SequenceShare = net_kwargs.get("share", WHOLE)
+        stripe = n // share.size  # so that each rank has as much of both copies
+
+        def side_by_side(masked: Tensor, true: Tensor) -> Tensor:
+            striped = [each.unflatten(-1, (share.size, stripe)) for each in (masked, true)]
+            return torch.cat(striped, dim=-1).flatten(-2)
+
         by_token = {name: net_kwargs.get(name) for name in ("mask", "documents", "positions")}
         if by_token["positions"] is None:
             by_token["positions"] = torch.arange(n, device=tokens.device)
-        twice = {name: torch.cat((each, each), dim=-1) for name, each in by_token.items() if each is not None}
-        both = torch.cat((visible, tokens), dim=1)
-        rule = masked_then_true(n, self.block_size)
-        return self.embed(both, None, classes, **{**net_kwargs, **twice}, rule=rule)[:, :n]
+        twice = {name: side_by_side(each, each) for name, each in by_token.items() if each is not None}
+        both = side_by_side(visible, tokens)
+        rule = masked_then_true(stripe, self.block_size)
+        return self.embed(both, None, classes, **{**net_kwargs, **twice}, rule=rule)[:, :stripe]
 
     def _demask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Demasked:
         """Demask block after block; `steps` network calls are shared out to the blocks, one at least to each."""
@@ -87,16 +94,20 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         return Demasked(torch.cat(finished, dim=1), calls)
 
 
-def masked_then_true(n: int, block_size: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Who sees whom in a masked sequence followed by the true one, each of n tokens (BD3-LM, section 4.1).
+def masked_then_true(stripe: int, block_size: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Who sees whom in a masked sequence and the true one (BD3-LM, section 4.1), which take turns.
 
-    Masked tokens see those of their own block and the true ones of the blocks before; true tokens see the true ones
-    of their own block and of those before.
+    The first `stripe` tokens of the masked sequence are followed by the first of the true one, and so on; a stripe can
+    be the whole sequence. Masked tokens see those of their own block and the true ones of the blocks before; true
+    tokens see the true ones of their own block and of those before.
     """
 
+    def block(place: Tensor) -> Tensor:
+        return (place // (2 * stripe) * stripe + place % stripe) // block_size
+
     def rule(query: Tensor, key: Tensor) -> Tensor:
-        query_block, key_block = query % n // block_size, key % n // block_size
-        query_true, key_true = query >= n, key >= n
+        query_block, key_block = block(query), block(key)
+        query_true, key_true = query // stripe % 2 == 1, key // stripe % 2 == 1
         within_masked = ~query_true & ~key_true & (query_block == key_block)
         to_the_past = ~query_true & key_true & (key_block < query_block)
         within_true = query_true & key_true & (key_block <= query_block)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nar_scale.errors import ConfigError
-from nar_scale.model import TransformerWrapper
+from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
 from nar_scale.model.layers import Embedding, Linear
 from nar_scale.objectives.critic import SelfCritic
 
@@ -71,6 +71,7 @@ class Denoiser(nn.Module):
         previous: Tensor | None = None,
         classes: Tensor | None = None,
         sum_embeds: Tensor | None = None,
+        share: SequenceShare = WHOLE,
         **net_kwargs: Any,
     ) -> Tensor:
         """Embeddings `[batch, n, dim]` of tokens, int64 `[batch, n]`.
@@ -79,6 +80,7 @@ class Denoiser(nn.Module):
             previous: embeddings of the pass before, for self-conditioning; None in the first.
             classes: int64 `[batch]`, with `num_classes`.
             sum_embeds: added to the tokens' own.
+            share: this rank's part of the sequences, which the embeddings, given and returned, are of.
             net_kwargs: passed to the net.
 
         Raises:
@@ -90,10 +92,11 @@ class Denoiser(nn.Module):
         if self.class_emb is not None:
             conditions.append(self._class_embeds(classes))
         if self.self_cond:
-            null = self.null_embed.expand(*tokens.shape, -1)
+            null = self.null_embed.expand(len(tokens), tokens.shape[1] // share.size, -1)
             conditions.append(self.to_self_cond(null if previous is None else previous))
         total = sum(conditions[1:], conditions[0]) if conditions else None
-        return self.net(tokens, return_embeddings=True, sum_embeds=total, **net_kwargs)[:, -tokens.shape[1] :]
+        out = self.net(tokens, return_embeddings=True, sum_embeds=total, share=share, **net_kwargs)
+        return out[:, -tokens.shape[1] :]
 
     def predict(
         self, tokens: Tensor, embeddings: Tensor | None = None, classes: Tensor | None = None, **net_kwargs: Any

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -14,7 +15,7 @@ from nar_scale.data import Batch
 from nar_scale.decoding import Demasked, Sampler, demask
 from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Masking, Noise, get_schedule, mask_tokens, masked_counts
-from nar_scale.model import TransformerWrapper
+from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
 from nar_scale.objectives.critic import critic_loss, draw_answers
 from nar_scale.objectives.denoiser import Denoiser, require
 from nar_scale.objectives.documents import check_documents, within_documents
@@ -60,6 +61,9 @@ class NonAutoregressiveWrapper(Denoiser):
         condition_drop_prob: fraction of the sequences trained without class and prefix, for classifier-free guidance
             (arXiv:2207.12598).
 
+    Attributes:
+        share: this rank's part of every `Batch` in training, if ranks share sequences.
+
     Raises:
         ConfigError: arguments that contradict each other.
     """
@@ -99,6 +103,7 @@ class NonAutoregressiveWrapper(Denoiser):
         self.self_cond_train_prob, self.condition_drop_prob = self_cond_train_prob, condition_drop_prob
         self.critic_loss_weight = critic_loss_weight
         self.steps, self.can_mask_prev_unmasked = steps, can_mask_prev_unmasked
+        self.share = WHOLE
         self.parts = 1  # of a sequence, masked each on its own (`BlockDiffusionWrapper`)
 
     @property
@@ -182,6 +187,7 @@ class NonAutoregressiveWrapper(Denoiser):
             critic_temperature=generator_sample_temperature,
             only_train_generator=only_train_generator,
             only_train_critic=only_train_critic,
+            share=self.share if isinstance(x, Batch) and self.training else WHOLE,
             **net_kwargs,
         )
         if isinstance(x, Batch):
@@ -314,9 +320,11 @@ class NonAutoregressiveWrapper(Denoiser):
         critic_temperature: float | None = None,
         only_train_generator: bool = False,
         only_train_critic: bool = False,
+        share: SequenceShare = WHOLE,
         **net_kwargs: Any,
     ) -> LossTerms:
         self.check_classes(classes, len(tokens))
+        net_kwargs["share"] = share
         if documents is not None:
             net_kwargs = self._within(documents, net_kwargs)
         present = torch.ones_like(tokens, dtype=torch.bool)
@@ -345,19 +353,22 @@ class NonAutoregressiveWrapper(Denoiser):
             classes = self.without_class(classes, dropped)
         with torch.no_grad() if only_train_critic else nullcontext():
             embeddings = self._embed(visible, true, noise.derive(_SELF_CONDITION), classes, net_kwargs)
-            hidden = masked.select(embeddings)
+            # masks are of whole sequences, the same on all that share them; from here on each looks after its part
+            places, of_part = share.places(masked.places, tokens.shape[1])
+            masked = replace(masked, places=places)
+            hidden = embeddings.flatten(0, 1).index_select(0, of_part)
             losses = self.net.to_logits(hidden, self._cross_entropy, masked.select(tokens))
             weighted = losses * self._loss_weights(masked)
-        row_counts = maskable.sum(dim=1)
-        if not self.use_simple_mdlm_loss_weight:
-            row_counts = masked.counts.view(len(tokens), -1).sum(dim=1)
+        counted = maskable if self.use_simple_mdlm_loss_weight else masked.mask.view_as(tokens)
+        row_counts = share.part(counted).sum(dim=1)
         terms = [(weighted.sum(), row_counts.sum().float())]
         weights = [0.0 if only_train_critic else 1.0]
         if self.token_critic is not None and not only_train_generator:
             critic_noise = noise.derive(_CRITIC)
             answers = draw_answers(self.net, hidden.detach(), masked, self.mask_id, critic_noise, critic_temperature)
-            generated = true.masked_scatter(masked.mask.view_as(true), answers)
+            generated = true.flatten().index_copy(0, masked.places, answers).view_as(true)
             judged = self.judge(generated, classes, **net_kwargs)
+            generated, true, present = (share.part(each) for each in (generated, true, present))
             terms.append((critic_loss(judged, generated, true, present), present.sum().float()))
             weights.append(self.critic_loss_weight)
         sums, counts = (torch.stack(column) for column in zip(*terms))
@@ -367,14 +378,14 @@ class NonAutoregressiveWrapper(Denoiser):
     def _embed(
         self, visible: Tensor, tokens: Tensor, noise: Noise, classes: Tensor | None, net_kwargs: dict[str, Any]
     ) -> Tensor:
-        """Embeddings `[batch, n, dim]` of the masked sequences `visible`, whose truth is `tokens`."""
+        """Embeddings `[batch, n, dim]` of this rank's part of the masked sequences `visible`; the truth is `tokens`."""
         if not self.self_cond:
             return self.embed(visible, None, classes, **net_kwargs)
         with torch.no_grad():
             previous = self.embed(visible, None, classes, **net_kwargs)
         conditioned = noise.uniform() < self.self_cond_train_prob
-        null = self.null_embed.expand(*visible.shape, -1)
-        return self.embed(visible, torch.where(conditioned[:, None, None], previous, null), classes, **net_kwargs)
+        previous = torch.where(conditioned[:, None, None], previous, self.null_embed.expand_as(previous))
+        return self.embed(visible, previous, classes, **net_kwargs)
 
     def _cross_entropy(self, logits: Tensor, answers: Tensor) -> Tensor:
         """In nats, float32 `[tokens]`; the mask is never an answer."""

@@ -24,7 +24,8 @@ class LossTerms(NamedTuple):
         weights: float32 `[terms]`, of the terms in the total loss.
         metrics: name to float32 `[2]`, a sum and a count, without gradient.
         moments: float64 `[3]`, sums over sequences of loss squared, loss times count, and count squared, of the
-            first term and without gradient: what a standard error needs.
+            first term and without gradient: what a standard error needs. Where ranks share sequences, their parts are
+            the sequences.
     """
 
     sums: Tensor

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nar_scale.config import Config, DataConfig, SourceConfig
+import numpy as np
+
+from nar_scale.config import Config, DataConfig, SourceConfig, batch_size_at, samples_before
 from nar_scale.data import (
     Batch,
     DatasetIndex,
@@ -60,14 +63,27 @@ class TrainingData:
     mixture: MixedOrder | None
     urls: tuple[str, ...] = ()
 
-    def stream(self, config: Config, world: World, start_sample: int) -> Iterable[Batch]:
-        """This rank's endless micro-batches from a position on."""
+    def stream(self, config: Config, world: World, start_sample: int, start_step: int) -> Iterator[Batch]:
+        """This rank's endless micro-batches from a position on, which is that of a step."""
+        while True:
+            training = config.training
+            size = batch_size_at(training, start_step)
+            later = [stage.from_step for stage in training.batch_size_warmup if stage.from_step > start_step]
+            batches = self._stream_of(size, config, world, start_sample)
+            if not later:
+                yield from batches
+            steps = later[0] - start_step
+            yield from islice(batches, steps * (size // (training.micro_batch_size * world.data_size)))
+            start_sample, start_step = start_sample + steps * size, later[0]
+
+    def _stream_of(self, global_batch_size: int, config: Config, world: World, start_sample: int) -> Iterable[Batch]:
+        """The stream as if all global batches were of one size."""
         settings: dict[str, Any] = {
             "sample_format": self.sample_format,
-            "global_batch_size": config.training.global_batch_size,
+            "global_batch_size": global_batch_size,
             "micro_batch_size": config.training.micro_batch_size,
-            "rank": world.rank,
-            "world_size": world.size,
+            "rank": world.data_rank,
+            "world_size": world.data_size,
             "workers": config.data.loader_workers,
             "prefetch": config.data.prefetch,
             "start_sample": start_sample,
@@ -76,6 +92,8 @@ class TrainingData:
         }
         if self.urls:
             return SequentialStream(self.urls, seed=config.training.seed, **settings)
+        if config.training.batch_size_warmup:
+            settings["first_batch"] = start_sample
         if self.mixture is not None:
             return TokenStream(JoinedIndex(self.sources), self.mixture, **settings)
         (index,) = self.sources.values()
@@ -103,7 +121,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         world,
         lambda: {name: DatasetInfo.find(source.directory, data.storage_options) for name, source in sources.items()},
     )
-    _check_lengths(config.model.max_seq_len, sources, infos)
+    check_lengths(config.model.max_seq_len, sources, infos)
     vocabulary_size, tokenizer, end_token = _vocabulary(config, world, sources, infos)
     sample_format = SampleFormat(
         sequence_length=config.model.max_seq_len,
@@ -158,7 +176,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         name: open_index(source.directory, _shards(source.directory, source.train or data.train, infos[name]))
         for name, source in sources.items()
     }
-    mixture = _mixture(config, indexes) if data.sources else None
+    mixture = mixture_of(config, {name: index.counts for name, index in indexes.items()}) if data.sources else None
     if mixture is None:
         (index,) = indexes.values()
         fingerprint, summary = index.fingerprint, _describe(index)
@@ -194,9 +212,10 @@ def _shard_cache(data: DataConfig) -> ShardCache | None:
     return ShardCache(Path(data.cache_directory), int(data.cache_gib * 2**30), data.storage_options)
 
 
-def _check_lengths(
+def check_lengths(
     max_seq_len: int, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
 ) -> None:
+    """Raise a DataError if samples are longer than sequences of the model."""
     for name, info in infos.items():
         if info is not None and info.seq_len > max_seq_len:
             raise DataError(
@@ -205,11 +224,15 @@ def _check_lengths(
             )
 
 
-def _vocabulary(
-    config: Config, world: World, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
+def vocabulary_of(
+    data: DataConfig, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
 ) -> tuple[int, str | None, int | None]:
-    """The number of token ids, the tokenizer as `byte`, an absolute path or None, and the end token."""
-    data = config.data
+    """The number of token ids, the tokenizer as `byte`, a path in the data set or None, and the end token.
+
+    Raises:
+        DataError: the sources differ.
+        ConfigError: the number of token ids is not known.
+    """
     known = {name: info for name, info in infos.items() if info is not None}
     kinds = {(info.vocabulary_size, info.tokenizer, info.end_token) for info in known.values()}
     if len(kinds) > 1:
@@ -220,11 +243,20 @@ def _vocabulary(
     if size is None:
         directories = ", ".join(source.directory for source in sources.values())
         raise ConfigError(f"data.vocabulary_size is needed, as {directories} has no dataset.json")
+    return size, name, end_token
+
+
+def _vocabulary(
+    config: Config, world: World, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
+) -> tuple[int, str | None, int | None]:
+    """The same, with the tokenizer as `byte`, an absolute path or None."""
+    data = config.data
+    size, name, end_token = vocabulary_of(data, sources, infos)
     if name in (None, "byte"):
         return size, name, end_token
     if data.tokenizer:
         return size, str(Path(data.tokenizer).resolve()), end_token
-    directory = next(source.directory for key, source in sources.items() if key in known)
+    directory = next(source.directory for key, source in sources.items() if infos[key] is not None)
     # a remote one into the run directory: a cache may be gone when checkpoints are consolidated
     run_directory = config.training.run_directory
     fetched = on_main(world, lambda: DatasetInfo.fetch(directory, str(name), data.storage_options, run_directory))
@@ -240,9 +272,10 @@ def _shards(directory: str, pattern: str, info: DatasetInfo | None) -> str:
     return f"{split}/{SHARD_NAME.format(0)}" if last == 0 else f"{split}/shard-{{000000..{last:06d}}}.tar"
 
 
-def _mixture(config: Config, indexes: Mapping[str, DatasetIndex]) -> MixedOrder:
+def mixture_of(config: Config, counts: Mapping[str, np.ndarray]) -> MixedOrder:
+    """The order of several sources, of which the samples in each shard are known, int64 [shards]."""
     data, seed = config.data, config.training.seed
-    sizes = [index.num_samples for index in indexes.values()]
+    sizes = [int(of_source.sum()) for of_source in counts.values()]
     given = [(source.weight, source.epochs) for source in data.sources.values()]
     if given[0][0] is not None:
         weights = tuple(float(weight or 0) for weight, _ in given)
@@ -251,15 +284,15 @@ def _mixture(config: Config, indexes: Mapping[str, DatasetIndex]) -> MixedOrder:
     else:
         weights = weights_by_temperature(sizes, data.temperature)
     stages = [
-        Stage(stage.from_step * config.training.global_batch_size, tuple(stage.weights.get(n, 0.0) for n in indexes))
+        Stage(samples_before(config.training, stage.from_step), tuple(stage.weights.get(n, 0.0) for n in counts))
         for stage in data.curriculum
     ]
     if not stages or stages[0].start > 0:
         stages.insert(0, Stage(0, weights))
     # sources of equal shards must not come in equal orders
     orders = [
-        SampleOrder(index.counts, seed + (number << 32), data.shuffle_window)
-        for number, index in enumerate(indexes.values())
+        SampleOrder(of_source, seed + (number << 32), data.shuffle_window)
+        for number, of_source in enumerate(counts.values())
     ]
     return MixedOrder(orders, stages, seed)
 

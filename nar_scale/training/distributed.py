@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -31,6 +31,7 @@ class World:
         local_size: processes on this node.
         device: where this process computes.
         control: a gloo group for objects and barriers, patient with what the main process does alone.
+        sequence_group: the consecutive processes that share sequences with this one; None if each has its own.
     """
 
     rank: int
@@ -39,11 +40,44 @@ class World:
     local_size: int
     device: torch.device
     control: dist.ProcessGroup
+    sequence_group: dist.ProcessGroup | None = None
+
+    @property
+    def patience(self) -> timedelta:
+        """How long a group waits for what the main process does alone."""
+        return _PATIENCE
 
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes and speaks for all."""
         return self.rank == 0
+
+    @property
+    def sequence_size(self) -> int:
+        """Processes that share a sequence."""
+        return 1 if self.sequence_group is None else self.sequence_group.size()
+
+    @property
+    def sequence_rank(self) -> int:
+        """Number of this process among them."""
+        return self.rank % self.sequence_size
+
+    @property
+    def data_size(self) -> int:
+        """Parts that a global batch is dealt out in."""
+        return self.size // self.sequence_size
+
+    @property
+    def data_rank(self) -> int:
+        """Number of the part that this process works on."""
+        return self.rank // self.sequence_size
+
+    def sharing_sequences(self, processes: int) -> World:
+        """The same world in which so many processes, which divide its size, share sequences; all must ask for it."""
+        if processes == 1:
+            return self
+        group, _ = dist.new_subgroups(processes)
+        return replace(self, sequence_group=group)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum `values` over all processes, in place."""

@@ -1,4 +1,4 @@
-"""AdamW that also keeps an exponential moving average of the weights."""
+"""An exponential moving average of the weights, kept by the optimizer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ EMA = "ema"
 """Key of the average in the optimizer's state of a parameter."""
 
 
-class AveragingAdamW(torch.optim.AdamW):
-    """AdamW (arXiv:1711.05101) with an average of each parameter in its state, float32.
+class Averaging(torch.optim.Optimizer):
+    """Mixed into an optimizer, keeps an average of each parameter in its state, float32.
 
     ZeRO hands its shards of the weights to the optimizer and saves and restores the optimizer's state, so the average
     is sharded, checkpointed and resumed like the moments are.
@@ -49,6 +49,11 @@ class AveragingAdamW(torch.optim.AdamW):
     def _average(self, weight: Tensor) -> Tensor:
         average = self.state[weight].get(EMA) if weight in self.state else None
         return weight.detach().to(torch.float32, copy=True) if average is None else average
+
+
+def averaging(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
+    """An optimizer that also keeps the average; its state must count a parameter's steps in the tensor `step`."""
+    return type(f"Averaging{kind.__name__}", (Averaging, kind), {"__doc__": kind.__doc__})
 
 
 def forget_averages(optimizer: torch.optim.Optimizer) -> None:

@@ -9,9 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from nar_scale.config import Config, resolve_deepspeed_config
+from nar_scale.config import Config, OptimizerConfig, resolve_deepspeed_config
 from nar_scale.errors import ConfigError
 from nar_scale.training.distributed import World
+from nar_scale.training.muon import Muon
+from nar_scale.training.muon_groups import connect_muon
 from nar_scale.training.optimizer import build_optimizer
 
 
@@ -19,7 +21,11 @@ def sharded_from_birth(config: Config, world: World) -> AbstractContextManager[N
     """A `with` block in which ZeRO 3 shards each layer once it is made, so that no rank ever holds a whole model.
 
     Other stages build as usual.
+
+    Raises:
+        ConfigError: the batch does not divide, or this machine cannot do what is asked for.
     """
+    _check_machine(config, world)
     resolved = resolve_deepspeed_config(config, world.size)
     if resolved["zero_optimization"]["stage"] < 3:
         return nullcontext()
@@ -30,17 +36,9 @@ def sharded_from_birth(config: Config, world: World) -> AbstractContextManager[N
 
 
 def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
-    """A DeepSpeed engine that shards, reduces and steps as `config` says.
-
-    Raises:
-        ConfigError: the batch does not divide, or a precision that the device cannot compute in.
-    """
+    """A DeepSpeed engine that shards, reduces and steps as `config` says."""
     import deepspeed
 
-    if config.training.precision == "fp16" and world.device.type == "cpu":
-        raise ConfigError("training.precision fp16 needs a GPU; use bf16 or fp32 on CPUs")
-    if config.model.attention_kernel == "flex" and world.device.type == "cpu":
-        raise ConfigError("model.attention_kernel flex needs a GPU for training; use sdpa on CPUs")
     # only inference's all-reduce uses this operator; it costs a C++ compilation at the first start
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     with _without_compilation():
@@ -48,13 +46,38 @@ def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
     wrapper.to(world.device)
     optimizer = build_optimizer(wrapper, config.optimizer, config.training.ema_decay)
     for group in optimizer.param_groups:
-        group["lr"] = 0.0  # until `set_learning_rate`, see below
+        group["lr"] = 0.0  # until `set_learning_rates`, see below
     resolved = resolve_deepspeed_config(config, world.size)
     engine, *_ = deepspeed.initialize(model=wrapper, optimizer=optimizer, config=resolved, dist_init_required=False)
     if resolved["zero_optimization"]["stage"] == 0:
         # in bf16 and fp16 DeepSpeed has taken a step without gradients, which Adam must not count as its first
         optimizer.state.clear()
+    elif isinstance(optimizer, Muon):
+        connect_muon(optimizer, engine, world.device)
     return engine
+
+
+def _check_machine(config: Config, world: World) -> None:
+    """Refuse what cannot be computed here."""
+    on_cpu = world.device.type == "cpu"
+    if config.training.precision == "fp16" and on_cpu:
+        raise ConfigError("training.precision fp16 needs a GPU; use bf16 or fp32 on CPUs")
+    if config.model.attention_kernel == "flex" and on_cpu:
+        raise ConfigError("model.attention_kernel flex needs a GPU for training; use sdpa on CPUs")
+    for name in ("quantized_weights", "quantized_gradients"):
+        if getattr(config.zero, name) and on_cpu:
+            raise ConfigError(f"zero.{name} needs a GPU; leave it out on CPUs")
+    if config.zero.offload_directory is not None and not _can_use_disk():
+        raise ConfigError(
+            "zero.offload_optimizer and offload_parameters nvme need DeepSpeed's async_io, which cannot be built here; "
+            "install libaio-dev and a C++ compiler, or use cpu"
+        )
+
+
+def _can_use_disk() -> bool:
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    return AsyncIOBuilder().is_compatible(verbose=False)
 
 
 @contextmanager
@@ -87,7 +110,15 @@ def gradient_norm(engine: Any) -> float | None:
     return None if norm is None else float(norm)
 
 
-def set_learning_rate(engine: Any, learning_rate: float) -> None:
-    """Use this rate in the next step, in all parameter groups."""
+def set_learning_rates(engine: Any, config: OptimizerConfig, factor: float) -> None:
+    """Use this factor of each parameter group's own learning rate in the next step."""
     for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = factor * (config.muon_learning_rate if group.get("use_muon") else config.learning_rate)
+
+
+def set_accumulation(engine: Any, micro_batches: int) -> None:
+    """Take the next step with this many micro-batches a rank."""
+    if engine.gradient_accumulation_steps() != micro_batches:
+        engine.set_train_batch_size(micro_batches * engine.train_micro_batch_size_per_gpu() * engine.dp_world_size)
+        if engine.zero_optimization_stage() > 0:  # whose optimizers have a copy
+            engine.optimizer.gradient_accumulation_steps = engine.gradient_accumulation_steps()

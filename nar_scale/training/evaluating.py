@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from nar_scale.evaluation import Likelihood, evaluate_likelihood
+from nar_scale.training.abandoning import abandoned_on_request, polled_batches
 from nar_scale.training.held_out import HeldOut
-from nar_scale.training.monitor import Monitor
+from nar_scale.training.monitor import Monitor, validation_group
+from nar_scale.training.performance import timed
 from nar_scale.training.trainer import Trainer
 
 
@@ -19,12 +21,13 @@ class Evaluator:
         self.monitor = monitor
 
     def after_step(self, trainer: Trainer) -> None:
-        """Evaluate if it is due."""
-        if not trainer.due(trainer.config.logging.evaluate_every):
+        """Evaluate if it is due, unless the run is asked to stop."""
+        if trainer.stopping or not trainer.due(trainer.config.logging.evaluate_every):
             return
         trainer.phase.enter("evaluation")
-        for source, held_out in trainer.data.held_out.items():
-            self._report(source, trainer.state.step, _evaluate(trainer, held_out))
+        with timed(trainer.timings, "evaluation_seconds"), abandoned_on_request(trainer):
+            for source, held_out in trainer.data.held_out.items():
+                self._report(source, trainer.state.step, _evaluate(trainer, held_out))
 
     def at_end(self, trainer: Trainer) -> None:
         """The last step has been evaluated."""
@@ -35,7 +38,7 @@ class Evaluator:
         values = {"nats_per_token": likelihood.nats_per_token, "standard_error": likelihood.standard_error}
         if likelihood.bits_per_byte is not None:
             values["bits_per_byte"] = likelihood.bits_per_byte
-        self.monitor.scalars(step, values, group=f"validation_{source}" if source else "validation")
+        self.monitor.scalars(step, values, group=validation_group(source))
         of_source = f" of {source}" if source else ""
         self.monitor.progress.say(f"step {step}, held out{of_source}: {likelihood}")
 
@@ -43,7 +46,7 @@ class Evaluator:
 def _evaluate(trainer: Trainer, held_out: HeldOut) -> Likelihood:
     return evaluate_likelihood(
         trainer.engine,
-        held_out.batches(),
+        polled_batches(trainer, held_out.batches()),
         trainer.world.device,
         reduce=trainer.world.sum,
         bytes_per_token=held_out.bytes_per_token,

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Sequence
-
-import torch.distributed as dist
+from pathlib import Path
 
 from nar_scale.config import load_config
 from nar_scale.errors import UserError
 from nar_scale.training.distributed import connect, disconnect, map_launcher_environment
+from nar_scale.training.dry_run import describe_run
+from nar_scale.training.plain_words import PeerLostError
 from nar_scale.training.quiet import quieten_libraries
 from nar_scale.training.run import train
-from nar_scale.training.stop import RESUMABLE_EXIT_STATUS
+from nar_scale.training.stop import RESUMABLE_EXIT_STATUS, leave_when_asked
+from nar_scale.training.voice import first_to_fail, tell_first
 
-_FAILED = "nar_scale/failed"
 
-
-def launch(config_file: str, overrides: Sequence[str] = (), resume: str = "auto", verbose: bool = False) -> int:
+def launch(
+    config_file: str,
+    overrides: Sequence[str] = (),
+    resume: str = "auto",
+    verbose: bool = False,
+    init_from: str | None = None,
+) -> int:
     """Train in this process and its peers.
 
     Whatever goes wrong is told once, by the first rank that notices: a line for what the user can mend, a
@@ -29,29 +34,43 @@ def launch(config_file: str, overrides: Sequence[str] = (), resume: str = "auto"
         the exit status: 0 for a complete run, 85 for one that was stopped and has saved, 2 for a `UserError`,
         1 for anything else.
     """
+    leave_when_asked()
     try:
         map_launcher_environment(os.environ)
         config = load_config(config_file, overrides)
         if not verbose:
             quieten_libraries()
-        complete = train(config, connect(), resume)
+        complete = train(config, connect(), resume, Path(init_from) if init_from else None)
     except UserError as error:
-        if _first_to_fail():
-            print(f"train: error: {error}", file=sys.stderr, flush=True)
+        tell_first(str(error))
         return 2
+    except PeerLostError as error:
+        tell_first(str(error))
+        return 1
     except Exception:
-        if _first_to_fail():
+        if first_to_fail():
             traceback.print_exc()
         return 1
     disconnect()
     return 0 if complete else RESUMABLE_EXIT_STATUS
 
 
-def _first_to_fail() -> bool:
-    """Whether no other rank has failed before; a lost connection is the echo of another rank's failure."""
-    if not dist.is_initialized():
-        return os.environ.get("RANK", "0") == "0"  # before they are connected all ranks fail alike
+def dry_run(config_file: str, overrides: Sequence[str] = (), ranks: int | None = None) -> int:
+    """Print what `launch` would do, once, and touch nothing.
+
+    Args:
+        ranks: how many processes there would be; as many as there are now if not given.
+
+    Returns:
+        the exit status: 0, or 2 for a `UserError`.
+    """
+    environment = {"MASTER_ADDR": "localhost", **os.environ}
+    map_launcher_environment(environment)
+    if environment["RANK"] != "0":
+        return 0
     try:
-        return dist.distributed_c10d._get_default_store().add(_FAILED, 1) == 1
-    except (RuntimeError, ValueError):
-        return False
+        print(describe_run(load_config(config_file, overrides), ranks or int(environment["WORLD_SIZE"])))
+    except UserError as error:
+        tell_first(str(error))
+        return 2
+    return 0

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import sys
-import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
+from nar_scale.config import Config, dump_config
 from nar_scale.evaluation import encode_png
 from nar_scale.files import write_atomically
+from nar_scale.training.metrics_log import MetricsLog
+from nar_scale.training.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
-_SECONDS_BETWEEN_LINES = 10.0
+_JUDGED_BY = "train/loss"
 
 
 class Monitor:
@@ -27,33 +31,60 @@ class Monitor:
         step: the step that the run starts or resumes from; what an interrupted attempt reported after it is
             dropped.
         steps: the length of the run.
+
+    Raises:
+        OSError: by each method, where the disk refuses.
     """
 
     def __init__(self, directory: Path, step: int, steps: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._log_path = directory / METRICS_FILE
-        _drop_later_lines(self._log_path, step)
-        self._log = open(self._log_path, "a", buffering=1)  # noqa: SIM115 - closed by close()
-        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
-        self._samples = directory / "samples"
+        self._log = MetricsLog(directory / METRICS_FILE, step)
+        self._tensorboard, self._samples = directory / "tensorboard", directory / "samples"
+        self._step, self._writer = step, self._write_after(step)
         self.progress = Progress(step, steps)
 
-    def scalars(self, step: int, values: dict[str, float], group: str = "train") -> None:
+    def _write_after(self, step: int) -> SummaryWriter:
+        """A writer to TensorBoard, which does not show what was written after the step before."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._tensorboard), purge_step=step + 1)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was reported after a step: the run has gone back to it."""
+        self._log.rewind(step)
+        self._writer.close()
+        self._writer = self._write_after(step)
+
+    def settings(self, config: Config, resolved: Mapping[str, Any]) -> None:
+        """Record the resolved configuration of a run, as text and as hyperparameters to compare runs by.
+
+        The HParams tab shows the last losses beside them, since it looks for scalars of these names in the same run.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        measured = [_JUDGED_BY]
+        if config.logging.evaluate_every:
+            measured += [f"{validation_group(source)}/nats_per_token" for source in config.data.sources or ("",)]
+        events: Any = self._writer.file_writer
+        for summary in hparams(dict(_flattened(config.model_dump(mode="json"))), dict.fromkeys(measured, 0.0))[:2]:
+            events.add_summary(summary)
+        self._writer.add_text("config", _verbatim(dump_config(config)), self._step)
+        self._writer.add_text("deepspeed", _verbatim(json.dumps(resolved, indent=2)), self._step)
+        self._writer.flush()
+
+    def scalars(self, step: int, values: Mapping[str, float], group: str = "train") -> None:
         """Record named values of a step."""
         prefix = "" if group == "train" else f"{group}_"
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        line = {"step": step, **{f"{prefix}{name}": value for name, value in finite.items()}}
-        self._log.write(json.dumps(line) + "\n")
+        self._log.write(step, {f"{prefix}{name}": value for name, value in values.items()})
         for name, value in values.items():
             if math.isfinite(value):
                 self._writer.add_scalar(f"{group}/{name}", value, step)
+        # after a kill the run goes on from its last checkpoint, and nobody could report these steps again
+        self._writer.flush()
 
     def texts(self, step: int, texts: list[str]) -> None:
         """Record generated samples of a step, in TensorBoard and as a file."""
         for number, text in enumerate(texts):
-            fenced = "\n".join("    " + line for line in text.splitlines())
-            self._writer.add_text(f"samples/{number}", fenced, step)
+            self._writer.add_text(f"samples/{number}", _verbatim(text), step)
         self._samples.mkdir(exist_ok=True)
         write_atomically(self._samples / f"step-{step:09d}.txt", "\n\n=====\n\n".join(texts).encode())
 
@@ -70,56 +101,22 @@ class Monitor:
         self._writer.close()
 
 
-class Progress:
-    """Step, loss, tokens/s and time left: a bar on a terminal, a line now and then in a log file."""
-
-    def __init__(self, step: int, steps: int):
-        self._first, self._steps = step, steps
-        self._start = self._last_line = time.monotonic()
-        interactive = sys.stderr.isatty()
-        self._bar: Any = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True) if interactive else None
-
-    def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-        """Show where the run is."""
-        status = f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s"
-        if self._bar is not None:
-            self._bar.set_postfix_str(status)
-            self._bar.update(step - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._last_line < _SECONDS_BETWEEN_LINES and step < self._steps:
-            return
-        self._last_line = now
-        left = (now - self._start) / max(step - self._first, 1) * (self._steps - step)
-        self.say(f"step {step}/{self._steps}, {status}, {_minutes(left)} left")
-
-    def say(self, line: str) -> None:
-        """Print a line without disturbing the bar."""
-        if self._bar is not None:
-            self._bar.write(line)
-        else:
-            print(line, flush=True)
-
-    def close(self) -> None:
-        """Leave the terminal tidy."""
-        if self._bar is not None:
-            self._bar.close()
+def validation_group(source: str) -> str:
+    """The group of the scalars of held-out data; a single source has no name."""
+    return f"validation_{source}" if source else "validation"
 
 
-def _minutes(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+def _verbatim(text: str) -> str:
+    """Markdown that shows the text as it is."""
+    return "\n".join("    " + line for line in text.splitlines())
 
 
-def _drop_later_lines(path: Path, step: int) -> None:
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except ValueError:
-            continue  # the line that a kill cut off
-    write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """`section.key` and value, for everything that is set."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, (bool, int, float, str)):
+            yield f"{prefix}{key}", value
+        elif value is not None:
+            yield f"{prefix}{key}", json.dumps(value)

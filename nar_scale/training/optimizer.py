@@ -9,8 +9,13 @@ import torch
 from torch import nn
 
 from nar_scale.config import OptimizerConfig, ScheduleConfig
+from nar_scale.model import AttentionLayers
 from nar_scale.model.layers import Embedding
-from nar_scale.training.ema import AveragingAdamW, forget_averages
+from nar_scale.training.ema import averaging, forget_averages
+from nar_scale.training.lion import Lion
+from nar_scale.training.muon import Muon
+
+_KINDS: dict[str, Any] = {"adamw": torch.optim.AdamW, "lion": Lion, "muon": Muon}
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -34,34 +39,64 @@ def _is_matrix(parameter: nn.Parameter) -> bool:
     return len(getattr(parameter, "ds_shape", parameter.shape)) >= 2
 
 
+def muon_matrices(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The matrices of the blocks by name: not those of embeddings and heads, for which Muon is not made."""
+    blocks = {id(p) for stack in module.modules() if isinstance(stack, AttentionLayers) for p in stack.parameters()}
+    return {
+        name: parameter
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and id(parameter) in blocks and _is_matrix(parameter)
+    }
+
+
 def build_optimizer(
     module: nn.Module, config: OptimizerConfig, ema_decay: float | None = None
 ) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101), fused into one kernel on GPUs; with an average of the weights if a decay is given."""
+    """The optimizer of a config, over whole parameters or those that `deepspeed.zero.Init` has sharded.
+
+    AdamW (arXiv:1711.05101), fused into one kernel on GPUs, `Lion`, or `Muon` with AdamW for all but the matrices of
+    the blocks; with an average of the weights if a decay is given.
+    """
     groups = parameter_groups(module, config.weight_decay)
-    settings: dict[str, Any] = {
-        "lr": config.learning_rate,
-        "betas": config.betas,
-        "eps": config.eps,
-        "fused": next(module.parameters()).is_cuda,
+    settings: dict[str, Any] = {"lr": config.learning_rate, "betas": config.betas}
+    if config.kind != "lion":
+        settings |= {"eps": config.eps, "fused": next(module.parameters()).is_cuda}
+    if config.kind == "muon":
+        groups = _with_muon(groups, module, config)
+    if ema_decay is not None:
+        return averaging(_KINDS[config.kind])(groups, decay=ema_decay, **settings)
+    optimizer = _KINDS[config.kind](groups, **settings)
+    optimizer.register_load_state_dict_post_hook(forget_averages)
+    return optimizer
+
+
+def _with_muon(groups: list[dict[str, Any]], module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+    """The same groups without the matrices of the blocks, and one with them."""
+    matrices = muon_matrices(module)
+    muon = {
+        "params": list(matrices.items()),
+        "use_muon": True,
+        "lr": config.muon_learning_rate,
+        "momentum": config.muon_momentum,
+        "weight_decay": config.weight_decay,
     }
-    if ema_decay is None:
-        optimizer = torch.optim.AdamW(groups, **settings)
-        optimizer.register_load_state_dict_post_hook(forget_averages)
-        return optimizer
-    return AveragingAdamW(groups, decay=ema_decay, **settings)
+    for group in groups:
+        group["params"] = [(name, parameter) for name, parameter in group["params"] if name not in matrices]
+    return [*(group | {"use_muon": False} for group in groups if group["params"]), muon]
 
 
 def learning_rate_factor(schedule: ScheduleConfig, step: int, steps: int) -> float:
     """The factor on the learning rate at `step` (from 0) of a run of `steps`.
 
-    Linear warm-up, then `cosine` to `final_factor`, `constant`, or `wsd` (warm-up, stable, linear decay over
-    the last `decay_fraction` of the run).
+    Linear warm-up, then `cosine` to `final_factor`, `constant`, `wsd` (warm-up, stable, linear decay over
+    the last `decay_fraction` of the run), or `inverse_sqrt` (sqrt(warm-up / step), arXiv:1706.03762, section 5.3).
     """
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
     if schedule.kind == "constant":
         return 1.0
+    if schedule.kind == "inverse_sqrt":
+        return math.sqrt(max(schedule.warmup_steps, 1) / (step + 1))
     if schedule.kind == "cosine":
         progress = (step - schedule.warmup_steps) / max(steps - 1 - schedule.warmup_steps, 1)
         return schedule.final_factor + (1 - schedule.final_factor) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2

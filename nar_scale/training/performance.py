@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import psutil
 import torch
 
 from nar_scale.model import TransformerWrapper
@@ -38,11 +39,26 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
 
 
-def peak_memory(device: torch.device) -> float:
-    """Most memory used so far, in GiB: of the GPU, or of the process on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / GIBIBYTE
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIBIBYTE
+def memory(device: torch.device) -> dict[str, float]:
+    """Memory of this process in GiB, the most so far and now: of its GPU and of the host, or of the host alone."""
+    now = psutil.Process().memory_info().rss / GIBIBYTE
+    peak = max(now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIBIBYTE)
+    if device.type != "cuda":
+        return {"memory_gib": peak, "memory_now_gib": now}
+    return {
+        "memory_gib": torch.cuda.max_memory_allocated(device) / GIBIBYTE,
+        "memory_now_gib": torch.cuda.memory_allocated(device) / GIBIBYTE,
+        "host_memory_gib": peak,
+        "host_memory_now_gib": now,
+    }
+
+
+@contextmanager
+def timed(timings: dict[str, float], name: str) -> Iterator[None]:
+    """A `with` block whose seconds are added to those of a name."""
+    start = time.perf_counter()
+    yield
+    timings[name] = timings.get(name, 0.0) + time.perf_counter() - start
 
 
 class Stopwatch:

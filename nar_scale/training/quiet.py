@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 
 
@@ -19,6 +20,13 @@ def quieten_libraries() -> None:
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
         handler.setLevel(logging.ERROR)
+    threading.excepthook = _leave_to_main_thread
+
+
+def _leave_to_main_thread(problem: threading.ExceptHookArgs) -> None:
+    """Say nothing of what TensorBoard's thread cannot write: the next call of its writer raises it again."""
+    if type(problem.thread).__module__.split(".")[0] != "tensorboard":
+        threading.__excepthook__(problem)
 
 
 def _accelerator() -> str:

@@ -3,78 +3,97 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState, find_damage
-from nar_scale.config import Config, ModelConfig, dump_config, load_config, resolve_deepspeed_config
-from nar_scale.errors import CheckpointError
+from nar_scale.checkpoint import CheckpointStore, TrainingState
+from nar_scale.config import Config, dump_config, resolve_deepspeed_config, steps_of_run
 from nar_scale.files import write_atomically
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.data import TrainingData, open_training_data
 from nar_scale.training.distributed import World
 from nar_scale.training.engine import build_engine, sharded_from_birth
 from nar_scale.training.evaluating import Evaluator
+from nar_scale.training.guard import Guard
 from nar_scale.training.monitor import Monitor
+from nar_scale.training.muon_groups import MuonCheck
 from nar_scale.training.performance import full_size
 from nar_scale.training.phase import Phase
+from nar_scale.training.plain_words import in_plain_words
+from nar_scale.training.profiling import Profiler
 from nar_scale.training.reporting import Reporter
+from nar_scale.training.resuming import check_same_model, check_same_stream, find_checkpoint, start_from_weights
 from nar_scale.training.samples import SampleWriter
 from nar_scale.training.saving import Saver, check_writable, load_checkpoint
+from nar_scale.training.sequence import share_sequences
 from nar_scale.training.stop import StopRequest
-from nar_scale.training.trainer import Trainer
-
-# how a model is computed rather than what it is
-_FREE = ("dropout", "activation_checkpointing", "attention_kernel", "compile", "logits_chunk_size")
-# what a checkpoint cannot be resumed with when it has changed
-_FIXED = (
-    *(f"model.{name}" for name in ModelConfig.model_fields if name not in _FREE),
-    "objective.kind",
-    "objective.block_size",
-    "objective.num_classes",
-    "objective.prefix_length",
-    "objective.self_conditioning",
-    "objective.self_token_critic",
-    "data.field",
-    "data.class_field",
-    "data.document_field",
-    "data.sequential",
-    "data.shuffle_window",
-    "training.seed",
-    "training.global_batch_size",
-)
+from nar_scale.training.stragglers import Stragglers
+from nar_scale.training.trainer import Hook, Trainer
+from nar_scale.training.voice import own_store
+from nar_scale.training.watchdog import Watchdog
 
 
-def train(config: Config, world: World, resume: str = "auto") -> bool:
+def train(
+    config: Config,
+    world: World,
+    resume: str = "auto",
+    init_from: Path | None = None,
+    more_hooks: Sequence[Hook] = (),
+) -> bool:
     """Train as the config says, resuming where an earlier attempt stopped.
 
     Args:
         world: this process, connected to its peers.
         resume: `auto` for the newest good checkpoint of the run directory if there is one, `never`, or the
             path of a checkpoint (`RUN/checkpoints/step-000001000`).
+        init_from: a consolidated or a training checkpoint whose weights a run that resumes nothing starts from.
+        more_hooks: called after those of the run itself.
 
     Returns:
         whether the run is complete; if not, it was asked to stop and has saved.
 
     Raises:
-        UserError: anything the user can mend; on every rank.
+        UserError: anything the user can mend.
+        PeerLostError: another process has ended without a word.
     """
-    stop = StopRequest(watch_file=world.is_main)
+    phase = Phase()
+    own_store()  # a connection that is there when others are not
+    with in_plain_words(phase, config, world.device):
+        stop = StopRequest(world.is_main, phase, config.faults.stop_deadline_seconds)
+        try:
+            return _train(config, world, resume, init_from, phase, stop, more_hooks)
+        finally:
+            stop.restore()
+
+
+def _train(
+    config: Config,
+    world: World,
+    resume: str,
+    init_from: Path | None,
+    phase: Phase,
+    stop: StopRequest,
+    more_hooks: Sequence[Hook],
+) -> bool:
     resolved = resolve_deepspeed_config(config, world.size)
+    world = world.sharing_sequences(config.training.sequence_parallel_size)
     directory = Path(str(config.training.run_directory))
     store = CheckpointStore(directory / "checkpoints")
     check_writable(store)
     data = open_training_data(config, world)
     vocabulary_size = data.sample_format.vocabulary_size
 
-    source, step = _find_checkpoint(store, resume, world)
+    source, step = find_checkpoint(store, resume, world)
     torch.manual_seed(config.training.seed)
     with sharded_from_birth(config, world):
         wrapper = build_wrapper(config, vocabulary_size)
     parameters = sum(map(full_size, wrapper.parameters()))
     engine = build_engine(wrapper, config, world)
+    if world.sequence_group is not None:
+        wrapper.share = share_sequences(world)
     state = TrainingState(
         step=0,
         samples=0,
@@ -89,26 +108,56 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
         source_samples=data.consumed(0),
     )
     if step is not None:
-        _check_same_model(config, source.path(step))
-        saved = load_checkpoint(source, step, engine, world)
-        _check_same_stream(saved, state, data.consumed(saved.samples), source.path(step))
+        check_same_model(config, source.path(step))
+        saved = load_checkpoint(source, step, engine, config)
+        check_same_stream(saved, state, data.consumed(saved.samples), source.path(step))
         if world.is_main and source.directory.resolve() == store.directory.resolve():
             store.supersede_after(step)
-        # a cache or a data set may be in another place than it was
-        state = replace(saved, tokenizer=data.tokenizer or saved.tokenizer)
+        # the ranks may be others, and a cache or a data set may be in another place than it was
+        state = replace(
+            saved,
+            world_size=state.world_size,
+            zero_stage=state.zero_stage,
+            tokenizer=data.tokenizer or saved.tokenizer,
+        )
+    elif init_from is not None:
+        start_from_weights(engine, init_from)
     if world.is_main:
         write_atomically(directory / "config.yaml", dump_config(config).encode())
         write_atomically(directory / "deepspeed.json", (json.dumps(resolved, indent=2) + "\n").encode())
         print(_summary(config, world, parameters, data, state, directory), flush=True)
         print(f"config: {json.dumps(config.model_dump(mode='json'))}\ndeepspeed: {json.dumps(resolved)}", flush=True)
-    monitor = Monitor(directory, state.step, config.training.steps) if world.is_main else None
-    stream = data.stream(config, world, state.samples)
-    hooks = (Reporter(monitor), Evaluator(monitor), SampleWriter(monitor), Saver(store, state.step))
-    trainer = Trainer(config, engine, world, stream, data, state, hooks, stop, Phase())
+    monitor = Monitor(directory, state.step, steps_of_run(config)) if world.is_main else None
+    if monitor is not None:
+        monitor.settings(config, resolved)
+    stream = data.stream(config, world, state.samples, state.step)
+    saver = Saver(store, config, world, state.step)
+    hooks: tuple[Hook, ...] = (
+        *([MuonCheck(engine)] if config.optimizer.kind == "muon" else []),
+        Reporter(monitor, Stragglers(config.faults.straggler_ratio)),
+        Evaluator(monitor),
+        SampleWriter(monitor),
+        saver,
+        Profiler(directory, config.logging, engine, world, monitor, state.step),
+        *more_hooks,
+    )
+
+    def reload() -> int | None:
+        saver.settle()
+        _, newest = find_checkpoint(store, "auto", world)
+        if newest is not None:
+            load_checkpoint(store, newest, engine, config)
+            if monitor is not None:
+                store.supersede_after(newest)
+                monitor.rewind(newest)
+        return newest
+
+    guard = Guard(config.faults, engine, world, reload)
+    trainer = Trainer(config, engine, world, stream, data, state, hooks, stop, phase, guard)
     try:
-        complete = trainer.run()
+        with Watchdog(phase, world, directory, config.faults):
+            complete = trainer.run()
     finally:
-        stop.restore()
         if monitor is not None:
             monitor.close()
     if world.is_main:
@@ -116,83 +165,22 @@ def train(config: Config, world: World, resume: str = "auto") -> bool:
     return complete
 
 
-def _find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[CheckpointStore, int | None]:
-    if resume == "never":
-        if store.steps():
-            raise CheckpointError(
-                f"{store.directory} holds checkpoints up to step {store.steps()[-1]}; --resume never would overwrite "
-                "them: remove them or set another training.run_directory"
-            )
-        return store, None
-    problem, step = None, None
-    if resume != "auto":
-        path = Path(resume)
-        store = CheckpointStore(path.parent)
-        steps = {store.path(step): step for step in store.steps()}
-        if path not in steps:
-            raise CheckpointError(f"--resume {resume}: no checkpoint there; give RUN/checkpoints/step-NNNNNNNNN")
-        step = steps[path]
-        problem = find_damage(path) if world.is_main else None
-    elif world.is_main:
-        try:
-            step = store.newest_good(report=print)
-        except CheckpointError as error:
-            problem = str(error)
-    problem, step = world.broadcast((problem, step))
-    if problem is not None:
-        raise CheckpointError(problem)
-    return store, step
-
-
-def _check_same_stream(saved: TrainingState, state: TrainingState, consumed: dict[str, int], path: Path) -> None:
-    """Refuse to go on with other data than the checkpoint has seen."""
-    for name, remedy in (
-        ("fingerprint", "the shards in data.directory have changed since"),
-        ("vocabulary_size", "the vocabulary has changed since"),
-    ):
-        before, now = getattr(saved, name), getattr(state, name)
-        if before != now:
-            raise CheckpointError(
-                f"{path} has {name} {before}, this run {now}: {remedy}, or start anew in another training.run_directory"
-            )
-    if saved.source_samples != consumed:
-        raise CheckpointError(
-            f"{path} has consumed {_counts(saved.source_samples)}, but this mixture would have consumed "
-            f"{_counts(consumed)} by then: set the weights back, and change them by a data.curriculum from step "
-            f"{saved.step} or later on"
-        )
-
-
-def _counts(consumed: dict[str, int]) -> str:
-    return ", ".join(f"{number:,} samples of {name}" for name, number in consumed.items()) or "a single source"
-
-
-def _check_same_model(config: Config, path: Path) -> None:
-    """Refuse to go on with settings that give the weights or the position in the stream another meaning."""
-    saved = load_config(path / CONFIG_FILE)
-    for key in _FIXED:
-        section, name = key.split(".")
-        before, now = getattr(getattr(saved, section), name), getattr(getattr(config, section), name)
-        if before != now:
-            raise CheckpointError(
-                f"{path} was trained with {key} {before}, not {now}; set it back, or start anew in another "
-                "training.run_directory"
-            )
-
-
 def _summary(
     config: Config, world: World, parameters: int, data: TrainingData, state: TrainingState, directory: Path
 ) -> str:
     training = config.training
     tokens = training.global_batch_size * config.model.max_seq_len
-    accumulation = training.global_batch_size // (training.micro_batch_size * world.size)
+    accumulation = training.global_batch_size // (training.micro_batch_size * world.data_size)
     start = f"resuming at step {state.step} of" if state.step else "training"
+    ranks = f"{world.size} rank(s)"
+    if world.sequence_size > 1:
+        ranks = f"{world.data_size} group(s) of {world.sequence_size} ranks that share sequences"
     return "\n".join(
         (
-            f"{start} {training.steps:,} steps: {config.objective.kind.replace('_', '-')}, {parameters / 1e6:.2f} M "
-            f"parameters, {training.precision}, ZeRO {state.zero_stage}",
+            f"{start} {steps_of_run(config):,} steps: {config.objective.kind.replace('_', '-')}, "
+            f"{parameters / 1e6:.2f} M parameters, {training.precision}, ZeRO {state.zero_stage}",
             f"data: {data.summary}; {tokens:,} tokens a step = "
-            f"{world.size} rank(s) x {accumulation} micro-batch(es) of {training.micro_batch_size} x "
+            f"{ranks} x {accumulation} micro-batch(es) of {training.micro_batch_size} x "
             f"{config.model.max_seq_len} tokens",
             f"run: {directory} (resolved configuration in config.yaml and deepspeed.json)",
         )
@@ -202,4 +190,4 @@ def _summary(
 def _farewell(config: Config, complete: bool, state: TrainingState, store: CheckpointStore) -> str:
     end = "done" if complete else "stopped as asked; run the same command to go on"
     saved = f"checkpoint {store.path(state.step)}" if state.step else "nothing to save yet"
-    return f"step {state.step}/{config.training.steps}, {end}; {saved}"
+    return f"step {state.step}/{steps_of_run(config)}, {end}; {saved}"

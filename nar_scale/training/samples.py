@@ -14,8 +14,10 @@ from nar_scale.decoding import Sampler
 from nar_scale.evaluation import image_grid
 from nar_scale.masking import Noise
 from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
+from nar_scale.training.abandoning import abandoned_on_request, polled_calls
 from nar_scale.training.engine import gathered
 from nar_scale.training.monitor import Monitor
+from nar_scale.training.performance import timed
 from nar_scale.training.trainer import Trainer
 
 
@@ -30,13 +32,16 @@ class SampleWriter:
         self.monitor = monitor
 
     def after_step(self, trainer: Trainer) -> None:
-        """Generate if it is due."""
-        if not trainer.due(trainer.config.logging.sample_every):
+        """Generate if it is due, unless the run is asked to stop."""
+        if trainer.stopping or not trainer.due(trainer.config.logging.sample_every):
             return
         trainer.phase.enter("sampling")
-        state = trainer.state
-        tokens = generate_tokens(trainer.engine.module, trainer.config, state)
-        if self.monitor is None:
+        state, wrapper = trainer.state, trainer.engine.module
+        tokens = None
+        timer, abandoned = timed(trainer.timings, "sampling_seconds"), abandoned_on_request(trainer)
+        with timer, abandoned, polled_calls(trainer, wrapper.net):
+            tokens = generate_tokens(wrapper, trainer.config, state)
+        if self.monitor is None or tokens is None:
             return
         shape = trainer.config.logging.image_shape
         if shape is None:

@@ -2,117 +2,207 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from safetensors import SafetensorError
+from torch import Tensor
 
 from nar_scale.checkpoint import (
     CONFIG_FILE,
+    EMA,
     CheckpointStore,
+    Partition,
+    PartitionReader,
     TrainingState,
     list_files,
+    partition_file,
     record_files,
     run_probe,
     save_probe,
+    write_partitions,
 )
 from nar_scale.config import Config, dump_config
-from nar_scale.errors import CheckpointError, UserError
+from nar_scale.errors import CheckpointError
+from nar_scale.files import remedy_for
+from nar_scale.training.consolidating import Consolidations
 from nar_scale.training.distributed import World
-from nar_scale.training.engine import gathered, gradient_norm
+from nar_scale.training.engine import gathered
+from nar_scale.training.finite import check_weights
+from nar_scale.training.partitions import loss_scale_of, partitions_of, restore, restore_loss_scale
+from nar_scale.training.performance import timed
 from nar_scale.training.trainer import Trainer
-
-_SETTINGS = ("betas", "eps", "weight_decay")
 
 
 class Saver:
     """Writes a checkpoint every `checkpoint.every` steps, and where the run ends or stops.
 
+    With `checkpoint.asynchronous` the ranks only copy what they hold into memory and go on; a thread writes, verifies
+    and publishes it, and the next checkpoint waits for that.
+
     Args:
         store: where to.
+        config: of the run.
+        world: of this rank.
         saved_step: of the last checkpoint.
     """
 
-    def __init__(self, store: CheckpointStore, saved_step: int):
-        self.store, self.saved_step = store, saved_step
+    def __init__(self, store: CheckpointStore, config: Config, world: World, saved_step: int):
+        self.store, self.config, self.saved_step = store, config, saved_step
+        self.consolidations = Consolidations(store) if config.checkpoint.consolidate_every and world.is_main else None
+        self._thread: ThreadPoolExecutor | None = None
+        self._memory: Memory | None = None
+        self._world = world
+        self._writing: Future[int] | None = None
+        if config.checkpoint.asynchronous:
+            self._thread, self._memory = ThreadPoolExecutor(1, "checkpoint"), {}
+            # what the thread and the steps have to agree on must not get mixed up
+            self._world = replace(world, control=dist.new_group(backend="gloo", timeout=world.patience))
 
     def after_step(self, trainer: Trainer) -> None:
         """Save if it is due."""
-        if trainer.due(trainer.config.checkpoint.every):
+        settings = self.config.checkpoint
+        if trainer.due(settings.every) or trainer.due(settings.consolidate_every):
             self._save(trainer)
+        elif self._writing is not None and self._writing.done():
+            self.settle()
+        if self.consolidations is not None:
+            self.consolidations.advance()
 
     def at_end(self, trainer: Trainer) -> None:
-        """Save the last step unless that is done."""
+        """Save the last step unless that is done, and wait for what is being written."""
         if self.saved_step != trainer.state.step:
             self._save(trainer)
+        trainer.phase.enter("waiting for the last checkpoint")
+        self.settle()
+        if self.consolidations is not None and trainer.complete:
+            self.consolidations.finish()
+            self._retain()
+        elif self.consolidations is not None:  # there may be little time left
+            self.consolidations.abandon()
 
     def _save(self, trainer: Trainer) -> None:
-        """Write a checkpoint, unless the last step has spoilt the weights (fp16 skips such a step)."""
+        """Write a checkpoint, unless a step has spoilt the weights."""
         trainer.phase.enter("saving a checkpoint")
-        norm, step = gradient_norm(trainer.engine), trainer.state.step
-        if norm is not None and not math.isfinite(norm) and trainer.config.training.precision != "fp16":
-            raise UserError(
-                f"the gradient norm is {norm} at step {step}, which is not saved; lower optimizer.learning_rate and "
-                f"run again, to go on from the last checkpoint in {self.store.directory}"
-            )
-        save_checkpoint(self.store, trainer.engine, trainer.state, trainer.world, trainer.config)
+        step = trainer.state.step
+        with timed(trainer.timings, "checkpoint_seconds"):
+            check_weights(trainer.engine, trainer.world, step)
+            self.settle()
+            snapshot = take_snapshot(trainer.engine, trainer.state, trainer.config, self._memory)
+            if self._thread is None:
+                self._consolidate(self._write(snapshot))
+            else:
+                self._writing = self._thread.submit(self._write, snapshot)
         self.saved_step = step
 
+    def _write(self, snapshot: Snapshot) -> int:
+        write_checkpoint(self.store, snapshot, self._world)
+        if self._world.is_main:
+            self._retain()
+        return snapshot.state.step
 
-def save_checkpoint(store: CheckpointStore, engine: Any, state: TrainingState, world: World, config: Config) -> None:
-    """Write a checkpoint on all ranks, verify and publish it, then delete old ones.
+    def _retain(self) -> None:
+        in_use = self.consolidations.steps if self.consolidations is not None else ()
+        self.store.retain(self.config.checkpoint.keep_last, self.config.checkpoint.keep_every, in_use)
+
+    def settle(self) -> None:
+        """Wait for what is being written.
+
+        Raises:
+            CheckpointError: it could not be.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            self._consolidate(writing.result())
+
+    def _consolidate(self, step: int) -> None:
+        if self.consolidations is not None and step % self.config.checkpoint.consolidate_every == 0:
+            self.consolidations.add(step)
+
+
+Memory = dict[tuple[str, str], Tensor]
+"""By kind and name of the parameter."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a rank writes into a checkpoint."""
+
+    state: TrainingState
+    config: str
+    probe: dict[str, Tensor]
+    partitions: Callable[[], Iterable[Partition]]
+
+
+def take_snapshot(engine: Any, state: TrainingState, config: Config, memory: Memory | None) -> Snapshot:
+    """What this rank's engine holds after a step.
+
+    Args:
+        memory: of the host, to copy it into, so that the next step does not change it; taken when it is first needed,
+            and free to be used again when the snapshot has been written. None for no copy.
+    """
+    with gathered(engine.module):
+        probe = run_probe(engine.module)
+    state = replace(state, loss_scale=loss_scale_of(engine))
+    if memory is None:
+        return Snapshot(state, dump_config(config), probe, lambda: partitions_of(engine))
+    copies = [
+        replace(part, tensors={kind: _copy(value, (kind, part.name), memory) for kind, value in part.tensors.items()})
+        for part in partitions_of(engine)
+    ]
+    return Snapshot(state, dump_config(config), probe, lambda: copies)
+
+
+def _copy(value: Tensor, key: tuple[str, str], memory: Memory) -> Tensor:
+    if key not in memory:  # fresh pages cost more than the copy does, as do pages that are not pinned
+        memory[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+    return memory[key].copy_(value)
+
+
+def write_checkpoint(store: CheckpointStore, snapshot: Snapshot, world: World) -> None:
+    """Write a checkpoint on all ranks, verify and publish it.
 
     Raises:
         CheckpointError: on every rank alike, when any of them cannot write.
     """
-    writing = Path(_together(world, lambda: str(store.prepare(state.step)) if world.is_main else None)[0])
-    with gathered(engine.module):
-        probe = run_probe(engine.module)
+    step = snapshot.state.step
+    writing = Path(_together(world, store.directory, lambda: str(store.prepare(step)) if world.is_main else None)[0])
 
-    def write() -> None:
-        engine.save_checkpoint(str(store.directory), tag=writing.name, save_latest=False)
+    def write() -> dict[str, Any]:
+        names = [partition_file(world.rank)]
+        write_partitions(writing / names[0], snapshot.partitions)
         if world.is_main:
-            state.save(writing)
-            save_probe(writing, probe)
-            (writing / CONFIG_FILE).write_text(dump_config(config))
+            snapshot.state.save(writing)
+            save_probe(writing, snapshot.probe)
+            (writing / CONFIG_FILE).write_text(snapshot.config)
+            names += [name for name in list_files(writing) if not name.startswith(f"{Path(names[0]).parent}/")]
+        return dict(record_files(writing, names))
 
-    _together(world, write)
-    names = world.broadcast(list_files(writing) if world.is_main else None)
     records: dict[str, Any] = {}
-    for part in _together(world, lambda: record_files(writing, names[world.rank :: world.size])):
+    for part in _together(world, store.directory, write):
         records.update(part)
-
-    def publish() -> None:
-        if world.is_main:
-            store.publish(writing, state.step, records)
-            store.retain(config.checkpoint.keep_last, config.checkpoint.keep_every)
-
-    _together(world, publish)
+    _together(world, store.directory, lambda: store.publish(writing, step, records) if world.is_main else None)
 
 
-def load_checkpoint(store: CheckpointStore, step: int, engine: Any, world: World) -> TrainingState:
-    """Restore engine and position from the checkpoint of a step.
+def load_checkpoint(store: CheckpointStore, step: int, engine: Any, config: Config) -> TrainingState:
+    """Restore engine and position from the checkpoint of a step, which any number of ranks and any ZeRO stage wrote.
 
-    The optimizer keeps the settings it was built with; only its moments come from the checkpoint.
+    The optimizer keeps the settings it was built with; only its state comes from the checkpoint.
 
     Raises:
-        CheckpointError: it was written by another number of ranks or another ZeRO stage.
+        CheckpointError: it holds another model, or cannot be read.
     """
     path = store.path(step)
     state = TrainingState.load(path)
-    here = (world.size, engine.zero_optimization_stage())
-    if (state.world_size, state.zero_stage) != here:
-        raise CheckpointError(
-            f"{path} was written by {state.world_size} rank(s) with ZeRO {state.zero_stage}; this run has {here[0]} "
-            f"rank(s) with ZeRO {here[1]}; start as many, or start anew in another training.run_directory"
-        )
-    settings = [{name: group[name] for name in _SETTINGS} for group in engine.optimizer.param_groups]
-    engine.load_checkpoint(str(store.directory), tag=path.name, load_lr_scheduler_states=False)
-    for group, configured in zip(engine.optimizer.param_groups, settings):
-        group.update(configured)
+    with PartitionReader(path) as reader:
+        restore(engine, reader, ignored=() if config.training.ema_decay else (EMA,))
+    restore_loss_scale(engine, state.loss_scale)
     return state
 
 
@@ -134,13 +224,17 @@ def check_writable(store: CheckpointStore) -> None:
         ) from None
 
 
-def _together(world: World, action: Callable[[], Any]) -> list[Any]:
+def _together(world: World, directory: Path, action: Callable[[], Any]) -> list[Any]:
     """Do something on every rank; all results by rank, or on every rank the first problem that any of them had."""
     result, problem = None, None
     try:
         result = action()
-    except (CheckpointError, OSError, RuntimeError, SafetensorError) as error:
-        problem = str(error) if isinstance(error, CheckpointError) else f"cannot write the checkpoint: {error}"
+    except CheckpointError as error:
+        problem = str(error)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        remedy = remedy_for(error) if isinstance(error, OSError) else None
+        reason = f"{error}; {remedy}, or set another training.run_directory" if remedy else str(error)
+        problem = f"cannot write a checkpoint to {directory}: {reason}"
     outcomes = world.gather((result, problem))
     for _, each in outcomes:
         if each is not None:

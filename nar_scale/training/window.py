@@ -10,37 +10,68 @@ from nar_scale.training.distributed import World
 
 
 class LossWindow:
-    """Sums since the last report, kept on the device so that no step waits for them."""
+    """Sums since the last report, kept on the device so that no step waits for them.
 
-    def __init__(self) -> None:
-        self._steps = 0
-        self._sums = self._counts = self._weights = torch.zeros(())
-        self._metrics: dict[str, Tensor] = {}
+    A step that was skipped, for want of a finite gradient, is left out: its loss may be anything.
+
+    Attributes:
+        last_loss: this rank's share of the last step's loss, a float64 scalar; the shares of all ranks add up to it.
+        steps: steps since the last report, with those skipped.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.last_loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.steps = self._applied = 0
+        self._counts = self._weights = torch.zeros(())
+        self._sums: dict[str, Tensor] = {}
+        self._step: dict[str, Tensor] = {}
 
     def add(self, terms: LossTerms) -> None:
         """Add a micro-batch of this rank."""
-        self._sums = terms.sums.detach().double() + self._sums.to(terms.sums.device)
         self._weights = terms.weights
-        for name, values in terms.metrics.items():
-            self._metrics[name] = values.double() + self._metrics.get(name, 0.0)
+        for name, values in {"": terms.sums.detach(), **terms.metrics}.items():
+            self._step[name] = values.double() + self._step.get(name, 0.0)
 
-    def finish_step(self, counts: Tensor) -> None:
-        """Add what the global batch of a step counts, float64 `[terms]`."""
-        self._counts = counts + self._counts.to(counts.device)
-        self._steps += 1
+    def finish_step(self, counts: Tensor, applied: bool) -> None:
+        """Add what the global batch of a step counts, float64 `[terms]`; leave the step out if it was skipped."""
+        self.steps += 1
+        self.last_loss = (self._weights * self._step[""] / counts.clamp(min=1)).sum()
+        if applied:
+            self._applied += 1
+            self._counts = counts + self._counts.to(counts.device)
+            for name, values in self._step.items():
+                self._sums[name] = values + self._sums.get(name, 0.0)
+        self._step = {}
 
-    def reduce(self, world: World, term_names: tuple[str, ...]) -> tuple[int, dict[str, float]]:
-        """The steps in the window and their mean losses and metrics over all ranks; empties the window."""
-        names = sorted(self._metrics)
-        metrics = [self._metrics[name] for name in names]
-        flat = world.sum(torch.cat([self._sums, *metrics]))
-        means = flat[: len(term_names)] / self._counts.clamp(min=1)
-        values = {"loss": float((means * self._weights).sum())}
+    def reduce(
+        self, world: World, term_names: tuple[str, ...], own_seconds: float
+    ) -> tuple[dict[str, float], list[float]]:
+        """Reduce the window over all ranks, in one message, and empty it.
+
+        Args:
+            own_seconds: what this rank took for its own part of the steps.
+
+        Returns:
+            the mean losses and metrics of the steps, none if all were skipped; and the own seconds of each rank.
+        """
+        names = sorted(self._sums)
+        counts, weights = self._counts, self._weights
+        seconds = torch.zeros(world.size, dtype=torch.float64)
+        seconds[world.rank] = own_seconds
+        parts = [*(self._sums[name] for name in names), seconds.to(world.device)]
+        self._clear()
+        *sums, seconds = world.sum(torch.cat(parts)).split([len(part) for part in parts])
+        totals = dict(zip(names, sums))
+        if not totals:
+            return {}, seconds.tolist()
+        means = totals.pop("") / counts.clamp(min=1)
+        values = {"loss": float((means * weights).sum())}
         if len(term_names) > 1:
             values.update(zip(term_names, means.tolist()))
-        for name, (total, count) in zip(names, flat[len(term_names) :].view(-1, 2).tolist()):
+        for name, (total, count) in ((name, pair.tolist()) for name, pair in totals.items()):
             if count:
                 values[name] = total / count
-        steps = self._steps
-        self.__init__()  # type: ignore[misc]
-        return steps, values
+        return values, seconds.tolist()

@@ -8,17 +8,21 @@ from objectives.helpers import random_tokens
 from safetensors.torch import load_file, save_file
 
 from nar_scale.checkpoint import (
+    WEIGHT,
     CheckpointStore,
     ModelInfo,
+    Partition,
     TrainingState,
     check_probe,
     consolidate,
     describe_decoding,
     list_files,
     load_exported,
+    partition_file,
     record_files,
     run_probe,
     save_probe,
+    write_partitions,
 )
 from nar_scale.checkpoint.exported import write_exported
 from nar_scale.config import dump_config
@@ -255,15 +259,17 @@ def test_another_directory_is_told_apart(tmp_path):
 
 
 def finished_run(run, settings=NAR, steps=(10, 20)):
-    """What training on one rank without ZeRO leaves behind."""
+    """What training on one rank leaves behind."""
     config, wrapper = built(settings)
     store = CheckpointStore(run / "checkpoints")
     for step in steps:
         wrapper.net.token_emb.weight.data += 0.1
         writing = store.prepare(step)
-        torch.save(
-            {"module": wrapper.state_dict(), "optimizer": {"param_groups": []}}, writing / "mp_rank_00_model_states.pt"
-        )
+        parts = [
+            Partition(name, tuple(weight.shape), 0, {WEIGHT: weight.detach().flatten()})
+            for name, weight in wrapper.named_parameters()
+        ]
+        write_partitions(writing / partition_file(0), lambda parts=parts: parts)
         TrainingState(step, step * 8, "f", 0, 8, 1, 0, VOCABULARY, "byte", 256).save(writing)
         (writing / "config.yaml").write_text(dump_config(config))
         save_probe(writing, run_probe(wrapper))

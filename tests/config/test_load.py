@@ -160,7 +160,7 @@ def test_a_key_without_likeness_is_not_taken_for_a_sibling(key, message):
         config_with(**{key: 3})
 
 
-@pytest.mark.parametrize("key", ["model", "model.dim", "training.steps"])
+@pytest.mark.parametrize("key", ["model", "model.dim", "training.global_batch_size"])
 def test_missing_keys_are_named(key):
     values = copy.deepcopy(VALUES)
     *sections, name = key.split(".")

@@ -126,16 +126,23 @@ def wait_for_step(process: "subprocess.Popen[str]", run_directory: Path, step: i
         time.sleep(0.05)
 
 
-def run_forked(directory: Path, *cases: tuple[Path | str, Sequence[str], str]) -> list[tuple[int, str]]:
-    """Single-process runs of `train.py`, as (config, overrides, resume); returns exit statuses and outputs."""
+def run_forked(
+    directory: Path, *cases: tuple[Path | str, Sequence[str], str] | tuple[Path | str, Sequence[str], str, str]
+) -> list[tuple[int, str]]:
+    """Single-process runs of `train.py`, as (config, overrides, resume) or with init_from; returns exit statuses and
+    outputs."""
     listing = directory / "cases.json"
-    listing.write_text(json.dumps([[str(config), list(overrides), resume] for config, overrides, resume in cases]))
+    listing.write_text(json.dumps([[str(config), list(overrides), *more] for config, overrides, *more in cases]))
     output = run([sys.executable, str(Path(__file__).with_name("fork_cases.py")), str(listing)])
     return [(status, text) for status, text in json.loads(output.splitlines()[-1])]
 
 
-def train_in_one_launch(directory: Path, *cases: tuple[Path, Sequence[str]]) -> None:
-    """Train (config, overrides) one after the other in a single launch of two ranks."""
+def train_in_one_launch(directory: Path, *cases: tuple[Path, Sequence[str]], ranks: int = 2) -> None:
+    """Train (config, overrides) one after the other in a single launch.
+
+    Among overrides `stop_after=STEP` stops there, as if asked to.
+    """
     listing = directory / "cases.json"
     listing.write_text(json.dumps([[str(config), list(overrides)] for config, overrides in cases]))
-    run(deepspeed_command(2, Path(__file__).with_name("train_cases.py"), str(listing)))
+    script = Path(__file__).with_name("train_cases.py")
+    run(deepspeed_command(ranks, script, str(listing)), timeout=60 + 10 * len(cases))

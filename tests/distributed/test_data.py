@@ -18,8 +18,7 @@ import pytest
 import torch
 import yaml
 
-from nar_scale.checkpoint import CheckpointStore, TrainingState, consolidate
-from nar_scale.checkpoint.zero import read_weights
+from nar_scale.checkpoint import WEIGHT, CheckpointStore, PartitionReader, TrainingState, consolidate
 from nar_scale.config import load_config
 from nar_scale.data import (
     DatasetIndex,
@@ -369,12 +368,15 @@ def whole_batches(
 def lines(run_directory: Path, name: str) -> dict[int, dict[str, float]]:
     """The lines of the metrics log that hold a value, by step."""
     found = map(json.loads, (run_directory / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line for line in found if name in line}
+    when = ("time", "elapsed_seconds")
+    return {line["step"]: {k: v for k, v in line.items() if k not in when} for line in found if name in line}
 
 
 def same_weights(some: Path, others: Path) -> bool:
-    first, second = read_weights(some, 2, "model"), read_weights(others, 2, "model")
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    with PartitionReader(some) as first, PartitionReader(others) as second:
+        return first.shapes == second.shapes and all(
+            torch.equal(first.whole(WEIGHT, name), second.whole(WEIGHT, name)) for name in first.shapes
+        )
 
 
 # mixtures

@@ -2,12 +2,11 @@
 
 import os
 import signal
-import sys
 from pathlib import Path
 
 import pytest
 
-from nar_scale.checkpoint import CheckpointStore
+from nar_scale.checkpoint import CheckpointStore, partition_file
 from nar_scale.training import RESUMABLE_EXIT_STATUS
 
 from . import jobs
@@ -55,11 +54,6 @@ def test_interrupted_run_equals_the_unbroken_one(config: Path, tmp_path: Path) -
     assert f"resuming at step {max(reached // 50 * 50, stopped)} of" in output
     assert jobs.losses(broken) == expected  # bit for bit
 
-    alone = [sys.executable, str(jobs.TRAIN), "--config", str(config), f"training.run_directory={broken}"]
-    output = jobs.run(alone, status=2)
-    assert "was written by 2 rank(s) with ZeRO 2; this run has 1 rank(s)" in output
-    assert "Traceback" not in output
-
 
 def test_damaged_newest_checkpoint_is_passed_over(config: Path, tmp_path: Path) -> None:
     run_directory = f"training.run_directory={tmp_path}"
@@ -67,7 +61,7 @@ def test_damaged_newest_checkpoint_is_passed_over(config: Path, tmp_path: Path) 
     ((status, output),) = jobs.run_forked(tmp_path, (config, ["training.steps=8", *every_four], "auto"))
     assert status == 0, output
     store = CheckpointStore(tmp_path / "checkpoints")
-    damaged = next(store.path(8).glob("*optim_states.pt"))
+    damaged = store.path(8) / partition_file(0)
     damaged.write_bytes(damaged.read_bytes()[:-1])
     again, never, path = jobs.run_forked(
         tmp_path,

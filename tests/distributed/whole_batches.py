@@ -9,7 +9,7 @@ def whole_batches(config: Config, vocabulary_size: int = 257) -> TokenStream:
     return TokenStream(
         index,
         SampleOrder(index.counts, config.training.seed, config.data.shuffle_window),
-        SampleFormat(config.model.max_seq_len, vocabulary_size),
+        SampleFormat(config.model.max_seq_len, vocabulary_size, document_field=config.data.document_field),
         global_batch_size=config.training.global_batch_size,
         micro_batch_size=config.training.global_batch_size,
         rank=0,

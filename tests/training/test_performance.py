@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from nar_scale import Encoder, TransformerWrapper
-from nar_scale.training.performance import Stopwatch, flops_per_token, peak_flops, peak_memory
+from nar_scale.training.performance import Stopwatch, flops_per_token, memory, peak_flops, timed
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -16,7 +16,28 @@ def test_flops_by_hand(tied):
 
 def test_a_cpu_has_no_known_peak_but_memory():
     assert peak_flops(torch.device("cpu")) is None
-    assert 0.01 < peak_memory(torch.device("cpu")) < 1000
+    used = memory(torch.device("cpu"))
+    assert 0.01 < used["memory_now_gib"] <= used["memory_gib"] < 1000
+
+
+def test_memory_of_the_host_is_that_of_this_process():
+    device = torch.device("cpu")
+    before = memory(device)["memory_now_gib"]
+    block = torch.ones(2**26)
+    assert memory(device)["memory_now_gib"] - before == pytest.approx(0.25, abs=0.05)
+    del block
+    after = memory(device)
+    assert after["memory_gib"] - after["memory_now_gib"] > 0.2
+
+
+def test_timings_add_up(monkeypatch):
+    now = iter([0.0, 1.0, 3.0, 7.0])
+    monkeypatch.setattr("nar_scale.training.performance.time.perf_counter", lambda: next(now))
+    timings = {}
+    for _ in range(2):
+        with timed(timings, "checkpoint_seconds"):
+            pass
+    assert timings == {"checkpoint_seconds": 5.0}
 
 
 def test_stopwatch(monkeypatch):

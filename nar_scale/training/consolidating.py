@@ -1,0 +1,65 @@
+"""Consolidated checkpoints made while the run goes on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from nar_scale.checkpoint import CheckpointStore
+
+DIRECTORY = "consolidated"
+_COMMAND = "import sys; from nar_scale.checkpoint import consolidate_as_command; consolidate_as_command(*sys.argv[1:])"
+
+
+class Consolidations:
+    """Turns published checkpoints into consolidated ones, in a process of the main rank beside the run.
+
+    They appear as `consolidated/step-000001000` in the run directory. One is made at a time, and the run does not wait.
+
+    Args:
+        store: of the training checkpoints.
+    """
+
+    def __init__(self, store: CheckpointStore):
+        self._store = store
+        self._process: subprocess.Popen[bytes] | None = None
+        self.steps: list[int] = []  # of checkpoints that are being read or will be, and must stay
+
+    def add(self, step: int) -> None:
+        """Consolidate the published checkpoint of a step, when its turn comes."""
+        if not self._output(step).exists():  # from before a run that went back
+            self.steps.append(step)
+        self.advance()
+
+    def advance(self) -> None:
+        """Begin with the next one if the one before is done."""
+        if self._process is not None and self._process.poll() is not None:
+            self._end()
+        if self._process is None and self.steps:
+            step = self.steps[0]
+            arguments = [str(self._store.directory.parent), str(self._output(step)), str(step)]
+            self._process = subprocess.Popen([sys.executable, "-c", _COMMAND, *arguments])
+
+    def finish(self) -> None:
+        """Wait for all that have been added."""
+        while self._process is not None:
+            self._end()
+            self.advance()
+
+    def abandon(self) -> None:
+        """End the one that is being made, unfinished."""
+        if self._process is not None:
+            self._process.terminate()
+            self._process.wait()
+
+    def _end(self) -> None:
+        """Wait for the one that is being made; that it failed is told, and does not end the run."""
+        assert self._process is not None
+        step = self.steps.pop(0)
+        if self._process.wait():
+            print(f"the checkpoint of step {step} could not be consolidated", file=sys.stderr, flush=True)
+        self._process = None
+
+    def _output(self, step: int) -> Path:
+        return self._store.directory.parent / DIRECTORY / self._store.path(step).name

@@ -1,0 +1,78 @@
+"""The metrics of a run as lines of JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from nar_scale.files import write_atomically
+
+
+class MetricsLog:
+    """Appends lines that are whole, whatever happens: only the last can be cut off, and only by a kill.
+
+    Args:
+        path: of the file; what an interrupted attempt has logged after `step` is dropped.
+        step: the step that the run starts or resumes from.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self._path = path
+        self._start = time.monotonic() - _drop_later_lines(path, step)
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+
+    def rewind(self, step: int) -> None:
+        """Drop what was logged after a step: the run has gone back to it.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        self._file.close()
+        _drop_later_lines(self._path, step)
+        self._file = open(self._path, "ab", buffering=0)  # noqa: SIM115 - closed by close()
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append named values of a step, null where they are not finite; when, and after how long, stands beside them.
+
+        Raises:
+            OSError: the disk refuses; the file is left as it was.
+        """
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        now = {"time": round(time.time(), 3), "elapsed_seconds": round(time.monotonic() - self._start, 3)}
+        rest = json.dumps({"step": step, **finite, **now}).encode() + b"\n"
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError:
+            self._file.truncate(size)
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _drop_later_lines(path: Path, step: int) -> float:
+    """Drop what was logged after `step`, or half; returns the seconds that earlier attempts took to get there."""
+    if not path.exists():
+        return 0.0
+    kept = []
+    elapsed = 0.0
+    for line in path.read_text().splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue  # the line that a kill cut off
+        if values["step"] <= step:
+            kept.append(line)
+            elapsed = values.get("elapsed_seconds", elapsed)
+    write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
+    return elapsed

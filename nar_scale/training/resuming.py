@@ -1,0 +1,140 @@
+"""Where a run starts: at its newest good checkpoint, at one that is named, from other weights, or from nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from nar_scale.checkpoint import (
+    CONFIG_FILE,
+    MODEL_FILE,
+    CheckpointStore,
+    ExportedWeights,
+    PartitionReader,
+    TrainingState,
+    find_damage,
+)
+from nar_scale.config import Config, ModelConfig, load_config
+from nar_scale.errors import CheckpointError
+from nar_scale.training.distributed import World
+from nar_scale.training.partitions import restore
+
+# how a model is computed rather than what it is
+_FREE = ("dropout", "activation_checkpointing", "attention_kernel", "compile", "logits_chunk_size")
+# what a checkpoint cannot be resumed with when it has changed
+_FIXED = (
+    *(f"model.{name}" for name in ModelConfig.model_fields if name not in _FREE),
+    "objective.kind",
+    "objective.block_size",
+    "objective.num_classes",
+    "objective.prefix_length",
+    "objective.self_conditioning",
+    "objective.self_token_critic",
+    "data.field",
+    "data.class_field",
+    "data.document_field",
+    "data.sequential",
+    "optimizer.kind",
+    "data.shuffle_window",
+    "training.seed",
+    "training.global_batch_size",
+)
+
+
+def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[CheckpointStore, int | None]:
+    """The checkpoint to go on from: its store and its step, which is None for a start from nothing.
+
+    All ranks take part, each reading a share of the files.
+
+    Args:
+        store: of this run.
+        resume: `auto`, `never`, or the path of a checkpoint.
+
+    Raises:
+        CheckpointError: there is none where one is asked for, none is good, or some are there that are not wanted.
+    """
+    if resume == "never":
+        if store.steps():
+            raise CheckpointError(
+                f"{store.directory} holds checkpoints up to step {store.steps()[-1]}; --resume never would overwrite "
+                "them: remove them or set another training.run_directory"
+            )
+        return store, None
+    if resume == "auto":
+        return store, store.newest_good(
+            report=lambda line: print(line, file=sys.stderr, flush=True) if world.is_main else None,
+            steps=world.broadcast(store.steps()),
+            inspect=lambda path: _find_damage(path, world),
+        )
+    path = Path(resume)
+    store = CheckpointStore(path.parent)
+    steps = {store.path(step): step for step in store.steps()}
+    if path not in steps:
+        raise CheckpointError(f"--resume {resume}: no checkpoint there; give RUN/checkpoints/step-NNNNNNNNN")
+    problem = _find_damage(path, world)
+    if problem is not None:
+        raise CheckpointError(problem)
+    return store, steps[path]
+
+
+def start_from_weights(engine: Any, path: Path) -> None:
+    """Give an engine the weights of a consolidated or of a training checkpoint, and nothing else of it.
+
+    Raises:
+        CheckpointError: neither is there, or it is damaged or holds another model.
+    """
+    if (path / MODEL_FILE).is_file():
+        restore(engine, ExportedWeights(path))
+        return
+    if not (path / CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"--init-from {path}: neither a consolidated checkpoint nor a training checkpoint "
+            "(RUN/checkpoints/step-NNNNNNNNN)"
+        )
+    if damage := find_damage(path):
+        raise CheckpointError(f"--init-from {path} is damaged: {damage}")
+    with PartitionReader(path) as reader:
+        restore(engine, reader, weights_only=True)
+
+
+def _find_damage(path: Path, world: World) -> str | None:
+    """What is wrong with a checkpoint, every rank having looked at its share of the files."""
+    problems = world.gather(find_damage(path, (world.rank, world.size)))
+    return next((problem for problem in problems if problem is not None), None)
+
+
+def check_same_stream(saved: TrainingState, state: TrainingState, consumed: dict[str, int], path: Path) -> None:
+    """Refuse to go on with other data than the checkpoint has seen."""
+    for name, remedy in (
+        ("fingerprint", "the shards in data.directory have changed since"),
+        ("vocabulary_size", "the vocabulary has changed since"),
+    ):
+        before, now = getattr(saved, name), getattr(state, name)
+        if before != now:
+            raise CheckpointError(
+                f"{path} has {name} {before}, this run {now}: {remedy}, or start anew in another training.run_directory"
+            )
+    if saved.source_samples != consumed:
+        raise CheckpointError(
+            f"{path} has consumed {_counts(saved.source_samples)}, but this mixture would have consumed "
+            f"{_counts(consumed)} by then: set the weights back, and change them by a data.curriculum from step "
+            f"{saved.step} or later on"
+        )
+
+
+def _counts(consumed: dict[str, int]) -> str:
+    return ", ".join(f"{number:,} samples of {name}" for name, number in consumed.items()) or "a single source"
+
+
+def check_same_model(config: Config, path: Path) -> None:
+    """Refuse to go on with settings that give the weights or the position in the stream another meaning."""
+    saved = load_config(path / CONFIG_FILE)
+    for key in _FIXED:
+        section, name = key.split(".")
+        before, now = getattr(getattr(saved, section), name), getattr(getattr(config, section), name)
+        if before != now:
+            raise CheckpointError(
+                f"{path} was trained with {key} {before}, not {now}; set it back, or start anew in another "
+                "training.run_directory"
+            )

@@ -1,0 +1,80 @@
+"""Steps, batch sizes and positions in the stream, by arithmetic."""
+
+import pytest
+
+from nar_scale.config import batch_size_at, gradient_accumulation_steps, samples_before, steps_of_run
+from nar_scale.errors import ConfigError
+
+from .helpers import config_with
+
+WARMUP = [
+    {"from_step": 0, "global_batch_size": 2},
+    {"from_step": 3, "global_batch_size": 4},
+    {"from_step": 5, "global_batch_size": 8},
+]
+SIZES = [2, 2, 2, 4, 4, 8, 8, 8]
+
+
+def warmed_up(**changes):
+    return config_with(**{"training.batch_size_warmup": WARMUP, "training.micro_batch_size": 1, **changes})
+
+
+def test_sizes_and_positions_step_by_step():
+    training = warmed_up().training
+    assert [batch_size_at(training, step) for step in range(8)] == SIZES
+    assert [samples_before(training, step) for step in range(9)] == [sum(SIZES[:step]) for step in range(9)]
+
+
+def test_without_a_warm_up_they_are_multiples():
+    training = config_with().training
+    assert [batch_size_at(training, step) for step in (0, 7)] == [8, 8]
+    assert [samples_before(training, step) for step in (0, 1, 7)] == [0, 8, 56]
+
+
+@pytest.mark.parametrize("samples", range(1, 40))
+def test_a_length_in_samples_takes_the_first_step_that_reaches_it(samples):
+    config = warmed_up(**{"training.steps": None, "training.samples": samples})
+    steps = steps_of_run(config)
+    assert samples_before(config.training, steps - 1) < samples <= samples_before(config.training, steps)
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(1, 1), (96, 1), (97, 2), (960, 10)])
+def test_a_length_in_tokens(tokens, steps):
+    assert steps_of_run(config_with(**{"training.steps": None, "training.tokens": tokens})) == steps
+
+
+def test_a_length_in_steps():
+    assert steps_of_run(warmed_up()) == 10
+
+
+def test_accumulation_follows_the_size():
+    assert [gradient_accumulation_steps(warmed_up(), 2, step) for step in range(8)] == [size // 2 for size in SIZES]
+    assert gradient_accumulation_steps(warmed_up(), 2) == 4
+    with pytest.raises(
+        ConfigError, match=r"batch_size_warmup from step 0 on: 2 does not divide .* on 4 rank\(s\); use 4"
+    ):
+        gradient_accumulation_steps(warmed_up(), 4, 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"training.steps": None}, "one of steps, samples and tokens, not none"),
+        ({"training.samples": 3}, "one of steps, samples and tokens, not steps and samples"),
+        (
+            {"training.batch_size_warmup": WARMUP[1:]},
+            r"batch_size_warmup starts at steps \[3, 5\]; start at 0 and ascend",
+        ),
+        ({"training.batch_size_warmup": [WARMUP[0], *WARMUP[:0:-1]]}, "start at 0 and ascend"),
+        ({"training.batch_size_warmup": WARMUP[:2]}, "ends with 4 sequences; let it end with global_batch_size 8"),
+        ({"training.batch_size_warmup": WARMUP, "data.sequential": True}, "batch_size_warmup needs an exact stream"),
+        (
+            {"training.steps": None, "training.tokens": 96, "schedule.warmup_steps": 1},
+            "warmup_steps 1 is not below training.steps 1",
+        ),
+    ],
+)
+def test_lengths_and_warm_ups_that_make_no_sense(changes, problem):
+    with pytest.raises(ConfigError, match=problem) as caught:
+        config_with(**changes)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,208 @@
+"""Train with faults put in from outside: case after case, each in forks of a process that has imported everything.
+
+python -m tests.distributed.fault_cases FILE, a JSON list of [config, overrides, {place: [kind, rank]}]
+
+Prints for each case a line of JSON: [exit statuses of the ranks, output]. Rank -1 are all. Places are
+`start`, `step N` (as attempted, whatever a roll back does to the count), `evaluation N` and `save N` (in the N-th batch
+or checkpoint) and `sampling 1`.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launcher/train.py does
+
+import torch
+
+import nar_scale.training.run
+import nar_scale.training.samples
+import nar_scale.training.saving
+from nar_scale.training import launch
+from nar_scale.training.quiet import quieten_libraries
+
+from .jobs import free_port
+
+RANKS = 2
+LONGEST_CASE_SECONDS = 100
+SKIPPED = ("nan loss", "inf loss", "nan gradient")
+
+
+class Faults:
+    """What goes wrong on this rank, and where."""
+
+    def __init__(self, places: dict[str, tuple[str, int]], rank: int, run_directory: Path):
+        self.places, self.rank, self.run_directory = places, rank, run_directory
+
+    def at(self, place: str) -> str | None:
+        kind, rank = self.places.get(place, (None, -1))
+        return kind if rank in (-1, self.rank) else None
+
+    def strike(self, place: str) -> None:
+        match self.at(place):
+            case "term":
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.01)  # Python's handlers run between instructions
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "sleep":
+                time.sleep(1e6)
+            case "slow":
+                time.sleep(0.3)
+            case "memory":
+                torch.empty(2**50)
+            case "full disk":
+                fill(self.run_directory / "filler")
+            case "read-only":
+                checkpoints = str(self.run_directory / "checkpoints")
+                subprocess.run(["mount", "--bind", checkpoints, checkpoints], check=True)
+                subprocess.run(["mount", "-o", "remount,bind,ro", checkpoints], check=True)
+
+
+def fill(path: Path) -> None:
+    assert path.parent.is_mount()
+    with open(path, "wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            try:
+                while True:
+                    file.write(bytes(size))
+            except OSError:
+                pass
+
+
+class FaultyEngine:
+    """An engine that does wrong at chosen steps; notes the skipped steps that have changed something."""
+
+    def __init__(self, engine: Any, faults: Faults):
+        self.engine, self.faults = engine, faults
+        self.batches_evaluated = 0
+        self.changed: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
+
+    @property
+    def place(self) -> str:
+        return f"step {self.engine.global_steps + 1}"
+
+    def __call__(self, batch: Any, **settings: Any) -> Any:
+        if not self.engine.module.training:
+            self.batches_evaluated += 1
+            self.faults.strike(f"evaluation {self.batches_evaluated}")
+            return self.engine(batch, **settings)
+        self.faults.strike(self.place)
+        terms = self.engine(batch, **settings)
+        match self.faults.at(self.place):
+            case "nan loss":
+                return terms._replace(sums=terms.sums * float("nan"))
+            case "inf loss":  # with a gradient that is finite
+                return terms._replace(sums=terms.sums + float("inf"))
+            case "nan gradient":
+                terms.sums.register_hook(lambda gradient: gradient * float("nan"))
+            case "spike":
+                return terms._replace(sums=terms.sums * 100)
+        return terms
+
+    def step(self) -> None:
+        place = self.place
+        if self.faults.at(place) == "nan moments":
+            next(iter(self.optimizer_state().values()))["exp_avg"].fill_(float("nan"))
+        watched = self.faults.places.get(place, ("",))[0] in SKIPPED
+        before = self.snapshot() if watched else {}
+        self.engine.step()
+        if watched and not equal(before, self.snapshot()):
+            self.changed.append(self.engine.global_steps)
+
+    def optimizer_state(self) -> dict[torch.Tensor, dict[str, Any]]:
+        return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer).state
+
+    def snapshot(self) -> dict[str, torch.Tensor]:
+        """Weights in all precisions, moments and step counters that this rank holds."""
+        found = {name: getattr(p, "ds_tensor", p) for name, p in self.engine.module.named_parameters()}
+        for number, (parameter, state) in enumerate(self.optimizer_state().items()):
+            found[str(number)] = parameter
+            found |= {f"{number}.{name}": v for name, v in state.items() if isinstance(v, torch.Tensor)}
+        return {name: value.detach().clone() for name, value in found.items()}
+
+
+def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def put_in(faults: Faults) -> list[FaultyEngine]:
+    """Wrap what a run is made of; returns the engines that it will build."""
+    engines = []
+    numbers = {"save": 0, "sampling": 0}
+    build_engine = nar_scale.training.run.build_engine
+
+    def build_faulty_engine(*arguments: Any) -> FaultyEngine:
+        faults.strike("start")
+        engines.append(FaultyEngine(build_engine(*arguments), faults))
+        return engines[-1]
+
+    def faulty(module: Any, name: str, place: str) -> None:
+        function: Callable[..., Any] = getattr(module, name)
+
+        def strike_first(*arguments: Any) -> Any:
+            numbers[place] += 1
+            faults.strike(f"{place} {numbers[place]}")
+            return function(*arguments)
+
+        setattr(module, name, strike_first)
+
+    nar_scale.training.run.build_engine = build_faulty_engine  # type: ignore[assignment]
+    faulty(nar_scale.training.saving, "write_checkpoint", "save")
+    faulty(nar_scale.training.samples, "generate_tokens", "sampling")
+    return engines
+
+
+def run_rank(rank: int, port: int, config: str, overrides: list[str], places: dict[str, tuple[str, int]]) -> int:
+    launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in launched.items()}, MASTER_ADDR="127.0.0.1")
+    engines = put_in(Faults(places, rank, run_directory_of(overrides)))
+    status = launch(config, overrides)
+    if engines and engines[0].changed:
+        print(f"rank {rank}: skipped steps have changed something: {engines[0].changed}")
+    sys.stdout.flush()
+    return status
+
+
+def run_directory_of(overrides: list[str]) -> Path:
+    (path,) = (o.partition("=")[2] for o in overrides if o.startswith("training.run_directory="))
+    return Path(path)
+
+
+def run_case(config: str, overrides: list[str], places: dict[str, tuple[str, int]]) -> tuple[list[int], str]:
+    run_directory = run_directory_of(overrides)
+    disk_fills = "full disk" in (kind for kind, _ in places.values())
+    if disk_fills:
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(run_directory)], check=True)
+    with tempfile.TemporaryFile() as output:
+        port = free_port()
+        pids = []
+        for rank in range(RANKS):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                os.dup2(output.fileno(), 1)
+                os.dup2(output.fileno(), 2)
+                signal.alarm(LONGEST_CASE_SECONDS)
+                os._exit(run_rank(rank, port, config, overrides, places))
+        statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
+        output.seek(0)
+        if disk_fills:  # nobody else sees what is mounted here
+            shutil.copytree(run_directory / "checkpoints", run_directory.with_name(f"{run_directory.name}-checkpoints"))
+        return statuses, output.read().decode()
+
+
+if __name__ == "__main__":
+    quieten_libraries()
+    for case in json.loads(Path(sys.argv[-1]).read_text()):
+        print(json.dumps(run_case(*case)), flush=True)
