@@ -9,7 +9,6 @@ from nar_scale.config.length import batch_size_at
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
 
-
 _BUCKET = 5 * 10**8  # elements that are reduced or gathered at a time
 _PREFETCH_BUCKET = 5 * 10**7
 _SUB_GROUP = 10**9

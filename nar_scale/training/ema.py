@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-EMA = "ema"
-"""Key of the average in the optimizer's state of a parameter."""
+from nar_scale.checkpoint import EMA
 
 
 class Averaging(torch.optim.Optimizer):

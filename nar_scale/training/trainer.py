@@ -113,7 +113,8 @@ class Trainer:
                 self.phase.enter("rolling back")
                 self.state = self.guard.roll_back(self.state, problem)
                 self.window = LossWindow(self.world.device)
-                self.batches = self.data.stream(self.config, self.world, self.state.samples, self.state.step)
+                stream = self.data.stream(self.config, self.world, self.state.samples, self.state.step)
+                self.batches = iter(stream)
 
     def take_steps(self) -> None:
         """Train until the run is complete or all agree to stop."""

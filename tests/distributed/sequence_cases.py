@@ -6,9 +6,11 @@ digests of the token ids of all forward passes in training
 
 import json
 import sys
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
+import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from nar_scale.config import load_config
@@ -24,6 +26,8 @@ def watch(module: object, inputs: tuple) -> None:
         seen.append(sha256(inputs[0].cpu().numpy().tobytes()).hexdigest())
 
 
+# whether gradients get through a traced exchange is the question; generating fast code would take four times as long
+torch.compile = partial(torch.compile, backend="aot_eager")
 quieten_libraries()
 world = connect()
 register_module_forward_pre_hook(watch)

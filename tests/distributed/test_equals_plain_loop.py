@@ -35,6 +35,8 @@ CASES_OF_FOUR = [*itertools.product(("self_token_critic",), STAGES, (2,), ("fp32
 GLOBAL_BATCH_SIZE = 8
 # of losses; of weights, over the norm of each
 TOLERANCES = {"fp32": (2e-5, 1e-3), "bf16": (2e-3, 2e-2)}
+# in bf16 rounding decides some of the tokens that a critic judges, and grows over two passes
+TOLERANCES_OF_KIND = {("self_conditioning", "bf16"): (2e-3, 7e-2), ("self_token_critic", "bf16"): (2e-2, 7e-2)}
 
 # what else differs by ZeRO stage: weights outside the net, shared weights, weights used twice or in the backward pass
 FEATURES = {
@@ -101,9 +103,9 @@ class Launch:
             self._expected[key] = plain_loop(self.config, settings)
         return self._expected[key]
 
-    def check(self, name: str, settings: Sequence[str], precision: str = "fp32") -> None:
+    def check(self, name: str, settings: Sequence[str], tolerances: tuple[float, float] = TOLERANCES["fp32"]) -> None:
         expected, weights = self.expected(settings)
-        of_losses, of_weights = TOLERANCES[precision]
+        of_losses, of_weights = tolerances
         assert list(jobs.losses(self.directory / name).values()) == pytest.approx(expected, rel=of_losses)
         assert expected[-1] < expected[0]
         store = CheckpointStore(self.directory / name / "checkpoints")
@@ -112,6 +114,10 @@ class Launch:
             for weight_name, weight in weights.items():
                 difference = trained.whole(WEIGHT, weight_name).float() - weight
                 assert difference.norm() <= of_weights * weight.norm() + 1e-6, weight_name
+
+
+def tolerances(kind: str, precision: str) -> tuple[float, float]:
+    return TOLERANCES_OF_KIND.get((kind, precision), TOLERANCES[precision])
 
 
 def case_name(kind: str, stage: int, accumulation: int, precision: str) -> str:
@@ -149,13 +155,13 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Launch
 @pytest.mark.parametrize(("kind", "stage", "accumulation", "precision"), CASES)
 def test_losses_and_weights(two_ranks: Launch, kind: str, stage: int, accumulation: int, precision: str) -> None:
     name = case_name(kind, stage, accumulation, precision)
-    two_ranks.check(name, [*KINDS[kind], f"training.precision={precision}"], precision)
+    two_ranks.check(name, [*KINDS[kind], f"training.precision={precision}"], tolerances(kind, precision))
 
 
 @pytest.mark.parametrize(("kind", "stage", "accumulation", "precision"), CASES_OF_FOUR)
 def test_four_ranks(four_ranks: Launch, kind: str, stage: int, accumulation: int, precision: str) -> None:
     name = case_name(kind, stage, accumulation, precision)
-    four_ranks.check(name, [*KINDS[kind], f"training.precision={precision}"], precision)
+    four_ranks.check(name, [*KINDS[kind], f"training.precision={precision}"], tolerances(kind, precision))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -175,7 +181,7 @@ def test_each_stage_is_consolidated(two_ranks: Launch, kind: str, precision: str
         loaded = dict(load_exported(tmp_path / name).wrapper.named_parameters())
         _, weights = two_ranks.expected([*KINDS[kind], f"training.precision={precision}"])
         for weight_name, weight in weights.items():
-            assert (loaded[weight_name] - weight).norm() <= TOLERANCES[precision][1] * weight.norm() + 1e-6
+            assert (loaded[weight_name] - weight).norm() <= tolerances(kind, precision)[1] * weight.norm() + 1e-6
 
 
 def test_evaluation_does_not_depend_on_the_stage(two_ranks: Launch) -> None:
