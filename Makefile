@@ -57,7 +57,7 @@ data/python_stdlib/dataset.json: | $(INSTALLED)
 	    --include '*.py' --exclude site-packages --output data/python_stdlib --seq-len 128 --overwrite
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

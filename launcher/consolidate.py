@@ -6,10 +6,7 @@ python launcher/consolidate.py --run runs/quickstart_nar --output exported/quick
 """
 
 import argparse
-import os
 import sys
-
-os.environ.setdefault("DS_ACCELERATOR", "cpu")  # reading a checkpoint needs no GPU
 
 from nar_scale.checkpoint import consolidate
 from nar_scale.errors import UserError

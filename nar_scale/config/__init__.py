@@ -1,23 +1,13 @@
 """The YAML file as typed, validated objects."""
 
+from nar_scale.config.data import DataConfig, SourceConfig
 from nar_scale.config.deepspeed import gradient_accumulation_steps, resolve_deepspeed_config
 from nar_scale.config.length import batch_size_at, samples_before, steps_of_run
 from nar_scale.config.load import dump_config, load_config, validate_config
-from nar_scale.config.schema import (
-    BatchSizeStage,
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    FaultsConfig,
-    LoggingConfig,
-    ModelConfig,
-    ObjectiveConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    SourceConfig,
-    TrainingConfig,
-    ZeroConfig,
-)
+from nar_scale.config.model import ModelConfig, ObjectiveConfig
+from nar_scale.config.operation import CheckpointConfig, FaultsConfig, LoggingConfig
+from nar_scale.config.schema import Config
+from nar_scale.config.training import BatchSizeStage, OptimizerConfig, ScheduleConfig, TrainingConfig, ZeroConfig
 
 __all__ = [
     "BatchSizeStage",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nar_scale.config.schema import Config, TrainingConfig
+    from nar_scale.config.schema import Config
+    from nar_scale.config.training import TrainingConfig
 
 
 def steps_of_run(config: Config) -> int:

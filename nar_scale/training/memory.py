@@ -44,8 +44,8 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
       secondary partition.
     - gradients: P b under ZeRO 0 and 1; under ZeRO 2 and 3 P / R elements of `grad_accum_dtype` and the bucket that is
       being reduced, at most P elements.
-    - master weights: P / R elements of float32 (or of bfloat16 if so configured), P under ZeRO 0; none in fp32 under
-      ZeRO 0, and under ZeRO 3 without offload, where the weights themselves are stepped.
+    - master weights: P / R elements of float32 (or of bfloat16 if so configured), P under ZeRO 0; none where the weights
+      themselves are of that type and are stepped, under ZeRO 0, and under ZeRO 3 without offload.
     - moments: two such copies for AdamW, one for Lion and for what Muon moves; the moving average is one in float32.
     - activations: see `activation_elements`, b bytes an element, and one chunk of logits in compute precision and
       twice, with its gradient, in float32.
@@ -75,7 +75,7 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
     else:
         bucket = min(parameters, resolved["zero_optimization"]["reduce_bucket_size"])
         gradients = [Part("gradients", shard * accumulated, optimizer_place), Part("gradient bucket", bucket * width)]
-    stepped_itself = width == _FP32 and (stage == 0 or (stage == 3 and optimizer_place == "device"))
+    stepped_itself = width == master_width and (stage == 0 or (stage == 3 and optimizer_place == "device"))
     masters = [] if stepped_itself else [Part("master weights", shard * master_width, optimizer_place)]
     moments = [Part("moments", _moments(wrapper, config) * shard * master_width, optimizer_place)]
     average = [Part("moving average", shard * _FP32, optimizer_place)] if config.training.ema_decay else []
