@@ -37,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     options = parser.parse_intermixed_args(arguments)
 
+    if options.ranks is not None and (options.ranks < 1 or not options.dry_run):
+        parser.error("--ranks takes a number from 1 on, with --dry-run")
     if options.dry_run:
         return dry_run(options.config, options.overrides, options.ranks)
     return launch(options.config, options.overrides, options.resume, options.verbose, options.init_from)

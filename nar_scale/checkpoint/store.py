@@ -136,6 +136,8 @@ class CheckpointStore:
 
     def supersede_after(self, step: int) -> None:
         """Hide the checkpoints of later steps, damaged or left behind by going back: a run goes on from `step`."""
+        if (self.directory / POINTER).exists():
+            write_atomically(self.directory / POINTER, f"{self.path(step).name}\n".encode())
         for later in self.steps():
             if later > step:
                 hidden = self.directory / f"{_SUPERSEDED}{self.path(later).name}"

@@ -107,6 +107,11 @@ def resolve_deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
         if key in config.deepspeed:
             raise ConfigError(f"deepspeed.{key}: set training.global_batch_size and training.micro_batch_size instead")
+    for key in ("bf16", "fp16"):
+        if "enabled" in config.deepspeed.get(key, {}):
+            raise ConfigError(f"deepspeed.{key}.enabled: set training.precision instead")
+    if "stage" in config.deepspeed.get("zero_optimization", {}):
+        raise ConfigError("deepspeed.zero_optimization.stage: set training.zero_stage instead")
     for key in ("sequence_parallel_size", "data_parallel_size"):
         if key in config.deepspeed:
             raise ConfigError(f"deepspeed.{key}: set training.sequence_parallel_size instead")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
 from nar_scale.config.section import Fraction, Probability, Section
@@ -64,6 +64,13 @@ class TrainingConfig(Section):
     """Length of the run in sequences; the last step is taken whole."""
     tokens: PositiveInt | None = None
     """Length of the run in tokens, `model.max_seq_len` to a sequence; the last step is taken whole."""
+
+    @field_validator("samples", "tokens", mode="before")
+    @classmethod
+    def _written_with_an_exponent(cls, value: object) -> object:
+        """Read 2e9 as the whole number that it is."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
     global_batch_size: PositiveInt
     """Sequences in one optimizer step, over all ranks and accumulation."""
     batch_size_warmup: Annotated[tuple[BatchSizeStage, ...], Field(strict=False)] = ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,10 +28,22 @@ class Consolidations:
         self.steps: list[int] = []  # of checkpoints that are being read or will be, and must stay
 
     def add(self, step: int) -> None:
-        """Consolidate the published checkpoint of a step, when its turn comes."""
-        if not self._output(step).exists():  # from before a run that went back
+        """Consolidate the published checkpoint of a step, when its turn comes; unless that is done, or asked for."""
+        if step not in self.steps and not self._output(step).exists():
             self.steps.append(step)
         self.advance()
+
+    def forget_after(self, step: int) -> None:
+        """Give up those of later steps, and set aside what there is of them: the run takes another way."""
+        if self._process is not None and self.steps[0] > step:
+            self.abandon()
+            self._process = None
+        self.steps = [earlier for earlier in self.steps if earlier <= step]
+        for output in sorted(self._output(step).parent.glob("step-*")):
+            if output.name > self._output(step).name:
+                hidden = output.with_name(f".superseded-{output.name}")
+                shutil.rmtree(hidden, ignore_errors=True)
+                output.replace(hidden)
 
     def advance(self) -> None:
         """Begin with the next one if the one before is done."""
@@ -40,12 +53,6 @@ class Consolidations:
             step = self.steps[0]
             arguments = [str(self._store.directory.parent), str(self._output(step)), str(step)]
             self._process = subprocess.Popen([sys.executable, "-c", _COMMAND, *arguments])
-
-    def finish(self) -> None:
-        """Wait for all that have been added."""
-        while self._process is not None:
-            self._end()
-            self.advance()
 
     def abandon(self) -> None:
         """End the one that is being made, unfinished."""

@@ -44,8 +44,8 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
       secondary partition.
     - gradients: P b under ZeRO 0 and 1; under ZeRO 2 and 3 P / R elements of `grad_accum_dtype` and the bucket that is
       being reduced, at most P elements.
-    - master weights: P / R elements of float32 (or of bfloat16 if so configured), P under ZeRO 0; none where the weights
-      themselves are of that type and are stepped, under ZeRO 0, and under ZeRO 3 without offload.
+    - master weights: P / R elements of float32 (or of bfloat16 if so configured), P under ZeRO 0; none where
+      weights are of that type and stepped themselves, under ZeRO 0, and under ZeRO 3 without offload.
     - moments: two such copies for AdamW, one for Lion and for what Muon moves; the moving average is one in float32.
     - activations: see `activation_elements`, b bytes an element, and one chunk of logits in compute precision and
       twice, with its gradient, in float32.

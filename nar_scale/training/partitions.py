@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from nar_scale.checkpoint import WEIGHT, ExportedWeights, Partition, PartitionReader
+from nar_scale.checkpoint import EMA, WEIGHT, ExportedWeights, Partition, PartitionReader
 from nar_scale.errors import CheckpointError
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
@@ -79,13 +79,17 @@ def restore(
         name, stop = names[id(place.parameter)], place.start + place.elements
         state = optimizer.state[place.master]
         kinds = {WEIGHT} if weights_only else set(source.kinds[name]) - set(ignored)
+        if not weights_only:
+            for kind in set(state) - set(source.kinds[name]) - set(source.scalars[name]):
+                del state[kind]  # of another past
         for kind in sorted(kinds) if place.elements else ():
             values = source.read(kind, name, place.start, stop)
             if kind == WEIGHT:
                 place.of(place.master).copy_(values)
                 continue
             if kind not in state:
-                state[kind] = torch.zeros_like(place.master, dtype=values.dtype)
+                dtype = torch.float32 if kind == EMA else place.master.dtype  # whatever it was saved in
+                state[kind] = torch.zeros_like(place.master, dtype=dtype)
             place.of(state[kind]).copy_(values)
         for kind, number in source.scalars[name].items() if not weights_only else ():
             on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")

@@ -49,7 +49,8 @@ def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[
 
     Args:
         store: of this run.
-        resume: `auto`, `never`, or the path of a checkpoint.
+        resume: `auto`, `never`, or the path of a checkpoint; where that is another run's, it is where this one starts,
+            and is not gone back to.
 
     Raises:
         CheckpointError: there is none where one is asked for, none is good, or some are there that are not wanted.
@@ -61,13 +62,13 @@ def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[
                 "them: remove them or set another training.run_directory"
             )
         return store, None
-    if resume == "auto":
+    path = Path(resume)
+    if resume == "auto" or (store.steps() and path.parent.resolve() != store.directory.resolve()):
         return store, store.newest_good(
             report=lambda line: print(line, file=sys.stderr, flush=True) if world.is_main else None,
             steps=world.broadcast(store.steps()),
             inspect=lambda path: _find_damage(path, world),
         )
-    path = Path(resume)
     store = CheckpointStore(path.parent)
     steps = {store.path(step): step for step in store.steps()}
     if path not in steps:

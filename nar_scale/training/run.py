@@ -135,9 +135,9 @@ def _train(
     hooks: tuple[Hook, ...] = (
         *([MuonCheck(engine)] if config.optimizer.kind == "muon" else []),
         Reporter(monitor, Stragglers(config.faults.straggler_ratio)),
+        saver,  # before what may fail or take long
         Evaluator(monitor),
         SampleWriter(monitor),
-        saver,
         Profiler(directory, config.logging, engine, world, monitor, state.step),
         *more_hooks,
     )
@@ -147,8 +147,8 @@ def _train(
         _, newest = find_checkpoint(store, "auto", world)
         if newest is not None:
             load_checkpoint(store, newest, engine, config)
+            saver.go_back(newest)
             if monitor is not None:
-                store.supersede_after(newest)
                 monitor.rewind(newest)
         return newest
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -60,6 +61,8 @@ class Saver:
         self._memory: Memory | None = None
         self._world = world
         self._writing: Future[int] | None = None
+        for step in store.steps() if self.consolidations is not None else ():
+            self._consolidate(step)  # what an earlier attempt was stopped at
         if config.checkpoint.asynchronous:
             self._thread, self._memory = ThreadPoolExecutor(1, "checkpoint"), {}
             # what the thread and the steps have to agree on must not get mixed up
@@ -81,11 +84,30 @@ class Saver:
             self._save(trainer)
         trainer.phase.enter("waiting for the last checkpoint")
         self.settle()
-        if self.consolidations is not None and trainer.complete:
-            self.consolidations.finish()
-            self._retain()
-        elif self.consolidations is not None:  # there may be little time left
-            self.consolidations.abandon()
+        if self.consolidations is not None:
+            self._finish_consolidations(self.consolidations, trainer)
+
+    def go_back(self, step: int) -> None:
+        """Note that the run goes on from the checkpoint of a step, with other samples than before."""
+        self.saved_step = step
+        if self._world.is_main:
+            self.store.supersede_after(step)
+        if self.consolidations is not None:
+            self.consolidations.forget_after(step)
+
+    def _finish_consolidations(self, consolidations: Consolidations, trainer: Trainer) -> None:
+        """Wait for those under way, but not if the run is to stop: there may be little time left."""
+        number = 0
+        while consolidations.steps:
+            if not trainer.complete or trainer.stop:
+                consolidations.abandon()
+                return
+            if len(consolidations.steps) != number:  # each may take its time
+                number = len(consolidations.steps)
+                trainer.phase.enter("waiting for a consolidated checkpoint")
+            time.sleep(0.1)
+            consolidations.advance()
+        self._retain()
 
     def _save(self, trainer: Trainer) -> None:
         """Write a checkpoint, unless a step has spoilt the weights."""
@@ -216,7 +238,7 @@ def check_writable(store: CheckpointStore) -> None:
         store.directory.mkdir(parents=True, exist_ok=True)
         probe = store.directory / f".writable-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # processes of other nodes can have the same number
     except OSError as error:
         raise CheckpointError(
             f"no permission to write checkpoints to {store.directory} ({error.strerror}); change its permissions or "
@@ -225,17 +247,23 @@ def check_writable(store: CheckpointStore) -> None:
 
 
 def _together(world: World, directory: Path, action: Callable[[], Any]) -> list[Any]:
-    """Do something on every rank; all results by rank, or on every rank the first problem that any of them had."""
-    result, problem = None, None
+    """Do something on every rank; all results by rank, or on every rank the first problem that any of them had.
+
+    What is not a matter of files goes its own way on the rank that has it, after the others have heard of it.
+    """
+    result, problem, surprise = None, None, None
     try:
         result = action()
     except CheckpointError as error:
         problem = str(error)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:
+        surprise = None if isinstance(error, (OSError, SafetensorError)) else error
         remedy = remedy_for(error) if isinstance(error, OSError) else None
         reason = f"{error}; {remedy}, or set another training.run_directory" if remedy else str(error)
         problem = f"cannot write a checkpoint to {directory}: {reason}"
     outcomes = world.gather((result, problem))
+    if surprise is not None:
+        raise surprise
     for _, each in outcomes:
         if each is not None:
             raise CheckpointError(each)

@@ -113,6 +113,7 @@ class Trainer:
                 self.phase.enter("rolling back")
                 self.state = self.guard.roll_back(self.state, problem)
                 self.window = LossWindow(self.world.device)
+                self.stopwatch.lap()
                 stream = self.data.stream(self.config, self.world, self.state.samples, self.state.step)
                 self.batches = iter(stream)
 

@@ -25,7 +25,7 @@ def tell_first(message: str) -> bool:
 def first_to_fail() -> bool:
     """Whether no other rank has failed before; a lost connection is the echo of another rank's failure."""
     if not dist.is_initialized():
-        return os.environ.get("RANK", "0") == "0"  # before they are connected all ranks fail alike
+        return os.environ.get("LOCAL_RANK", "0") == "0"  # before they are connected the ranks of a node fail alike
     try:
         return own_store().add(_FAILED, 1) == 1
     except (RuntimeError, ValueError):

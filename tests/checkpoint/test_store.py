@@ -203,3 +203,29 @@ def test_files_of_another_writer_are_not_published_as_ones_own(store, reports):
 def test_names():
     assert Path(CheckpointStore("here").path(12)) == Path("here/step-000000012")
     assert repr(CheckpointStore("here")) == "CheckpointStore('here', steps=[])"
+
+
+def test_going_back_hides_later_checkpoints_and_points_to_the_earlier_one(store):
+    for step in (10, 20, 30):
+        save(store, step)
+    store.supersede_after(10)
+    assert store.steps() == [10]
+    assert (store.directory / "latest").read_text() == "step-000000010\n"
+    assert sorted(path.name for path in store.directory.glob(".superseded-*")) == [
+        ".superseded-step-000000020",
+        ".superseded-step-000000030",
+    ]
+
+
+def test_checkpoints_that_are_being_read_are_not_deleted(store):
+    for step in (10, 20, 30):
+        save(store, step)
+    store.retain(1, None, in_use=[10])
+    assert store.steps() == [10, 30]
+
+
+def test_shares_of_the_files_are_looked_at_by_several(store):
+    path = save(store, 10)
+    (path / "weights.bin").write_bytes(b"abd" * 1000)
+    problems = [find_damage(path, (share, 2)) for share in range(2)]
+    assert sorted(problem is None for problem in problems) == [False, True]

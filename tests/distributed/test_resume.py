@@ -80,6 +80,16 @@ def test_damaged_newest_checkpoint_is_passed_over(config: Path, tmp_path: Path) 
     assert store.steps() == [4, 5]
     assert len(list(store.directory.glob(".superseded-*"))) == 2
 
+    # another run's checkpoint is where a run starts, not where it is thrown back to when its job is queued again
+    elsewhere = [*every_four[:2], f"training.run_directory={tmp_path / 'other'}"]
+    first, second = jobs.run_forked(
+        tmp_path,
+        (config, ["training.steps=5", *elsewhere], str(store.path(4))),
+        (config, ["training.steps=6", *elsewhere], str(store.path(4))),
+    )
+    assert "resuming at step 4 of 5" in first[1]
+    assert "resuming at step 5 of 6" in second[1]
+
 
 def test_other_data_than_the_checkpoint_has_seen_is_refused(config: Path, tmp_path: Path) -> None:
     settings = ["training.steps=4", f"training.run_directory={tmp_path}"]
