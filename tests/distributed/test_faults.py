@@ -257,7 +257,7 @@ def test_survivors_of_a_killed_rank_say_so(launch: Launch) -> None:
 
 def test_a_slow_rank_is_named(launch: Launch) -> None:
     (line,) = launch.lines("slow", "is slow")
-    assert line.startswith("rank 1 is slow: for 3 reports its own work has taken 1.")
+    assert re.match(r"rank 1 is slow: for 3 reports its own work has taken (1\.\d|2\.0) times", line)
     last = jobs.metrics(launch.directory / "slow")[STEPS]
     assert last["slowest_rank"] == 1
     assert 1.2 < last["slowest_rank_share"] <= 2
