@@ -35,8 +35,8 @@ CASES_OF_FOUR = [*itertools.product(("self_token_critic",), STAGES, (2,), ("fp32
 GLOBAL_BATCH_SIZE = 8
 # of losses; of weights, over the norm of each
 TOLERANCES = {"fp32": (2e-5, 1e-3), "bf16": (2e-3, 2e-2)}
-# in bf16 rounding grows over two passes, and decides some of the tokens that a critic judges: whether a token is drawn or
-# not moves its row of the embeddings by Adam's whole first steps
+# in bf16 rounding grows over two passes, and decides some of the tokens that a critic judges: whether a token is drawn
+# or not moves its row of the embeddings by Adam's whole first steps
 TOLERANCES_OF_KIND = {("self_conditioning", "bf16"): (2e-3, 7e-2), ("self_token_critic", "bf16"): (2e-2, 0.2)}
 
 # what else differs by ZeRO stage: weights outside the net, shared weights, weights used twice or in the backward pass
