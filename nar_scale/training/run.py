@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -94,34 +95,9 @@ def _train(
     engine = build_engine(wrapper, config, world)
     if world.sequence_group is not None:
         wrapper.share = share_sequences(world)
-    state = TrainingState(
-        step=0,
-        samples=0,
-        fingerprint=data.fingerprint,
-        seed=config.training.seed,
-        global_batch_size=config.training.global_batch_size,
-        world_size=world.size,
-        zero_stage=engine.zero_optimization_stage(),
-        vocabulary_size=vocabulary_size,
-        tokenizer=data.tokenizer,
-        end_token=data.end_token,
-        source_samples=data.consumed(0),
-    )
-    if step is not None:
-        check_same_model(config, source.path(step))
-        saved = load_checkpoint(source, step, engine, config)
-        check_same_stream(saved, state, data.consumed(saved.samples), source.path(step))
-        if world.is_main and source.directory.resolve() == store.directory.resolve():
-            store.supersede_after(step)
-        # the ranks may be others, and a cache or a data set may be in another place than it was
-        state = replace(
-            saved,
-            world_size=state.world_size,
-            zero_stage=state.zero_stage,
-            tokenizer=data.tokenizer or saved.tokenizer,
-        )
-    elif init_from is not None:
-        start_from_weights(engine, init_from)
+    state = _start(config, world, engine, data, (source, step), init_from)
+    if world.is_main and step is not None and source.directory.resolve() == store.directory.resolve():
+        store.supersede_after(step)
     if world.is_main:
         write_atomically(directory / "config.yaml", dump_config(config).encode())
         write_atomically(directory / "deepspeed.json", (json.dumps(resolved, indent=2) + "\n").encode())
@@ -163,6 +139,45 @@ def _train(
     if world.is_main:
         print(_farewell(config, complete, trainer.state, store), flush=True)
     return complete
+
+
+def _start(
+    config: Config,
+    world: World,
+    engine: Any,
+    data: TrainingData,
+    checkpoint: tuple[CheckpointStore, int | None],
+    init_from: Path | None,
+) -> TrainingState:
+    """Give the engine what it starts from: a checkpoint, other weights, or nothing; returns where that is."""
+    source, step = checkpoint
+    state = TrainingState(
+        step=0,
+        samples=0,
+        fingerprint=data.fingerprint,
+        seed=config.training.seed,
+        global_batch_size=config.training.global_batch_size,
+        world_size=world.size,
+        zero_stage=engine.zero_optimization_stage(),
+        vocabulary_size=data.sample_format.vocabulary_size,
+        tokenizer=data.tokenizer,
+        end_token=data.end_token,
+        source_samples=data.consumed(0),
+    )
+    if step is not None:
+        check_same_model(config, source.path(step))
+        saved = load_checkpoint(source, step, engine, config)
+        check_same_stream(saved, state, data.consumed(saved.samples), source.path(step))
+        # the ranks may be others, and a cache or a data set may be in another place than it was
+        return replace(
+            saved,
+            world_size=state.world_size,
+            zero_stage=state.zero_stage,
+            tokenizer=data.tokenizer or saved.tokenizer,
+        )
+    if init_from is not None:
+        start_from_weights(engine, init_from)
+    return state
 
 
 def _summary(
