@@ -18,3 +18,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.stop()
+
+
+@pytest.fixture(autouse=True)
+def without_threads_of_the_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are submitted with the environment of the shell, which may say something of its own."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
