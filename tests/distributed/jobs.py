@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+import torch
 import yaml
 
 REPOSITORY = Path(__file__).parents[2]
@@ -146,3 +147,15 @@ def train_in_one_launch(directory: Path, *cases: tuple[Path, Sequence[str]], ran
     listing.write_text(json.dumps([[str(config), list(overrides)] for config, overrides in cases]))
     script = Path(__file__).with_name("train_cases.py")
     run(deepspeed_command(ranks, script, str(listing)), timeout=60 + 10 * len(cases))
+
+
+def assert_near(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], relative: float) -> None:
+    """Of each weight, the difference's norm over that of the weight.
+
+    Not element by element: where a gradient is all but zero, Adam turns the rounding of it, which is another on
+    another kind of CPU, into steps of full size.
+    """
+    assert weights.keys() == expected.keys()
+    for name, weight in expected.items():
+        difference = (weights[name].float() - weight).norm().item()
+        assert difference <= relative * weight.norm().item() + 1e-6, (name, difference)
