@@ -5,10 +5,14 @@ replacement, samples mixed in a buffer. Nothing hangs on uneven shards, but samp
 an epoch, in an order that changes with the number of ranks and workers, and after a restart the stream starts anew.
 """
 
+import bz2
+import gzip
+import lzma
 import random
 import signal
 import subprocess
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -30,7 +34,8 @@ PATIENCE = 10  # rounds over the shards without finding a sample
 BLOCK_BYTES = 1 << 20
 CLOSING_SECONDS = 10.0
 BROKEN_PIPE = (-signal.SIGPIPE, 128 + signal.SIGPIPE)
-READ_ERRORS = (OSError, EOFError, ValueError, tarfile.TarError)
+READ_ERRORS = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError)
+DECOMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 class SequentialStream:
@@ -189,15 +194,16 @@ def _reason(error: Exception) -> str:
 
 
 def _read_shard(url: str) -> Iterator[dict[str, Any]]:
-    from webdataset.gopen import gopen
+    from webdataset.gopen import Pipe, gopen
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     stream = gopen(url)
     failure: Exception | None = None
     try:
-        yield from group_by_keys(tar_file_expander([{"url": url, "stream": stream}]))
-        while stream.read(BLOCK_BYTES):
-            pass  # a command should be able to end by itself
+        content = _decompressed(stream.stream if isinstance(stream, Pipe) else stream)
+        yield from group_by_keys(tar_file_expander([{"url": url, "stream": content}]))
+        while content.read(BLOCK_BYTES):
+            pass  # a command should be able to end by itself, and a compressed file ends with its checksum
     except READ_ERRORS as error:
         failure = error
     status = _exit_status(stream)
@@ -205,6 +211,12 @@ def _read_shard(url: str) -> Iterator[dict[str, Any]]:
         raise OSError(f"its command ended with exit status {status}")
     if failure is not None:
         raise failure
+
+
+def _decompressed(stream: Any) -> Any:
+    """What a buffered stream holds; one cut short is an error, which tarfile's own decompression takes for an end."""
+    magic = next((magic for magic in DECOMPRESSED if stream.peek(8).startswith(magic)), None)
+    return stream if magic is None else DECOMPRESSED[magic](stream)
 
 
 def _exit_status(stream: Any) -> int:

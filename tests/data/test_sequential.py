@@ -1,6 +1,8 @@
 """The inexact stream over shards that can only be read from start to end."""
 
+import bz2
 import gzip
+import lzma
 from itertools import islice
 
 import numpy as np
@@ -88,6 +90,19 @@ def test_a_fault_is_named_or_told_and_never_hangs(tmp_path, harm, message):
     if "cannot" not in message and "hold" not in message:
         skipped = list(islice(stream(urls, skip_faults=True), 100))
         assert any(message.split(",")[0] in fault for batch in skipped for fault in batch.faults)
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_shard_cut_anywhere_is_never_taken_for_a_shorter_one(tmp_path, compress):
+    shard = tmp_path / "shard.tar"
+    write_samples(shard, [np.array([i, i + 1]) for i in range(30)])
+    whole = compress(shard.read_bytes())
+    for length in range(0, len(whole), len(whole) // 40):
+        shard.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"cannot be read|hold no sample"):
+            list(islice(stream([str(shard)]), 30))
+    shard.write_bytes(whole)
+    assert len(list(islice(stream([str(shard)]), 30))) == 30
 
 
 def test_what_is_not_there_or_does_not_fit_is_refused(tmp_path):
