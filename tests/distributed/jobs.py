@@ -51,6 +51,12 @@ def deepspeed_command(ranks: int, script: Path, *arguments: str) -> list[str]:
     return [str(launcher), *options, str(script), *arguments]
 
 
+def forked_command(ranks: int, script: Path, *arguments: str) -> list[str]:
+    """As deepspeed_command, but of ranks that share their imports, which cost more than most runs."""
+    forking = Path(__file__).with_name("forked_ranks.py")
+    return [sys.executable, str(forking), str(ranks), str(free_port()), str(script), *arguments]
+
+
 def environment() -> dict[str, str]:
     """Of a user's shell: without what pytest or a surrounding job has set."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "PYTEST"))}
@@ -146,7 +152,7 @@ def train_in_one_launch(directory: Path, *cases: tuple[Path, Sequence[str]], ran
     listing = directory / "cases.json"
     listing.write_text(json.dumps([[str(config), list(overrides)] for config, overrides in cases]))
     script = Path(__file__).with_name("train_cases.py")
-    run(deepspeed_command(ranks, script, str(listing)), timeout=60 + 10 * len(cases))
+    run(forked_command(ranks, script, str(listing)), timeout=60 + 10 * len(cases))
 
 
 def assert_near(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], relative: float) -> None:

@@ -230,7 +230,7 @@ class TwoRanks:
         runs = [[str(config), [*overrides, data.in_directory(name)]] for name, config, overrides in cases]
         listing.write_text(json.dumps(runs))
         script = Path(__file__).with_name("train_cases.py")
-        self.output = jobs.run(jobs.deepspeed_command(2, script, str(listing)))
+        self.output = jobs.run(jobs.forked_command(2, script, str(listing)))
 
     def told(self, beginning: str) -> list[str]:
         """What any run has said."""

@@ -72,7 +72,7 @@ class Launch:
         listing = self.directory / "cases.json"
         listing.write_text(json.dumps([[str(config), overrides] for config, overrides in self.cases]))
         script = Path(__file__).with_name("sequence_cases.py")
-        jobs.run(jobs.deepspeed_command(4, script, str(listing)))
+        jobs.run(jobs.forked_command(4, script, str(listing)))
 
     def check(self, name: str, settings: Sequence[str], precision: str = "fp32") -> None:
         key = tuple(setting for setting in settings if "zero_stage" not in setting and "compile" not in setting)
