@@ -15,7 +15,10 @@ import numpy as np
 
 from nar_scale.errors import DataError
 
-FEISTEL_ROUNDS = 6  # even, so that halves of unequal width end where they began
+# Even, so that halves of unequal width end where they began. So many because windows can be small: with six, neighbours
+# of a window of 8 to 32 samples stay neighbours 5 to 15 % too often.
+FEISTEL_ROUNDS = 16
+ROUND_KEY = 0xD1B54A32D192ED03  # odd, so that no two rounds have one key
 SHARD_ORDER, WINDOW_ORDER = 1, 2
 
 
@@ -131,7 +134,7 @@ def _feistel(value: np.ndarray, bits: np.ndarray, key: np.ndarray) -> np.ndarray
     for number in range(FEISTEL_ROUNDS):
         left = value >> right_bits
         right = value & ((one << right_bits) - one)
-        noise = _mix(right ^ _mix(key + np.uint64(number)))
+        noise = _mix(right ^ (key + np.uint64(number * ROUND_KEY % 2**64)))
         value = (right << left_bits) | (left ^ (noise & ((one << left_bits) - one)))
         left_bits, right_bits = right_bits, left_bits
     return value
