@@ -126,7 +126,11 @@ def case_name(kind: str, stage: int, accumulation: int, precision: str) -> str:
 def case_settings(ranks: int, kind: str, stage: int, accumulation: int, precision: str) -> list[str]:
     size = GLOBAL_BATCH_SIZE // ranks // accumulation
     shape = [f"training.zero_stage={stage}", f"training.micro_batch_size={size}"]
-    return [*KINDS[kind], f"training.precision={precision}", *shape]
+    return [*learner(kind, precision), *shape]
+
+
+def learner(kind: str, precision: str) -> list[str]:
+    return [*KINDS[kind], f"training.precision={precision}", "training.steps=4"]
 
 
 def watched(stage: int) -> list[str]:
@@ -154,13 +158,13 @@ def four_ranks(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Launch
 @pytest.mark.parametrize(("kind", "stage", "accumulation", "precision"), CASES)
 def test_losses_and_weights(two_ranks: Launch, kind: str, stage: int, accumulation: int, precision: str) -> None:
     name = case_name(kind, stage, accumulation, precision)
-    two_ranks.check(name, [*KINDS[kind], f"training.precision={precision}"], tolerances(kind, precision))
+    two_ranks.check(name, learner(kind, precision), tolerances(kind, precision))
 
 
 @pytest.mark.parametrize(("kind", "stage", "accumulation", "precision"), CASES_OF_FOUR)
 def test_four_ranks(four_ranks: Launch, kind: str, stage: int, accumulation: int, precision: str) -> None:
     name = case_name(kind, stage, accumulation, precision)
-    four_ranks.check(name, [*KINDS[kind], f"training.precision={precision}"], tolerances(kind, precision))
+    four_ranks.check(name, learner(kind, precision), tolerances(kind, precision))
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -178,7 +182,7 @@ def test_each_stage_is_consolidated(two_ranks: Launch, kind: str, precision: str
         difference = consolidate(two_ranks.directory / name, tmp_path / name)
         assert difference < {"fp32": 1e-5, "bf16": 1e-3}[precision]
         loaded = {name: weight.detach() for name, weight in load_exported(tmp_path / name).wrapper.named_parameters()}
-        _, weights = two_ranks.expected([*KINDS[kind], f"training.precision={precision}"])
+        _, weights = two_ranks.expected(learner(kind, precision))
         jobs.assert_near(loaded, weights, tolerances(kind, precision)[1])
 
 
