@@ -6,14 +6,24 @@ deepspeed --num_accelerators 2 launcher/train.py --config configs/quickstart_nar
 import argparse
 import os
 import sys
+from typing import NoReturn
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it is imported
 
 from nar_scale.training import dry_run, launch
 
 
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, and of all processes that were started with the same arguments on the first."""
+
+    def error(self, message: str) -> NoReturn:
+        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
+            print(f"train: error: {message}; see --help", file=sys.stderr)
+        sys.exit(2)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, metavar="FILE", help="the YAML file of the run")
     parser.add_argument(
         "--resume",
@@ -39,8 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
 
     if options.ranks is not None and (options.ranks < 1 or not options.dry_run):
         parser.error("--ranks takes a number from 1 on, with --dry-run")
+    if options.dry_run and options.resume != "auto":
+        parser.error("--dry-run does not look at checkpoints to resume; leave --resume out")
     if options.dry_run:
-        return dry_run(options.config, options.overrides, options.ranks)
+        return dry_run(options.config, options.overrides, options.ranks, options.init_from)
     return launch(options.config, options.overrides, options.resume, options.verbose, options.init_from)
 
 

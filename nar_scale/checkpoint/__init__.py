@@ -15,7 +15,14 @@ from nar_scale.checkpoint.exported import (
 from nar_scale.checkpoint.partitions import WEIGHT, Partition, PartitionReader, partition_file, write_partitions
 from nar_scale.checkpoint.probe import check_probe, run_probe, save_probe
 from nar_scale.checkpoint.state import TrainingState
-from nar_scale.checkpoint.store import CheckpointStore, find_damage, list_files, record_files
+from nar_scale.checkpoint.store import (
+    CheckpointStore,
+    delete_set_aside,
+    find_damage,
+    list_files,
+    record_files,
+    set_aside,
+)
 
 __all__ = [
     "CONFIG_FILE",
@@ -34,6 +41,7 @@ __all__ = [
     "check_probe",
     "consolidate",
     "consolidate_as_command",
+    "delete_set_aside",
     "describe_decoding",
     "find_damage",
     "list_files",
@@ -42,5 +50,6 @@ __all__ = [
     "record_files",
     "run_probe",
     "save_probe",
+    "set_aside",
     "write_partitions",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from nar_scale.config.deepspeed_keys import check_raw_settings
 from nar_scale.config.length import batch_size_at
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
@@ -15,6 +16,26 @@ _SUB_GROUP = 10**9
 _LIVE_PARAMETERS = 10**9
 _PERSISTENT_PARAMETER = 10**5  # ZeRO 3 keeps smaller ones whole
 _UNLIMITED = 2**62
+_BATCH = "set training.global_batch_size and training.micro_batch_size instead"
+_ELSEWHERE = {
+    "train_batch_size": _BATCH,
+    "train_micro_batch_size_per_gpu": _BATCH,
+    "gradient_accumulation_steps": _BATCH,
+    "bf16.enabled": "set training.precision instead",
+    "fp16.enabled": "set training.precision instead",
+    "data_types.param_dtype": "set training.precision instead",
+    "zero_optimization.stage": "set training.zero_stage instead",
+    "sequence_parallel_size": "set training.sequence_parallel_size instead",
+    "data_parallel_size": "set training.sequence_parallel_size instead",
+    "tensor_parallel": (
+        "AutoTP would train query/key norms and token critics wrongly, and its split weights cannot be consolidated; "
+        "use training.zero_stage 3 or training.sequence_parallel_size instead"
+    ),
+    "optimizer": "use the 'optimizer' section instead",
+    "scheduler": "use the 'schedule' section instead",
+    "managed_gradient_accumulation": "the trainer relies on it; leave it out",
+    "gradient_allreduce_op": "losses are made for the mean over ranks; leave it out",
+}
 
 
 def gradient_accumulation_steps(config: Config, world_size: int, step: int | None = None) -> int:
@@ -53,16 +74,31 @@ def resolve_deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
     is merged over the result and wins.
 
     Raises:
-        ConfigError: the batch does not divide, or a raw setting contradicts what the trainer relies on.
+        ConfigError: the batch does not divide, a rank that is named is not there, or a raw setting is unknown, wrong or
+            in contradiction to what the trainer relies on.
     """
-    training = config.training
+    _check_ranks(config, world_size)
+    resolved = _written_out(config, world_size)
+    if config.deepspeed:
+        _merge_raw(config, resolved)
+    return resolved
+
+
+def _check_ranks(config: Config, world_size: int) -> None:
     if world_size % config.zero.hpz_partition_size:
         raise ConfigError(
             f"zero.hpz_partition_size {config.zero.hpz_partition_size} does not divide {world_size} rank(s)"
         )
-    for stage in training.batch_size_warmup:
+    beyond = [rank for rank in config.logging.profile_ranks if rank >= world_size]
+    if beyond and config.logging.profile_steps is not None:
+        raise ConfigError(f"logging.profile_ranks: there is no rank {beyond[0]} among {world_size}, counted from 0")
+    for stage in config.training.batch_size_warmup:
         gradient_accumulation_steps(config, world_size, stage.from_step)
-    resolved: dict[str, Any] = {
+
+
+def _written_out(config: Config, world_size: int) -> dict[str, Any]:
+    training = config.training
+    return {
         # ranks that share sequences look to DeepSpeed like ranks with sequences of their own
         "train_batch_size": training.global_batch_size * training.sequence_parallel_size,
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
@@ -102,34 +138,56 @@ def resolve_deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "disable_python_gc": False,
         "steps_per_print": 2**62,
     }
-    _merge(resolved, config.deepspeed)
+
+
+def _merge_raw(config: Config, resolved: dict[str, Any]) -> None:
+    """Let the raw settings win, as far as they make sense."""
+    _refuse_what_other_sections_say(config.deepspeed)
     _refuse_auto(config.deepspeed, "deepspeed")
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
-        if key in config.deepspeed:
-            raise ConfigError(f"deepspeed.{key}: set training.global_batch_size and training.micro_batch_size instead")
-    for key in ("bf16", "fp16"):
-        if "enabled" in config.deepspeed.get(key, {}):
-            raise ConfigError(f"deepspeed.{key}.enabled: set training.precision instead")
-    if "stage" in config.deepspeed.get("zero_optimization", {}):
-        raise ConfigError("deepspeed.zero_optimization.stage: set training.zero_stage instead")
-    for key in ("sequence_parallel_size", "data_parallel_size"):
-        if key in config.deepspeed:
-            raise ConfigError(f"deepspeed.{key}: set training.sequence_parallel_size instead")
-    if "tensor_parallel" in config.deepspeed:
+    for key, value in config.deepspeed.items():
+        _check_kind(key, resolved.get(key), value)
+    _merge(resolved, config.deepspeed)
+    check_raw_settings(config.deepspeed, resolved)
+    _check_accumulation(config, resolved["data_types"]["grad_accum_dtype"])
+
+
+def _refuse_what_other_sections_say(raw: dict[str, Any]) -> None:
+    for name, remedy in _ELSEWHERE.items():
+        *sections, key = name.split(".")
+        section = raw.get(sections[0]) if sections else raw
+        if isinstance(section, dict) and key in section:
+            raise ConfigError(f"deepspeed.{name}: {remedy}")
+
+
+def _check_kind(key: str, ours: Any, value: Any) -> None:
+    """Refuse what DeepSpeed would take as it is, to fail over it later, in place of what is written out."""
+    kinds = {dict: "a section, with keys of its own", bool: "true or false", int: "a number", float: "a number"}
+    kind = type(ours)
+    fits = (
+        isinstance(value, (int, float)) and not isinstance(value, bool) if kind in (int, float) else type(value) is kind
+    )
+    if kind in kinds and not fits:
+        raise ConfigError(f"deepspeed.{key}: expected {kinds[kind]}, got {value!r:.60}")
+
+
+def _check_accumulation(config: Config, sums: Any) -> None:
+    """Refuse to sum gradients in a type that DeepSpeed has no engine for, or at the cost of something asked for."""
+    training = config.training
+    beside = {"fp32": "bf16", "bf16": "fp32", "fp16": "fp32"}[training.precision]
+    possible = [training.precision, *([beside] if training.zero_stage > 0 else [])]
+    if training.zero_stage == 1 and training.master_weights == "bf16":
+        possible.remove("fp32")  # which brings an optimizer with masters in float32, whatever is asked for
+    if sums not in possible:
         raise ConfigError(
-            "deepspeed.tensor_parallel: AutoTP would train query/key norms and token critics wrongly, and its split "
-            "weights cannot be consolidated; use training.zero_stage 3 or training.sequence_parallel_size instead"
+            f"deepspeed.data_types.grad_accum_dtype: with training.precision {training.precision}, master_weights "
+            f"{training.master_weights} and zero_stage {training.zero_stage} it is {' or '.join(possible)}, not {sums}"
         )
-    for key in ("optimizer", "scheduler"):
-        if key in config.deepspeed:
-            raise ConfigError(f"deepspeed.{key}: use the '{key.replace('scheduler', 'schedule')}' section instead")
-    return resolved
 
 
 def _precision(config: Config) -> dict[str, Any]:
     training = config.training
     bf16_masters = training.master_weights == "bf16"
-    # sums over many micro-batches lose small contributions in bf16; stages 0 and 1 cannot do otherwise
+    # sums over many micro-batches lose small contributions in bf16; at stage 1 that takes 4 bytes a parameter more
     widened = training.precision == "bf16" and training.zero_stage >= 2 and not bf16_masters
     return {
         "bf16": {

@@ -18,7 +18,16 @@ ANY_NAME = "*"  # of a source, or the place in a list
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `3e-4` as a string; here it is the number that everyone means."""
+    """YAML 1.1 reads `3e-4` as a string; here it is the number that everyone means. A key stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in keys[:number] and key.value != "<<":
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value!r} stands twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -41,6 +50,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         text = path.read_text()
     except OSError as error:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read the config file {path}: it is not text in UTF-8") from None
     values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections such as 'model:' and 'training:', found {values!r:.60}")
@@ -55,6 +66,8 @@ def validate_config(values: dict[str, Any], source: str, default_run_directory: 
     Raises:
         ConfigError: an unknown key (with the nearest valid one), a missing key or a wrong value.
     """
+    sections = Config.model_fields.keys()
+    values = {key: {} if value is None and key in sections else value for key, value in values.items()}
     training = values.get("training")
     if default_run_directory and isinstance(training, dict) and training.get("run_directory") is None:
         values = {**values, "training": {**training, "run_directory": default_run_directory}}
@@ -73,7 +86,8 @@ def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from None
+        problem = " ".join(str(error).split()).replace(' in "<unicode string>"', "")
+        raise ConfigError(f"{source} is not valid YAML: {problem}") from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -82,7 +96,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not separator or not sections or not name:
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
     for section in sections:
-        values = values.setdefault(section, {})
+        if values.get(section) is None:  # also one whose keys are all commented out
+            values[section] = {}
+        values = values[section]
         if not isinstance(values, dict):
             raise ConfigError(f"override {override!r}: {section!r} is not a section")
     values[name] = _parse(value, f"override {override!r}")
@@ -95,6 +111,8 @@ def _explain(problem: Any) -> str:
         return f"unknown key {name!r}{_nearest(location)}"
     if problem["type"] == "missing":
         return f"missing key {name!r}"
+    if problem["type"] in ("model_type", "dict_type"):
+        return f"{name}: expected a section, with keys of its own, got {problem['input']!r:.60}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
     if not name:

@@ -94,6 +94,23 @@ class Config(Section):
         return self
 
     @validator(mode="after")
+    def _evaluation_fits(self) -> Config:
+        of_sources = [source.validation for source in self.data.sources.values()] or [None]
+        held_out = [self.data.validation if pattern is None else pattern for pattern in of_sources]
+        if self.logging.evaluate_every and not any(held_out):
+            raise ValueError("logging.evaluate_every needs held-out shards, but data.validation is empty")
+        return self
+
+    @validator(mode="after")
+    def _profile_fits(self) -> Config:
+        steps, logging = steps_of_run(self), self.logging
+        first = {"flops_step": logging.flops_step, "profile_steps": (logging.profile_steps or (None,))[0]}
+        for name, step in first.items():
+            if step is not None and step > steps:
+                raise ValueError(f"logging.{name}: step {step} is not one of the {steps} of the run")
+        return self
+
+    @validator(mode="after")
     def _offload_fits(self) -> Config:
         training, zero = self.training, self.zero
         needs_3 = {

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from nar_scale.checkpoint import CheckpointStore
 from nar_scale.config import (
     Config,
     SourceConfig,
@@ -24,14 +26,19 @@ from nar_scale.objectives import Wrapper, build_wrapper
 from nar_scale.training.data import check_lengths, mixture_of, vocabulary_of
 from nar_scale.training.memory import estimate_memory
 from nar_scale.training.performance import GIBIBYTE, flops_per_token, full_size
+from nar_scale.training.resuming import check_weights_fit
 
 
-def describe_run(config: Config, ranks: int) -> str:
+def describe_run(config: Config, ranks: int, init_from: Path | None = None) -> str:
     """Everything that follows from a config and a number of ranks; nothing is written, no weight is made.
+
+    Args:
+        init_from: a checkpoint whose weights the run is to start from, of which names and shapes are read.
 
     Raises:
         ConfigError: the batch does not divide, or the vocabulary is not known.
         DataError: the data do not fit the model.
+        CheckpointError: the weights to start from do not.
     """
     resolved = resolve_deepspeed_config(config, ranks)
     sources = config.data.sources or {"": SourceConfig(directory=str(config.data.directory))}
@@ -47,6 +54,7 @@ def describe_run(config: Config, ranks: int) -> str:
             f"# resolved configuration\n{dump_config(config)}",
             f"# DeepSpeed configuration for {ranks} rank(s)\n{json.dumps(resolved, indent=2)}\n",
             f"model:  {_size(wrapper)}",
+            *([f"start:  {_start(wrapper, config, init_from)}"] if init_from is not None else []),
             f"batch:  {_batch(config, ranks)}",
             f"length: {_length(config, wrapper)}",
             f"data:   {_data(config, infos)}",
@@ -73,6 +81,14 @@ def _size(wrapper: Wrapper) -> str:
     tables = {id(layer.weight): layer.weight for layer in wrapper.modules() if isinstance(layer, Embedding)}
     embeddings = sum(map(full_size, tables.values()))
     return f"{total:,} parameters: {embeddings:,} in embeddings, {total - embeddings:,} elsewhere"
+
+
+def _start(wrapper: Wrapper, config: Config, init_from: Path) -> str:
+    store = CheckpointStore(Path(str(config.training.run_directory)) / "checkpoints")
+    if steps := store.steps():
+        return f"{store.path(steps[-1])} is resumed, so the weights of {init_from} are not used"
+    check_weights_fit(wrapper, init_from)
+    return f"the weights of {init_from}, which fit; their checksums are compared when the run starts"
 
 
 def _batch(config: Config, ranks: int) -> str:

@@ -40,7 +40,7 @@ def launch(
         config = load_config(config_file, overrides)
         if not verbose:
             quieten_libraries()
-        complete = train(config, connect(), resume, Path(init_from) if init_from else None)
+        complete = train(config, connect(), resume, Path(init_from) if init_from is not None else None)
     except UserError as error:
         tell_first(str(error))
         return 2
@@ -55,11 +55,14 @@ def launch(
     return 0 if complete else RESUMABLE_EXIT_STATUS
 
 
-def dry_run(config_file: str, overrides: Sequence[str] = (), ranks: int | None = None) -> int:
+def dry_run(
+    config_file: str, overrides: Sequence[str] = (), ranks: int | None = None, init_from: str | None = None
+) -> int:
     """Print what `launch` would do, once, and touch nothing.
 
     Args:
         ranks: how many processes there would be; as many as there are now if not given.
+        init_from: as of `launch`.
 
     Returns:
         the exit status: 0, or 2 for a `UserError`.
@@ -69,7 +72,11 @@ def dry_run(config_file: str, overrides: Sequence[str] = (), ranks: int | None =
     if environment["RANK"] != "0":
         return 0
     try:
-        print(describe_run(load_config(config_file, overrides), ranks or int(environment["WORLD_SIZE"])))
+        config = load_config(config_file, overrides)
+        if config.deepspeed:
+            quieten_libraries()  # DeepSpeed is asked whether it knows the keys
+        weights = Path(init_from) if init_from is not None else None
+        print(describe_run(config, ranks or int(environment["WORLD_SIZE"]), weights))
     except UserError as error:
         tell_first(str(error))
         return 2

@@ -42,8 +42,8 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
 
     - weights: P b; P b / R under ZeRO 3, where the two largest blocks are also there whole, and P b / hpz more with a
       secondary partition.
-    - gradients: P b under ZeRO 0 and 1; under ZeRO 2 and 3 P / R elements of `grad_accum_dtype` and the bucket that is
-      being reduced, at most P elements.
+    - gradients: P b under ZeRO 0 and 1, and P float32 more where ZeRO 1 sums in that beside bfloat16; under ZeRO 2
+      and 3 P / R elements of `grad_accum_dtype` and the bucket that is being reduced, at most P elements.
     - master weights: P / R elements of float32 (or of bfloat16 if so configured), P under ZeRO 0; none where
       weights are of that type and stepped themselves, under ZeRO 0, and under ZeRO 3 without offload.
     - moments: two such copies for AdamW, one for Lion and for what Muon moves; the moving average is one in float32.
@@ -71,7 +71,8 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
         if config.zero.hpz_partition_size > 1:
             weights.append(Part("secondary weights", parameters * width / config.zero.hpz_partition_size))
     if stage < 2:
-        gradients = [Part("gradients", parameters * width)]
+        apart = stage == 1 and accumulated > width and optimizer_place == "device"
+        gradients = [Part("gradients", parameters * (width + apart * accumulated))]
     else:
         bucket = min(parameters, resolved["zero_optimization"]["reduce_bucket_size"])
         gradients = [Part("gradients", shard * accumulated, optimizer_place), Part("gradient bucket", bucket * width)]

@@ -54,6 +54,8 @@ def _masters(engine: Any) -> tuple[dist.ProcessGroup, list[Tensor]]:
     optimizer = engine.optimizer
     if engine.zero_optimization_stage() == 3:
         return optimizer.dp_process_group, optimizer.fp32_partitioned_groups_flat
+    if hasattr(optimizer, "bf16_groups"):  # stage 1 with bf16 weights and fp32 sums of gradients
+        return optimizer.real_dp_process_group[0], optimizer.fp32_groups_flat_partition
     return optimizer.real_dp_process_group[0], optimizer.single_partition_of_fp32_groups
 
 

@@ -73,7 +73,7 @@ def restore(
         CheckpointError: the source has other parameters than the engine.
     """
     names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
-    _check_same_parameters({names[id(p)]: _shape(p) for p in engine.module.parameters()}, source.shapes)
+    check_same_parameters({names[id(p)]: _shape(p) for p in engine.module.parameters()}, source.shapes)
     optimizer = _torch_optimizer(engine)
     for place in places_of(engine):
         name, stop = names[id(place.parameter)], place.start + place.elements
@@ -201,7 +201,8 @@ def _shape(parameter: nn.Parameter) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def _check_same_parameters(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> None:
+def check_same_parameters(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse, with a CheckpointError, a checkpoint whose parameters have other names or shapes."""
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             here, there = ours.get(name, "absent"), theirs.get(name, "absent")

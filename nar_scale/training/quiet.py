@@ -15,8 +15,10 @@ def quieten_libraries() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     warnings.filterwarnings("ignore")
     logging.getLogger("torch").setLevel(logging.ERROR)
+    from deepspeed.runtime import bf16_optimizer
     from deepspeed.utils import logger
 
+    bf16_optimizer.see_memory_usage = lambda *_, **__: None  # which prints
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
         handler.setLevel(logging.ERROR)

@@ -1,4 +1,6 @@
 import copy
+import importlib
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -99,6 +101,12 @@ def test_deepspeed_has_no_zero_setting_but_these():
     assert fields - set(written) - not_ours - muons == {"stage3_gather_fp16_weights_on_model_save"}
 
 
+def test_ranks_to_trace_are_there():
+    config = config_with(**{"logging.profile_ranks": [0, 3, 4], "logging.profile_steps": [1, 2]})
+    with pytest.raises(ConfigError, match=r"logging.profile_ranks: there is no rank 3 among 2, counted from 0"):
+        resolve_deepspeed_config(config, 2)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_precision_and_stage(stage, precision):
@@ -168,8 +176,144 @@ def test_raw_settings_win():
         ("gradient_accumulation_steps", "set training.global_batch_size"),
         ("optimizer", "use the 'optimizer' section instead"),
         ("scheduler", "use the 'schedule' section instead"),
+        ("bf16.enabled", "set training.precision instead"),
+        ("data_types.param_dtype", "set training.precision instead"),
+        ("zero_optimization.stage", "set training.zero_stage instead"),
+        ("managed_gradient_accumulation", "the trainer relies on it; leave it out"),
+        ("gradient_allreduce_op", "losses are made for the mean over ranks; leave it out"),
     ],
 )
 def test_what_other_sections_say_is_refused(key, remedy):
     with pytest.raises(ConfigError, match=f"deepspeed.{key}: {remedy}"):
         resolve_deepspeed_config(config_with(**{f"deepspeed.{key}": 4}), 1)
+
+
+MODELS = {
+    "zero_optimization": "runtime.zero.config.DeepSpeedZeroConfig",
+    "zero_optimization.offload_optimizer": "runtime.zero.offload_config.DeepSpeedZeroOffloadOptimizerConfig",
+    "zero_optimization.offload_param": "runtime.zero.offload_config.DeepSpeedZeroOffloadParamConfig",
+    "bf16": "runtime.precision_config.DeepSpeedBF16Config",
+    "fp16": "runtime.precision_config.DeepSpeedFP16Config",
+    "comms_logger": "comm.config.CommsLoggerConfig",
+    "tensorboard": "monitor.config.TensorBoardConfig",
+    "wandb": "monitor.config.WandbConfig",
+    "csv_monitor": "monitor.config.CSVConfig",
+    "comet": "monitor.config.CometConfig",
+    "compile": "compile.config.CompileConfig",
+    "hybrid_engine": "runtime.config.HybridEngineConfig",
+    "timers.throughput": "utils.config.DeepSpeedThroughputTimerConfig",
+}
+CONSTANTS = {
+    "flops_profiler": ("profiling.constants", "FLOPS_PROFILER_", "FLOPS_PROFILER_FORMAT"),
+    "activation_checkpointing": ("runtime.activation_checkpointing.config", "ACT_CHKPT_", "ACT_CHKPT_DEFAULT"),
+    "aio": ("runtime.swap_tensor.constants", "AIO_", "AIO_FORMAT"),
+    "autotuning": ("autotuning.constants", "AUTOTUNING_", "AUTOTUNING_FORMAT"),
+}
+SINGLE = {
+    "prescale_gradients": True,
+    "gradient_predivide_factor": 2.0,
+    "communication_data_type": "fp32",
+    "steps_per_print": 10,
+    "vocabulary_size": 256,
+    "wall_clock_breakdown": True,
+    "memory_breakdown": True,
+    "dataloader_drop_last": True,
+    "log_level": "info",
+    "use_data_before_expert_parallelism": True,
+    "disable_allgather": True,
+    "dump_state": True,
+    "checkpoint": {"tag_validation": "Ignore", "load_universal": False, "parallel_write": {"pipeline_stage": True}},
+    "data_types": {"grad_accum_dtype": "fp32", "buffer_dtype": "fp32", "keep_in_fp32_modules": ["a"]},
+    "torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["torch.nn.Linear"]},
+    "pipeline": {"stages": 1, "anything": 2},
+    "data_efficiency": {"enabled": False, "what_is_off": "is not read"},
+}
+
+
+def known_to_deepspeed():
+    """Every key that DeepSpeed has, by its models and constants, with a value that it takes."""
+    for section, path in MODELS.items():
+        module, name = path.rsplit(".", 1)
+        for field_name, field in getattr(importlib.import_module(f"deepspeed.{module}"), name).model_fields.items():
+            key = f"{section}.{field.alias or field_name}"
+            deprecated = (field.json_schema_extra or {}).get("deprecated")  # which must not stand beside their heirs
+            if not deprecated and key not in ("zero_optimization.stage", "bf16.enabled", "fp16.enabled"):  # ours to say
+                default = field.get_default(call_default_factory=True)
+                yield key, default.value if isinstance(default, Enum) else default
+    for section, (module, prefix, *others) in CONSTANTS.items():
+        constants = vars(importlib.import_module(f"deepspeed.{module}"))
+        for name, key in constants.items():
+            value = constants.get(f"{name}_DEFAULT")
+            if name.startswith(prefix) and f"{name}_DEFAULT" in constants and name not in others:
+                yield f"{section}.{key}", value
+    yield from SINGLE.items()
+
+
+def test_nothing_that_deepspeed_knows_is_refused():
+    cases = dict(known_to_deepspeed())
+    assert len(cases) > 150
+    for key, value in cases.items():
+        resolve_deepspeed_config(config_with(**{f"deepspeed.{key}": value}), 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "problem"),
+    [
+        (
+            "gradient_cliping",
+            0.5,
+            "unknown key 'deepspeed.gradient_cliping', did you mean 'deepspeed.gradient_clipping'?",
+        ),
+        ("zero_optimization.overlap_com", True, "did you mean 'deepspeed.zero_optimization.overlap_comm'?"),
+        (
+            "zero_optimization.offload_optimizer",
+            {"device": "cpu", "pin_memry": True},
+            "did you mean 'deepspeed.zero_optimization.offload_optimizer.pin_memory'?",
+        ),
+        ("zero_optimization.leaf_module", {"clases": []}, "'deepspeed.zero_optimization.leaf_module.classes'?"),
+        ("activation_checkpointing.profil", True, "did you mean 'deepspeed.activation_checkpointing.profile'?"),
+        ("torch_autocast.enabeld", True, "did you mean 'deepspeed.torch_autocast.enabled'?"),
+        ("timers.throughputs", {}, "did you mean 'deepspeed.timers.throughput'?"),
+        ("timers.throughput.enable", False, "did you mean 'deepspeed.timers.throughput.enabled'?"),
+        ("comms_logger.xyzzy", 1, "'deepspeed.comms_logger.xyzzy'; see https://www.deepspeed.ai/docs/config-json"),
+        ("bfloat16", {"immediate_grad_update": True}, "'deepspeed.bfloat16', did you mean 'deepspeed.bf16'?"),
+        ("checkpoint.writer", {"type": "FAST", "io_bufer_size": 3}, "'deepspeed.checkpoint.writer.io_buffer_size'?"),
+        ("zero_optimization.reduce_bucket_size", -1, "zero_optimization.reduce_bucket_size: .*greater than 0, got -1"),
+        ("fp16.loss_scale", "big", "deepspeed.fp16.loss_scale: .*must be a number, got 'big'"),
+        ("communication_data_type", "fp8", "deepspeed: Invalid communication_data_type"),
+        ("amp", {"enabled": True}, "deepspeed: NVIDIA Apex AMP integration has been removed"),
+        ("zero_optimization.cpu_offload", True, "'cpu_offload' and replacing parameter 'offload_optimizer' together"),
+        ("zero_optimization", 2, "deepspeed.zero_optimization: expected a section, with keys of its own, got 2"),
+        ("bf16", None, "deepspeed.bf16: expected a section, with keys of its own, got None"),
+        ("gradient_clipping", "1", "deepspeed.gradient_clipping: expected a number, got '1'"),
+        ("prescale_gradients", "no", "deepspeed.prescale_gradients: expected true or false, got 'no'"),
+    ],
+)
+def test_what_deepspeed_does_not_know_is_named(key, value, problem):
+    with pytest.raises(ConfigError, match=problem) as caught:
+        resolve_deepspeed_config(config_with(**{f"deepspeed.{key}": value}), 1)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "masters", "sums", "possible"),
+    [
+        (0, "bf16", "fp32", "fp32", "it is bf16, not fp32"),
+        (0, "fp32", "fp32", "bf16", "it is fp32, not bf16"),
+        (1, "bf16", "bf16", "fp32", "it is bf16, not fp32"),
+        (1, "bf16", "fp32", "fp16", "it is bf16 or fp32, not fp16"),
+        (2, "fp16", "fp32", "bf16", "it is fp16 or fp32, not bf16"),
+        (3, "bf16", "fp32", "fp8", "it is bf16 or fp32, not fp8"),
+        (1, "bf16", "fp32", "fp32", None),
+        (2, "bf16", "bf16", "fp32", None),
+        (3, "fp32", "fp32", "bf16", None),
+    ],
+)
+def test_what_gradients_can_be_summed_in(stage, precision, masters, sums, possible):
+    changes = {"training.zero_stage": stage, "training.precision": precision, "training.master_weights": masters}
+    config = config_with(**changes, **{"deepspeed.data_types.grad_accum_dtype": sums})
+    if possible is None:
+        assert resolve_deepspeed_config(config, 1)["data_types"] == {"grad_accum_dtype": sums}
+        return
+    with pytest.raises(ConfigError, match=f"deepspeed.data_types.grad_accum_dtype: .*zero_stage {stage} {possible}"):
+        resolve_deepspeed_config(config, 1)

@@ -118,6 +118,14 @@ def test_wrong_keys_and_values_are_named(key, value, message):
             {"objective.kind": "autoregressive", "logging.image_shape": [3, 4]},
             "logging.image_shape needs a non-autoregressive model",
         ),
+        ({"logging": [1]}, "logging: expected a section, with keys of its own, got \\[1\\]"),
+        ({"optimizer.learning_rate": float("inf")}, "optimizer.learning_rate: .*finite number, got inf"),
+        ({"training.seed": 2**63}, "training.seed: .*less than 9223372036854775808"),
+        ({"faults.skip_spikes": True, "faults.spike_sigma": 0.0}, "skip_spikes needs a spike_sigma above 0"),
+        ({"logging.evaluate_every": 5, "data.validation": ""}, "evaluate_every needs held-out shards, but"),
+        ({"logging.profile_ranks": [1]}, "profile_ranks means nothing without profile_steps; give both or neither"),
+        ({"logging.profile_steps": [11, 12]}, "logging.profile_steps: step 11 is not one of the 10 of the run"),
+        ({"logging.flops_step": 11}, "logging.flops_step: step 11 is not one of the 10 of the run"),
         ({"logging.image_shape": [0, 4]}, r"logging.image_shape.0: .*greater than 0"),
     ],
 )
@@ -216,6 +224,8 @@ def test_wrong_overrides_are_refused(yaml_file, override, message):
         ("hello", "expected sections such as 'model:' and 'training:', found 'hello'"),
         ("", "expected sections"),
         ("model: !!python/object/apply:os.getcwd []", "is not valid YAML"),
+        ("model: {dim: 1}\nmodel: {depth: 2}", "is not valid YAML: 'model' stands twice, line 2, column 1"),
+        ("model: {dim: 1, dim: 1}", "is not valid YAML: 'dim' stands twice"),
     ],
 )
 def test_unusable_files_are_refused(tmp_path, text, message):
@@ -223,6 +233,20 @@ def test_unusable_files_are_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(path)
+
+
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"cannot read the config file .*model\.pt: it is not text in UTF-8"):
+        load_config(tmp_path / "model.pt")
+
+
+def test_a_section_without_keys_is_one_without_settings(yaml_file):
+    yaml_file.write_text(yaml_file.read_text() + "logging:\n  # every: 5\ndeepspeed:\n")
+    assert load_config(yaml_file) == config_with(**{"training.run_directory": "runs/small"})
+    assert load_config(yaml_file, ["logging.every=5"]).logging.every == 5
+    with pytest.raises(ConfigError, match=r"missing key 'model\.dim'; .*'model\.depth'"):
+        validate_config({**VALUES, "model": None}, "a test")
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from nar_scale.checkpoint import CheckpointStore, consolidate, load_exported
 from nar_scale.config import Config, batch_size_at, load_config, steps_of_run
 from nar_scale.data import Batch
+from nar_scale.errors import CheckpointError
 from nar_scale.objectives import build_wrapper
+from nar_scale.training.dry_run import describe_run
 from nar_scale.training.optimizer import learning_rate_factor, muon_matrices, parameter_groups
 
 from . import jobs
@@ -21,6 +24,10 @@ LION = ["optimizer.kind=lion", "optimizer.learning_rate=1e-3"]
 SMALL_SUB_GROUPS = ["deepspeed.zero_optimization.sub_group_size=3000"]
 WARMUP = "training.batch_size_warmup=[{from_step: 0, global_batch_size: 4}, {from_step: 3, global_batch_size: 8}]"
 BF16 = ["training.precision=bf16"]
+
+# at stage 1 DeepSpeed has another optimizer for these
+SUMS = [*BF16, *MUON, "training.zero_stage=1", "deepspeed.data_types.grad_accum_dtype=fp32", "training.ema_decay=0.4"]
+SUMS += ["schedule.kind=constant", "training.micro_batch_size=1"]
 
 CASES = {
     "offload-2": ["training.zero_stage=2", "zero.offload_optimizer=cpu"],
@@ -42,6 +49,7 @@ ROUNDED = {
         for stage in (1, 2, 3)
     },
     **{f"bf16-muon-{stage}": [*BF16, *MUON, f"training.zero_stage={stage}"] for stage in (0, 1, 3)},
+    "bf16-sums": SUMS,
     "bf16-masters-lion": [*BF16, *LION, "training.master_weights=bf16", "training.ema_decay=0.4"],
 }
 RESUMED = [*MUON, WARMUP, "training.zero_stage=2", "schedule.kind=constant"]
@@ -145,6 +153,7 @@ class Launch:
         self.config = jobs.write_config(directory / "small.yaml", corpus)
         runs = [*CASES.items(), *ROUNDED.items()]
         runs += [("resumed", [*RESUMED, "training.steps=4"]), ("resumed", RESUMED), ("unbroken", RESUMED)]
+        runs += [("bf16-sums-resumed", [*SUMS, "training.steps=4"]), ("bf16-sums-resumed", SUMS)]
         jobs.train_in_one_launch(
             directory,
             *((self.config, [*settings, f"training.run_directory={directory / name}"]) for name, settings in runs),
@@ -188,11 +197,35 @@ def test_bfloat16_masters_are_all_there_is(launch: Launch, stage: int) -> None:
         assert bool((weight == weight.bfloat16().float()).all())
 
 
-def test_a_run_resumed_within_the_warm_up_is_the_unbroken_one(launch: Launch) -> None:
-    assert CheckpointStore(launch.directory / "resumed" / "checkpoints").steps() == [4, 6]
-    assert launch.losses("resumed") == launch.losses("unbroken")
-    resumed, unbroken = launch.weights("resumed"), launch.weights("unbroken")
+@pytest.mark.parametrize(("name", "whole"), [("resumed", "unbroken"), ("bf16-sums-resumed", "bf16-sums")])
+def test_a_run_resumed_within_the_warm_up_is_the_unbroken_one(launch: Launch, name: str, whole: str) -> None:
+    assert CheckpointStore(launch.directory / name / "checkpoints").steps() == [4, 6]
+    assert launch.losses(name) == launch.losses(whole)
+    resumed, unbroken = launch.weights(name), launch.weights(whole)
     assert all(torch.equal(resumed[name], weight) for name, weight in unbroken.items())
+
+
+def test_a_dry_run_looks_at_the_weights_to_start_from(launch: Launch, tmp_path: Path) -> None:
+    launch.weights("hpz")
+    exported, run = launch.directory / "exported-hpz", launch.directory / "hpz"
+    (checkpoint,) = (run / "checkpoints").glob("step-*")
+    fresh = f"training.run_directory={tmp_path / 'run'}"
+    for source in (exported, checkpoint):
+        text = describe_run(load_config(launch.config, [fresh]), 2, source)
+        assert f"start:  the weights of {source}, which fit;" in text
+        with pytest.raises(CheckpointError, match=r"the weight 'net.*' is .* in the model of this configuration"):
+            describe_run(load_config(launch.config, [fresh, "model.feedforward_dim=40"]), 2, source)
+        shutil.copytree(source, tmp_path / source.name)
+        next((tmp_path / source.name).rglob("*.safetensors")).write_bytes(b"cut short")
+        with pytest.raises(
+            CheckpointError, match=rf"--init-from .*{source.name} is damaged: .* has 9 bytes instead of"
+        ):
+            describe_run(load_config(launch.config, [fresh]), 2, tmp_path / source.name)
+    for absent in (tmp_path / "absent", run):
+        with pytest.raises(CheckpointError, match="neither a consolidated checkpoint nor a training checkpoint"):
+            describe_run(load_config(launch.config, [fresh]), 2, absent)
+    resumed = load_config(launch.config, [f"training.run_directory={run}"])
+    assert f"{checkpoint} is resumed, so the weights of anything" in describe_run(resumed, 2, Path("anything"))
 
 
 ZERO_3 = "training.zero_stage=3"

@@ -11,6 +11,7 @@ import torch
 import yaml
 from config.helpers import VALUES, config_with
 
+from launcher.train import main as launch
 from nar_scale.config import load_config, resolve_deepspeed_config, validate_config
 from nar_scale.data import Batch, DatasetInfo
 from nar_scale.data.info import SplitInfo
@@ -21,6 +22,7 @@ from nar_scale.training.memory import estimate_memory
 from nar_scale.training.muon_groups import muon_matrices
 
 TRAIN = Path(__file__).parents[2] / "launcher" / "train.py"
+CONFIGS = sorted((TRAIN.parents[1] / "configs").glob("*.yaml"))
 MIB = 2**20
 
 
@@ -93,6 +95,40 @@ def test_sizes_are_those_of_the_model_and_the_data(prepared):
     assert line(text, "data:").endswith("some: 40 sequences, 2 epochs; others: 120 sequences, 2 epochs")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ([], "the following arguments are required: --config"),
+        (["--config", "a.yaml", "--training.steps=5"], "unrecognized arguments: --training.steps=5"),
+        (["--config", "a.yaml", "--ranks", "2"], "--ranks takes a number from 1 on, with --dry-run"),
+        (["--config", "a.yaml", "--dry-run", "--resume", "never"], "--dry-run does not look at checkpoints to resume"),
+        (["--config", "absent.yaml", "--dry-run"], "cannot read the config file absent.yaml"),
+    ],
+)
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_one_rank_tells_in_one_line_what_is_wrong_with_the_arguments(arguments, problem, rank, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    try:
+        status = launch(arguments)
+    except SystemExit as exit:
+        status = exit.code
+    told = capsys.readouterr()
+    assert told.out == ""
+    if rank == "0":
+        assert status == 2
+        assert told.err.startswith(f"train: error: {problem}")
+        assert told.err.count("\n") == 1
+    else:
+        assert told.err == ""
+
+
+def test_a_tokenizer_that_is_not_there_is_named(prepared):
+    config = config_with(**{"data.directory": str(prepared / "some"), "data.tokenizer": "/nowhere/tokenizer.json"})
+    with pytest.raises(ConfigError, match=r"data.tokenizer /nowhere/tokenizer.json is no file; give a tokenizer.json"):
+        describe_run(config, 1)
+
+
 def test_without_data_a_vocabulary_is_enough_but_needed(tmp_path):
     config = config_with(**{"data.directory": str(tmp_path / "absent"), "data.vocabulary_size": 50})
     assert "number of epochs is not known" in describe_run(config, 1)
@@ -102,6 +138,32 @@ def test_without_data_a_vocabulary_is_enough_but_needed(tmp_path):
         describe_run(config_with(**{"data.directory": str(tmp_path)}), 1)
     with pytest.raises(ConfigError, match="does not divide"):
         describe_run(config, 3)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_shipped_configurations_run_dry_without_their_data(path, tmp_path):
+    large = path.stem.startswith("cluster")
+    absent = [f"data.directory={tmp_path / 'absent'}", *([] if large else ["data.vocabulary_size=257"])]
+    for ranks in (8, 16, 32, 64) if large else (1, 2):
+        text = describe_run(load_config(path, absent), ranks)
+        assert f"= {ranks} rank(s) x " in line(text, "batch:")
+        on_device = float(line(text, "  on the device").split()[-2])
+        assert on_device < (70 if large else 1)  # of 80 GB, that is 74.5 GiB, which the libraries share
+        assert "number of epochs is not known" in line(text, "data:")
+    if large:
+        assert 1.2e9 < int(line(text, "model:").split()[1].replace(",", "")) < 1.6e9
+
+
+def test_the_configurations_for_clusters_are_of_twins():
+    nar, ar = (load_config(path).model_dump() for path in CONFIGS if path.stem in ("cluster_nar", "cluster_ar"))
+    differing = {f"{section}.{key}" for section in nar for key in nar[section] if nar[section][key] != ar[section][key]}
+    assert differing <= {
+        "objective.kind",
+        "objective.steps",
+        "data.vocabulary_size",
+        "training.ema_decay",
+        "training.run_directory",
+    }
 
 
 def memory(ranks=1, **changes):
@@ -136,6 +198,9 @@ def test_bytes_of_a_parameter(stage, precision):
 
 
 def test_offload_bf16_masters_and_other_optimizers():
+    stage_1 = {"training.zero_stage": 1, "deepspeed.data_types.grad_accum_dtype": "fp32"}
+    parts, parameters = memory(2, **stage_1)
+    assert parts["gradients"] == ((2 + 4) * parameters, "device")
     parts, parameters = memory(
         2, **{"training.zero_stage": 3, "zero.offload_optimizer": "cpu", "zero.offload_parameters": "cpu"}
     )
