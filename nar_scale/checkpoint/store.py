@@ -140,15 +140,34 @@ class CheckpointStore:
             write_atomically(self.directory / POINTER, f"{self.path(step).name}\n".encode())
         for later in self.steps():
             if later > step:
-                hidden = self.directory / f"{_SUPERSEDED}{self.path(later).name}"
-                shutil.rmtree(hidden, ignore_errors=True)
-                os.replace(self.path(later), hidden)
+                set_aside(self.path(later))
 
     def retain(self, keep_last: int, keep_every: int | None, in_use: Collection[int] = ()) -> None:
-        """Delete all but the last `keep_last` checkpoints, those at multiples of `keep_every` steps, and others."""
-        for step in self.steps()[:-keep_last]:
+        """Delete all but the last `keep_last` checkpoints, those at multiples of `keep_every` steps, and others.
+
+        Those that were superseded go once the run has come as far again.
+        """
+        steps = self.steps()
+        for step in steps[:-keep_last]:
             if step not in in_use and (not keep_every or step % keep_every):
                 shutil.rmtree(self.path(step), ignore_errors=True)
+        if steps:
+            delete_set_aside(self.directory, steps[-1])
+
+
+def set_aside(path: Path) -> None:
+    """Hide what there is of a step, in place of what was hidden of it before."""
+    hidden = path.with_name(f"{_SUPERSEDED}{path.name}")
+    shutil.rmtree(hidden, ignore_errors=True)
+    os.replace(path, hidden)
+
+
+def delete_set_aside(directory: Path, step: int) -> None:
+    """Delete what is hidden of steps up to this one."""
+    for hidden in directory.glob(f"{_SUPERSEDED}*"):
+        name = _STEP_NAME.fullmatch(hidden.name.removeprefix(_SUPERSEDED))
+        if name and int(name[1]) <= step:
+            shutil.rmtree(hidden, ignore_errors=True)
 
 
 def list_files(directory: Path) -> list[str]:
@@ -167,11 +186,12 @@ def record_files(directory: Path, names: Iterable[str]) -> dict[str, FileRecord]
     return records
 
 
-def find_damage(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
+def find_damage(path: Path, share: tuple[int, int] = (0, 1), checksums: bool = True) -> str | None:
     """What is wrong with a published directory, in a few words naming the file; None if nothing is.
 
     Args:
         share: of how many parts of the files to read which.
+        checksums: read them, and not only look at their sizes.
     """
     try:
         records = json.loads((path / MANIFEST).read_text())
@@ -186,7 +206,7 @@ def find_damage(path: Path, share: tuple[int, int] = (0, 1)) -> str | None:
             return f"{file} is missing"
         if file.stat().st_size != size:
             return f"{file} has {file.stat().st_size} bytes instead of {size}"
-        if _checksum(file) != checksum:
+        if checksums and _checksum(file) != checksum:
             return f"{file} has a wrong checksum"
     return None if records else f"{path / MANIFEST} names no file"
 

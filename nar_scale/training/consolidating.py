@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from nar_scale.checkpoint import CheckpointStore
+from nar_scale.checkpoint import CheckpointStore, delete_set_aside, set_aside
 
 DIRECTORY = "consolidated"
 _COMMAND = "import sys; from nar_scale.checkpoint import consolidate_as_command; consolidate_as_command(*sys.argv[1:])"
@@ -41,9 +40,7 @@ class Consolidations:
         self.steps = [earlier for earlier in self.steps if earlier <= step]
         for output in sorted(self._output(step).parent.glob("step-*")):
             if output.name > self._output(step).name:
-                hidden = output.with_name(f".superseded-{output.name}")
-                shutil.rmtree(hidden, ignore_errors=True)
-                output.replace(hidden)
+                set_aside(output)
 
     def advance(self) -> None:
         """Begin with the next one if the one before is done."""
@@ -66,6 +63,8 @@ class Consolidations:
         step = self.steps.pop(0)
         if self._process.wait():
             print(f"the checkpoint of step {step} could not be consolidated", file=sys.stderr, flush=True)
+        else:
+            delete_set_aside(self._output(step).parent, step)
         self._process = None
 
     def _output(self, step: int) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
@@ -28,7 +29,7 @@ from nar_scale.data import (
     find_sequential_shards,
     weights_by_temperature,
 )
-from nar_scale.data.publish import SHARD_NAME
+from nar_scale.data.publish import named_shards
 from nar_scale.errors import ConfigError, DataError, UserError
 from nar_scale.training.distributed import World
 from nar_scale.training.held_out import HeldOut
@@ -116,7 +117,6 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     """
     data = config.data
     sources = data.sources or {"": SourceConfig(directory=str(data.directory))}
-    cache = _shard_cache(data)
     infos = on_main(
         world,
         lambda: {name: DatasetInfo.find(source.directory, data.storage_options) for name, source in sources.items()},
@@ -131,64 +131,76 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         num_classes=config.objective.num_classes,
         document_field=data.document_field,
     )
+    shards = _Shards(data, world, sample_format)
+    held_out = {}
+    for name, source in sources.items():
+        pattern = data.validation if source.validation is None else source.validation
+        if pattern and config.logging.evaluate_every:
+            index = shards.open(source.directory, pattern, infos[name])
+            held_out[name] = _hold_out(config, world, sample_format, index, infos[name])
+    opened = partial(
+        TrainingData, sample_format=sample_format, tokenizer=tokenizer, end_token=end_token, held_out=held_out
+    )
+    if data.sequential:
+        urls = tuple(on_main(world, lambda: find_sequential_shards(str(data.directory), data.train)))
+        fingerprint = blake2b("\n".join(urls).encode(), digest_size=16).hexdigest()
+        summary = f"{len(urls):,} shards read from start to end: the stream is inexact"
+        return opened(fingerprint=fingerprint, summary=summary, sources={}, mixture=None, urls=urls)
+    indexes = {
+        name: shards.open(source.directory, source.train or data.train, infos[name]) for name, source in sources.items()
+    }
+    if not data.sources:
+        (index,) = indexes.values()
+        return opened(fingerprint=index.fingerprint, summary=_describe(index), sources=indexes, mixture=None)
+    mixture = mixture_of(config, {name: index.counts for name, index in indexes.items()})
+    fingerprint = JoinedIndex(indexes).fingerprint
+    return opened(
+        fingerprint=fingerprint, summary=_describe_mixture(indexes, mixture), sources=indexes, mixture=mixture
+    )
 
-    def open_index(directory: str, pattern: str) -> DatasetIndex:
+
+class _Shards:
+    """Opens shards on all ranks, and names those that are damaged."""
+
+    def __init__(self, data: DataConfig, world: World, sample_format: SampleFormat):
+        self._data, self._world, self._fields = data, world, sample_format.fields
+        self._cache = _shard_cache(data)
+
+    def open(self, directory: str, pattern: str, info: DatasetInfo | None) -> DatasetIndex:
+        """The shards of a directory, which `dataset.json` describes if there is one."""
+        data = self._data
         index = on_main(
-            world,
+            self._world,
             lambda: DatasetIndex.open(
                 directory,
-                pattern,
-                sample_format.fields,
+                named_shards(directory, pattern, info),
+                self._fields,
                 data.index_directory,
-                cache=cache,
+                cache=self._cache,
                 skip_faults=data.max_skipped_samples > 0,
                 memory_map=data.memory_map,
                 # where two windows meet, and those of workers that are ahead
                 max_open_shards=max(2 * data.shuffle_window, MIN_OPEN_SHARDS),
             ),
         )
-        for damage in index.damages if world.is_main else ():
+        for damage in index.damages if self._world.is_main else ():
             print(f"taking what is whole: {damage}", file=sys.stderr, flush=True)
         return index
 
-    held_out = {}
-    for name, source in sources.items():
-        pattern = data.validation if source.validation is None else source.validation
-        if not pattern or not config.logging.evaluate_every:
-            continue
-        info = infos[name]
-        split = info.splits.get("validation") if info is not None else None
-        held_out[name] = HeldOut(
-            index=open_index(source.directory, _shards(source.directory, pattern, infos[name])),
-            sample_format=sample_format,
-            batch_size=config.training.micro_batch_size,
-            samples=config.logging.evaluation_samples,
-            bytes_per_token=split.bytes_per_token if split else None,
-            world=world,
-            skip_faults=data.max_skipped_samples > 0,
-        )
-    if data.sequential:
-        urls = on_main(world, lambda: find_sequential_shards(str(data.directory), data.train))
-        fingerprint = blake2b("\n".join(urls).encode(), digest_size=16).hexdigest()
-        summary = f"{len(urls):,} shards read from start to end: the stream is inexact"
-        return TrainingData(sample_format, fingerprint, summary, tokenizer, end_token, {}, held_out, None, tuple(urls))
-    indexes = {
-        name: open_index(source.directory, _shards(source.directory, source.train or data.train, infos[name]))
-        for name, source in sources.items()
-    }
-    mixture = mixture_of(config, {name: index.counts for name, index in indexes.items()}) if data.sources else None
-    if mixture is None:
-        (index,) = indexes.values()
-        fingerprint, summary = index.fingerprint, _describe(index)
-    else:
-        fingerprint = JoinedIndex(indexes).fingerprint
-        weights = (weight for weight in mixture.stages[0].weights)
-        total = sum(mixture.stages[0].weights)
-        summary = "; ".join(
-            f"{name} {_describe(index)}, {weight / total:.2%} at first"
-            for (name, index), weight in zip(indexes.items(), weights)
-        )
-    return TrainingData(sample_format, fingerprint, summary, tokenizer, end_token, indexes, held_out, mixture)
+
+def _hold_out(
+    config: Config, world: World, sample_format: SampleFormat, index: DatasetIndex, info: DatasetInfo | None
+) -> HeldOut:
+    split = info.splits.get("validation") if info is not None else None
+    return HeldOut(
+        index=index,
+        sample_format=sample_format,
+        batch_size=config.training.micro_batch_size,
+        samples=config.logging.evaluation_samples,
+        bytes_per_token=split.bytes_per_token if split else None,
+        world=world,
+        skip_faults=config.data.max_skipped_samples > 0,
+    )
 
 
 def on_main(world: World, find: Callable[[], Result]) -> Result:
@@ -231,7 +243,7 @@ def vocabulary_of(
 
     Raises:
         DataError: the sources differ.
-        ConfigError: the number of token ids is not known.
+        ConfigError: the number of token ids is not known, or the tokenizer is not there.
     """
     known = {name: info for name, info in infos.items() if info is not None}
     kinds = {(info.vocabulary_size, info.tokenizer, info.end_token) for info in known.values()}
@@ -240,6 +252,8 @@ def vocabulary_of(
         raise DataError(f"the sources have different vocabularies: {sizes}; prepare them with one tokenizer")
     size, name, end_token = kinds.pop() if kinds else (None, None, None)
     size, name = data.vocabulary_size or size, data.tokenizer or name
+    if data.tokenizer not in (None, "byte") and not Path(data.tokenizer).is_file():
+        raise ConfigError(f"data.tokenizer {data.tokenizer} is no file; give a tokenizer.json, or byte")
     if size is None:
         directories = ", ".join(source.directory for source in sources.values())
         raise ConfigError(f"data.vocabulary_size is needed, as {directories} has no dataset.json")
@@ -261,15 +275,6 @@ def _vocabulary(
     run_directory = config.training.run_directory
     fetched = on_main(world, lambda: DatasetInfo.fetch(directory, str(name), data.storage_options, run_directory))
     return size, fetched, end_token
-
-
-def _shards(directory: str, pattern: str, info: DatasetInfo | None) -> str:
-    """The pattern of shards; on a web server, which lists nothing, `SPLIT/*.tar` are those that dataset.json counts."""
-    split = pattern.removesuffix("/*.tar")
-    if info is None or split not in info.splits or not directory.startswith(("http://", "https://")):
-        return pattern
-    last = info.splits[split].shards - 1
-    return f"{split}/{SHARD_NAME.format(0)}" if last == 0 else f"{split}/shard-{{000000..{last:06d}}}.tar"
 
 
 def mixture_of(config: Config, counts: Mapping[str, np.ndarray]) -> MixedOrder:
@@ -300,3 +305,11 @@ def mixture_of(config: Config, counts: Mapping[str, np.ndarray]) -> MixedOrder:
 def _describe(index: DatasetIndex) -> str:
     damaged = f" ({len(index.damages)} damaged)" if index.damages else ""
     return f"{index.num_samples:,} sequences in {index.num_shards:,} shards{damaged}"
+
+
+def _describe_mixture(indexes: Mapping[str, DatasetIndex], mixture: MixedOrder) -> str:
+    weights = mixture.stages[0].weights
+    return "; ".join(
+        f"{name} {_describe(index)}, {weight / sum(weights):.2%} at first"
+        for (name, index), weight in zip(indexes.items(), weights)
+    )

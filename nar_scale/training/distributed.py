@@ -79,6 +79,16 @@ class World:
         group, _ = dist.new_subgroups(processes)
         return replace(self, sequence_group=group)
 
+    def wait_up_to(self, timeout: timedelta) -> None:
+        """How long collectives of this process wait for its peers from now on, before they fail; alike on all.
+
+        Groups do not inherit it, and DeepSpeed makes its own with torch's default: ten minutes for NCCL.
+        """
+        c10d = dist.distributed_c10d
+        c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout
+        c10d._set_pg_timeout(timeout)
+        c10d._set_pg_timeout(max(timeout, self.patience), self.control)
+
     def sum(self, values: Tensor) -> Tensor:
         """Sum `values` over all processes, in place."""
         dist.all_reduce(values)

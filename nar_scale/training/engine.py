@@ -31,7 +31,7 @@ def sharded_from_birth(config: Config, world: World) -> AbstractContextManager[N
         return nullcontext()
     import deepspeed
 
-    deepspeed.init_distributed(dist_init_required=False, verbose=False)
+    _join_deepspeed()
     return deepspeed.zero.Init(config_dict_or_path=resolved, mem_efficient_linear=False)
 
 
@@ -39,8 +39,7 @@ def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
     """A DeepSpeed engine that shards, reduces and steps as `config` says."""
     import deepspeed
 
-    # only inference's all-reduce uses this operator; it costs a C++ compilation at the first start
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _join_deepspeed()
     with _without_compilation():
         import deepspeed.runtime.zero.muon.original_muon
     wrapper.to(world.device)
@@ -55,6 +54,16 @@ def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
     elif isinstance(optimizer, Muon):
         connect_muon(optimizer, engine, world.device)
     return engine
+
+
+def _join_deepspeed() -> None:
+    """Let DeepSpeed in on the job that torch is connected to."""
+    import deepspeed
+
+    # only inference's all-reduce uses this operator; it costs a C++ compilation at the first start, and the lock that a
+    # process leaves behind which is killed meanwhile would hold up all later starts
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_init_required=False, verbose=False)
 
 
 def _check_machine(config: Config, world: World) -> None:

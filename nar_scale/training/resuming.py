@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from nar_scale.checkpoint import (
     CONFIG_FILE,
@@ -15,10 +19,10 @@ from nar_scale.checkpoint import (
     TrainingState,
     find_damage,
 )
-from nar_scale.config import Config, ModelConfig, load_config
+from nar_scale.config import Config, ModelConfig, batch_size_at, load_config
 from nar_scale.errors import CheckpointError
 from nar_scale.training.distributed import World
-from nar_scale.training.partitions import restore
+from nar_scale.training.partitions import check_same_parameters, restore
 
 # how a model is computed rather than what it is
 _FREE = ("dropout", "activation_checkpointing", "attention_kernel", "compile", "logits_chunk_size")
@@ -38,7 +42,6 @@ _FIXED = (
     "optimizer.kind",
     "data.shuffle_window",
     "training.seed",
-    "training.global_batch_size",
 )
 
 
@@ -85,18 +88,35 @@ def start_from_weights(engine: Any, path: Path) -> None:
     Raises:
         CheckpointError: neither is there, or it is damaged or holds another model.
     """
-    if (path / MODEL_FILE).is_file():
-        restore(engine, ExportedWeights(path))
-        return
-    if not (path / CONFIG_FILE).is_file():
+    with _weights_of(path) as source:
+        restore(engine, source, weights_only=isinstance(source, PartitionReader))
+
+
+def check_weights_fit(module: nn.Module, path: Path) -> None:
+    """Refuse what `start_from_weights` would for a module, which may be on the meta device; only checksums are left.
+
+    Raises:
+        CheckpointError: as there.
+    """
+    with _weights_of(path, checksums=False) as source:
+        check_same_parameters({name: tuple(p.shape) for name, p in module.named_parameters()}, source.shapes)
+
+
+@contextmanager
+def _weights_of(path: Path, checksums: bool = True) -> Iterator[PartitionReader | ExportedWeights]:
+    exported = (path / MODEL_FILE).is_file()
+    if not exported and (not (path / CONFIG_FILE).is_file() or (path / "checkpoints").is_dir()):
         raise CheckpointError(
             f"--init-from {path}: neither a consolidated checkpoint nor a training checkpoint "
             "(RUN/checkpoints/step-NNNNNNNNN)"
         )
-    if damage := find_damage(path):
+    if damage := find_damage(path, checksums=checksums):
         raise CheckpointError(f"--init-from {path} is damaged: {damage}")
+    if exported:
+        yield ExportedWeights(path)
+        return
     with PartitionReader(path) as reader:
-        restore(engine, reader, weights_only=True)
+        yield reader
 
 
 def _find_damage(path: Path, world: World) -> str | None:
@@ -138,4 +158,19 @@ def check_same_model(config: Config, path: Path) -> None:
             raise CheckpointError(
                 f"{path} was trained with {key} {before}, not {now}; set it back, or start anew in another "
                 "training.run_directory"
+            )
+
+
+def check_same_batch_sizes(config: Config, path: Path, step: int) -> None:
+    """Refuse to go on at a step with settings by which the steps before it were of other sizes."""
+    saved, training = load_config(path / CONFIG_FILE).training, config.training
+    warmups = (saved.batch_size_warmup, training.batch_size_warmup)
+    for start in sorted({0, *(stage.from_step for warmup in warmups for stage in warmup)}):
+        before, now = batch_size_at(saved, start), batch_size_at(training, start)
+        if start < step and before != now:
+            key = "training.batch_size_warmup" if any(warmups) else "training.global_batch_size"
+            raise CheckpointError(
+                f"{path} took step {start + 1} with {before} sequences, but by {key} it would have had {now}: set it "
+                f"back, and for other sizes from here on let training.batch_size_warmup have a stage from step {step} "
+                "or later"
             )

@@ -14,6 +14,7 @@ from nar_scale.checkpoint import CheckpointStore, TrainingState
 from nar_scale.config import Config, dump_config, resolve_deepspeed_config, steps_of_run
 from nar_scale.files import write_atomically
 from nar_scale.objectives import build_wrapper
+from nar_scale.training.checkpointing import check_writable, load_checkpoint
 from nar_scale.training.data import TrainingData, open_training_data
 from nar_scale.training.distributed import World
 from nar_scale.training.engine import build_engine, sharded_from_birth
@@ -26,15 +27,21 @@ from nar_scale.training.phase import Phase
 from nar_scale.training.plain_words import in_plain_words
 from nar_scale.training.profiling import Profiler
 from nar_scale.training.reporting import Reporter
-from nar_scale.training.resuming import check_same_model, check_same_stream, find_checkpoint, start_from_weights
+from nar_scale.training.resuming import (
+    check_same_batch_sizes,
+    check_same_model,
+    check_same_stream,
+    find_checkpoint,
+    start_from_weights,
+)
 from nar_scale.training.samples import SampleWriter
-from nar_scale.training.saving import Saver, check_writable, load_checkpoint
+from nar_scale.training.saving import Saver
 from nar_scale.training.sequence import share_sequences
 from nar_scale.training.stop import StopRequest
 from nar_scale.training.stragglers import Stragglers
 from nar_scale.training.trainer import Hook, Trainer
 from nar_scale.training.voice import own_store
-from nar_scale.training.watchdog import Watchdog
+from nar_scale.training.watchdog import Watchdog, beyond_all_limits
 
 
 def train(
@@ -62,6 +69,7 @@ def train(
     """
     phase = Phase()
     own_store()  # a connection that is there when others are not
+    world.wait_up_to(beyond_all_limits(config.faults))
     with in_plain_words(phase, config, world.device):
         stop = StopRequest(world.is_main, phase, config.faults.stop_deadline_seconds)
         try:
@@ -166,11 +174,13 @@ def _start(
     )
     if step is not None:
         check_same_model(config, source.path(step))
+        check_same_batch_sizes(config, source.path(step), step)
         saved = load_checkpoint(source, step, engine, config)
         check_same_stream(saved, state, data.consumed(saved.samples), source.path(step))
         # the ranks may be others, and a cache or a data set may be in another place than it was
         return replace(
             saved,
+            global_batch_size=state.global_batch_size,
             world_size=state.world_size,
             zero_stage=state.zero_stage,
             tokenizer=data.tokenizer or saved.tokenizer,

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 from pathlib import Path
@@ -47,7 +48,8 @@ class StopRequest:
     peers are gone.
 
     Args:
-        watch_file: whether this process looks for the file; one process of a job is enough.
+        watch_file: whether this process looks for the file, and warns if the job ends before the deadline; one process
+            of a job is enough.
         phase: what this process is doing.
         deadline_seconds: from the first request to the end of the process; it then exits with status 1, or before it
             has begun to train, when there is nothing to save, with 85.
@@ -55,7 +57,7 @@ class StopRequest:
 
     def __init__(self, watch_file: bool, phase: Phase, deadline_seconds: float) -> None:
         self.phase, self.deadline_seconds = phase, deadline_seconds
-        self._signalled = False
+        self._signalled, self._is_to_warn = False, watch_file
         file = os.environ.get(STOP_FILE_VARIABLE)
         self._file = Path(file) if file and watch_file else None
         self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
@@ -74,6 +76,10 @@ class StopRequest:
         self._thread.join()
         self._bell.close()
         self._heard.close()
+
+    def ask(self) -> None:
+        """This process has a reason of its own to stop."""
+        self._signalled = True
 
     def begin_deadline(self) -> None:
         """All ranks have agreed to stop, of which only some were asked."""
@@ -105,6 +111,9 @@ class StopRequest:
                     deadline = deadline or time.monotonic() + self.deadline_seconds
             if deadline is None and self._file is not None and self._file.exists():
                 deadline = time.monotonic() + self.deadline_seconds
+            if deadline is not None and self._is_to_warn:
+                self._is_to_warn = False
+                _warn_of_earlier_end(self.deadline_seconds)
             if deadline is not None and time.monotonic() >= deadline:
                 self._end()
 
@@ -116,3 +125,15 @@ class StopRequest:
             "s; ended, without saving more than the last checkpoint (faults.stop_deadline_seconds)"
         )
         os._exit(1)
+
+
+def _warn_of_earlier_end(deadline_seconds: float) -> None:
+    """Compare with the end of a SLURM job, which it is told; how long before SLURM asks to stop it is not."""
+    left = float(os.environ.get("SLURM_JOB_END_TIME") or "inf") - time.time()
+    if 0 < left < deadline_seconds:  # one that is past has been put off
+        print(
+            f"SLURM ends the job in {left:.0f} s, before faults.stop_deadline_seconds {deadline_seconds:.0f} are over; "
+            "a checkpoint that takes longer is lost; next time ask earlier, by more seconds in sbatch --signal=B:USR1@",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -9,6 +9,7 @@ import os
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -25,6 +26,11 @@ _TOLD = "nar_scale/hang-told"
 # the parts of a step; what else there is, and the first step, may take longer
 _SHORT = ("loading data", "counting the global batch", "forward pass", "backward pass", "optimizer step")
 _GRACE_SECONDS = 60.0
+
+
+def beyond_all_limits(faults: FaultsConfig) -> timedelta:
+    """How long collectives have to wait so that a watchdog, which knows more, speaks before they fail."""
+    return timedelta(seconds=max(faults.step_timeout_seconds, faults.long_timeout_seconds) + 2 * _GRACE_SECONDS)
 
 
 class Watchdog:

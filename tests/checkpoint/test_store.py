@@ -5,6 +5,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -215,6 +216,43 @@ def test_going_back_hides_later_checkpoints_and_points_to_the_earlier_one(store)
         ".superseded-step-000000020",
         ".superseded-step-000000030",
     ]
+
+
+def hidden(store):
+    return sorted(int(path.name.rpartition("-")[2]) for path in store.directory.glob(".superseded-*"))
+
+
+def test_what_was_superseded_is_deleted_once_the_run_has_come_as_far_again(store):
+    for step in (10, 20, 30, 40):
+        save(store, step)
+    store.supersede_after(10)
+    for step, expected in ((15, [20, 30, 40]), (20, [30, 40]), (35, [40]), (50, [])):
+        save(store, step)
+        store.retain(2, None)
+        assert hidden(store) == expected
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_whatever_a_run_goes_through_the_newest_good_checkpoint_stays(store, reports, seed):
+    """Saved, damaged, gone back, cleaned up: what it can go on from is there, and what is hidden lies ahead of it."""
+    random = Random(seed)
+    step, hidden_so_far = 0, set()
+    for _ in range(40):
+        if step == 0 or random.random() < 0.6:
+            step += 10
+            save(store, step)
+            store.retain(keep_last=random.randint(1, 3), keep_every=None)
+            assert store.newest_good(reports.append) == step
+        else:
+            if len(store.steps()) > 1 and random.random() < 0.5:
+                truncate(store.path(store.steps()[-1]))
+            good = [each for each in store.steps() if find_damage(store.path(each)) is None]
+            step = random.choice([good[-1], *good])
+            store.supersede_after(step)
+            assert store.steps() == [each for each in good if each <= step]
+            hidden_so_far.update(hidden(store))
+        assert all(each > step for each in hidden(store))
+    assert hidden_so_far - set(hidden(store))
 
 
 def test_checkpoints_that_are_being_read_are_not_deleted(store):

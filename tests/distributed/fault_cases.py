@@ -4,7 +4,7 @@ python -m tests.distributed.fault_cases FILE, a JSON list of [config, overrides,
 
 Prints for each case a line of JSON: [exit statuses of the ranks, output]. Rank -1 are all. Places are
 `start`, `step N` (as attempted, whatever a roll back does to the count), `evaluation N` and `save N` (in the N-th batch
-or checkpoint) and `sampling 1`.
+or checkpoint), `after save N` and `sampling 1`.
 """
 
 import json
@@ -146,6 +146,12 @@ def put_in(faults: Faults) -> list[FaultyEngine]:
     def build_faulty_engine(*arguments: Any) -> FaultyEngine:
         faults.strike("start")
         engines.append(FaultyEngine(build_engine(*arguments), faults))
+        from deepspeed.comm import comm
+
+        assert comm.cdb.shm_comm_op is None  # nothing is compiled
+        groups = torch.distributed.distributed_c10d._world.pg_map
+        timeouts = {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups}
+        print(f"rank {faults.rank} waits in {len(groups)} groups for {sorted(timeouts)} s", flush=True)
         return engines[-1]
 
     def faulty(module: Any, name: str, place: str) -> None:
@@ -154,7 +160,10 @@ def put_in(faults: Faults) -> list[FaultyEngine]:
         def strike_first(*arguments: Any) -> Any:
             numbers[place] += 1
             faults.strike(f"{place} {numbers[place]}")
-            return function(*arguments)
+            try:
+                return function(*arguments)
+            finally:
+                faults.strike(f"after {place} {numbers[place]}")
 
         setattr(module, name, strike_first)
 

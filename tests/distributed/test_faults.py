@@ -30,7 +30,8 @@ ROLL_BACK = ["faults.on_non_finite=roll_back", "faults.max_non_finite_steps=3"]
 AT_ONCE = ["faults.on_non_finite=roll_back", "faults.max_roll_backs=1", "faults.max_non_finite_steps=1"]
 SPIKES = ["faults.spike_window=8"]
 WATCHED = ["logging.evaluate_every=2", "logging.evaluation_samples=800"]
-HANGING = ["faults.step_timeout_seconds=4"]
+LONG = 1000
+HANGING = ["faults.step_timeout_seconds=4", f"faults.long_timeout_seconds={LONG}"]
 OFTEN = ["checkpoint.every=1"]
 EVERY_STEP = range(1, STEPS + 1)
 
@@ -67,10 +68,14 @@ CASES: dict[str, tuple[list[str], Places]] = {
     "killed": ([], {"step 3": ("kill", 1)}),
     "slow": (["faults.straggler_ratio=1.2", "logging.every=3"], {f"step {step}": ("slow", 1) for step in EVERY_STEP}),
     "full-disk": ([*OFTEN, "logging.every=100"], {"step 3": ("full disk", 0)}),
+    "full-disk-beside": (
+        ["checkpoint.asynchronous=true", "checkpoint.every=3", "logging.every=100"],
+        {"save 2": ("full disk", 0), "after save 2": ("slow", 1)},
+    ),
     "full-disk-metrics": (["logging.every=1"], {"step 3": ("full disk", 0)}),
     "read-only": (OFTEN, {"step 3": ("read-only", 0)}),
 }
-MOUNTED = ("full-disk", "full-disk-metrics", "read-only")
+MOUNTED = ("full-disk", "full-disk-beside", "full-disk-metrics", "read-only")
 
 
 def private_mounts() -> list[str]:
@@ -243,6 +248,15 @@ def test_a_rank_that_sleeps_is_named_and_all_leave_their_stacks(launch: Launch) 
     assert "in strike" in sleeping
 
 
+def test_collectives_wait_longer_than_the_watchdogs(launch: Launch) -> None:
+    for name, limit in (("sleep", LONG), ("memory", 3600)):
+        lines = launch.lines(name, " waits in ")
+        assert len(lines) == 2
+        for line in lines:
+            # of torch, of DeepSpeed, and what waits for the main process alone
+            assert re.search(rf" [3-9] groups for \[{limit + 120}\.0, 21600\.0\] s$", line)
+
+
 def test_running_out_of_memory_is_told_in_a_line(launch: Launch) -> None:
     assert launch.statuses("memory")[1] == 2
     error = launch.error("memory")
@@ -267,6 +281,7 @@ def test_a_slow_rank_is_named(launch: Launch) -> None:
     ("name", "message", "remedy", "saved"),
     [
         ("full-disk", "No space left on device", "free some space", 2),
+        ("full-disk-beside", "No space left on device", "free some space", 3),
         ("full-disk-metrics", "No space left on device", "free some space", None),
         ("read-only", "Read-only file system", "mount it writable", 2),
     ],
@@ -284,3 +299,9 @@ def test_a_disk_that_refuses_is_told_in_a_line(
     assert launch.checkpoints(name).steps()[-1:] == ([] if saved is None else [saved])
     if saved is not None:
         assert launch.state(name).step == saved
+
+
+def test_all_ranks_end_at_the_same_step_when_a_checkpoint_cannot_be_written_beside_the_run(launch: Launch) -> None:
+    if "full-disk-beside" not in launch.names:
+        pytest.skip("nothing can be mounted here")
+    assert launch.statuses("full-disk-beside") == [2, 2]  # rank 1, which hears of it later, has lost no connection

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nar_scale.checkpoint import CheckpointStore, partition_file
+from nar_scale.checkpoint import CheckpointStore, TrainingState, partition_file
 from nar_scale.training import RESUMABLE_EXIT_STATUS
 
 from . import jobs
@@ -93,17 +93,31 @@ def test_damaged_newest_checkpoint_is_passed_over(config: Path, tmp_path: Path) 
 
 def test_other_data_than_the_checkpoint_has_seen_is_refused(config: Path, tmp_path: Path) -> None:
     settings = ["training.steps=4", f"training.run_directory={tmp_path}"]
-    first, *others = jobs.run_forked(
+    warmup = "training.batch_size_warmup=[{from_step: 0, global_batch_size: %d}, {from_step: %d, global_batch_size: 4}]"
+    smaller = [*settings, "training.global_batch_size=4"]
+    first, *others, longer = jobs.run_forked(
         tmp_path,
         (config, settings, "auto"),
         (config, [*settings, "training.seed=1"], "auto"),
-        (config, [*settings, "training.global_batch_size=4"], "auto"),
+        (config, smaller, "auto"),
+        (config, [*smaller, warmup % (8, 3)], "auto"),
         (config, [*settings, "data.shuffle_window=2"], "auto"),
         (config, [*settings, "model.heads=4"], "auto"),
         (config, [*settings, "data.train=validation/*.tar"], "auto"),
+        (config, [*smaller, warmup % (8, 4), "training.steps=6"], "auto"),
     )
     assert first[0] == 0, first[1]
-    keys = ("training.seed 0", "training.global_batch_size 8", "data.shuffle_window 8", "model.heads 2", "fingerprint")
+    keys = (
+        "training.seed 0",
+        "took step 1 with 8 sequences, but by training.global_batch_size it would have had 4",
+        "took step 4 with 8 sequences, but by training.batch_size_warmup it would have had 4",
+        "data.shuffle_window 8",
+        "model.heads 2",
+        "fingerprint",
+    )
+    assert longer[0] == 0, longer[1]
+    last = CheckpointStore(tmp_path / "checkpoints").path(6)
+    assert TrainingState.load(last).samples == 4 * 8 + 2 * 4
     for (status, output), key in zip(others, keys, strict=True):
         assert status == 2
         assert key in output

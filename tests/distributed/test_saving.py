@@ -24,6 +24,8 @@ class Launch:
         self.directory = directory
         self.config = jobs.write_config(directory / "small.yaml", corpus)
         cases = {"plain": [], **BESIDE}
+        # what another attempt made and this one makes anew
+        (directory / "consolidated" / "consolidated" / ".superseded-step-000000006").mkdir(parents=True)
         jobs.train_in_one_launch(
             directory,
             *(

@@ -24,7 +24,7 @@ import json, os, pathlib, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the trainer does not die of it either: it saves
 names = [
     "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_CPUS_PER_TASK",
-    "SLURMD_NODENAME", "OMP_NUM_THREADS",
+    "SLURMD_NODENAME", "OMP_NUM_THREADS", "SLURM_JOB_END_TIME",
 ]
 attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0))
 seen = {name: os.environ.get(name) for name in names}
@@ -67,7 +67,8 @@ class TestControlFlow:
         eventually(f"{count} tasks", lambda: len(list(submission.glob("task-0-*.json"))) == count)
 
     def test_tasks_find_each_other(self, cluster: Cluster, submission: Path) -> None:
-        options = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=2")
+        options = ("--nodes=2", "--ntasks-per-node=2", "--cpus-per-task=2", "--time=10")
+        submitted = int(time.time())
         job = self.submit(cluster, submission, "config.yaml", "succeed", options=options)
         cluster.wait(job)
         tasks = self.tasks(submission)
@@ -79,6 +80,8 @@ class TestControlFlow:
         assert {task["MASTER_PORT"] for task in tasks} == {str(20000 + int(job))}
         assert {task["SLURM_CPUS_PER_TASK"] for task in tasks} == {"2"}
         assert {task["OMP_NUM_THREADS"] for task in tasks} == {"2"}
+        (end,) = {int(task["SLURM_JOB_END_TIME"]) for task in tasks}
+        assert submitted + 600 <= end <= time.time() + 600
 
     @pytest.mark.parametrize(
         ("cpus", "threads"), [("1", "1"), ("4", "2")], ids=["fewer CPUs than GPUs", "CPUs are shared"]

@@ -136,3 +136,18 @@ def test_before_a_run_begins_a_signal_is_a_reason_to_come_back_but_where_a_file_
 
     monkeypatch.setenv(STOP_FILE_VARIABLE, file)
     assert status_of(asked) == status
+
+
+@pytest.mark.parametrize(("left", "speaks", "warned"), [(50, True, True), (50, False, False), (150, True, False)])
+def test_the_end_of_a_job_before_the_deadline_is_announced(monkeypatch, capfd, left, speaks, warned):
+    def asked():
+        StopRequest(speaks, in_phase("reporting"), 100)
+        kill_self(signal.SIGUSR1)
+        time.sleep(0.2)
+        kill_self(signal.SIGUSR1)
+
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + left))
+    assert status_of(asked) == -signal.SIGUSR1
+    lines = [line for line in capfd.readouterr().err.splitlines() if "SLURM ends the job in" in line]
+    assert len(lines) == warned
+    assert all("before faults.stop_deadline_seconds 100 are over" in line for line in lines)
