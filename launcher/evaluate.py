@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from nar_scale.checkpoint import WeightKind, load_exported
+from nar_scale.data import ShardCache
 from nar_scale.errors import UserError
 from nar_scale.evaluation import evaluate_dataset
 from nar_scale.files import write_atomically
@@ -21,12 +22,14 @@ from nar_scale.files import write_atomically
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a consolidated checkpoint")
-    parser.add_argument("--data", required=True, metavar="DIR", help="a data set that prepare.py wrote")
+    parser.add_argument("--data", required=True, metavar="DIR|URL", help="a data set that prepare.py wrote")
     parser.add_argument("--output", required=True, metavar="FILE.json", help="where the result goes")
     parser.add_argument("--split", default="validation", help="part of the data set (default: validation)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate N sequences only, spread evenly")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
     parser.add_argument("--index-directory", metavar="DIR", help="for the shard index, if the data is read-only")
+    parser.add_argument("--cache-directory", metavar="DIR", help="for copies of remote shards")
+    parser.add_argument("--cache-gib", type=float, default=100, metavar="N", help="of these, at most (default: 100)")
     parser.add_argument(
         "--weights", default="model", choices=get_args(WeightKind), help="ema: the moving average (default: model)"
     )
@@ -34,6 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         model = load_exported(options.checkpoint, options.device, weights=options.weights)
+        cache = None
+        if options.cache_directory is not None:
+            cache = ShardCache(options.cache_directory, int(options.cache_gib * 2**30))
         likelihood = evaluate_dataset(
             model.wrapper,
             options.data,
@@ -44,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.index_directory,
             class_field=model.config.data.class_field,
             document_field=model.config.data.document_field,
+            cache=cache,
         )
         result = {
             **asdict(likelihood),

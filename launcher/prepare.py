@@ -9,6 +9,8 @@ from typing import Any
 
 from nar_scale.data import (
     DatasetInfo,
+    ShardCache,
+    index_shards,
     inspect,
     merge_units,
     plan_dataset,
@@ -35,6 +37,7 @@ examples:
 
   python launcher/prepare.py --inspect data/docs
   python launcher/prepare.py --verify data/docs
+  python launcher/prepare.py --index /shared/their_shards
   python launcher/prepare.py --digits --output data/digits
 
 A run that was killed goes on where it was when the same command is run again. On many machines that share a file
@@ -49,8 +52,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, nargs="+", metavar="PATH", help="files and folders")
     source.add_argument("--digits", action="store_true", help="the images that scikit-learn ships, 64 tokens each")
-    source.add_argument("--inspect", type=Path, metavar="DIR", help="tell what is in a folder of shards")
+    source.add_argument("--inspect", metavar="DIR|URL", help="tell what is in a folder of shards")
     source.add_argument("--verify", type=Path, metavar="DIR", help="read a whole data set again and check it")
+    source.add_argument(
+        "--index", nargs="+", metavar="DIR|URL", help="build the indices of shards, so that training need not"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write the data set")
     parser.add_argument("--seq-len", type=int, metavar="N", help="tokens in a sample; needed with --input")
     parser.add_argument("--tokenizer", metavar="byte|FILE", help="byte (default) or a tokenizer.json")
@@ -76,6 +82,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--merge", action="store_true", help="check that all parts are done and publish the data set")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument("--index-directory", metavar="DIR", help="for the shard index, if a folder is read-only")
+    parser.add_argument("--cache-directory", metavar="DIR", help="for copies of remote shards")
+    parser.add_argument("--cache-gib", type=float, default=100, metavar="N", help="of these, at most (default 100)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that is already there")
     arguments = parser.parse_args(argv)
     if arguments.input and arguments.seq_len is None and not (arguments.train_tokenizer and arguments.output is None):
@@ -135,9 +143,12 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def run(arguments: argparse.Namespace) -> str:
     start = time.perf_counter()
     if arguments.inspect:
-        return inspect(arguments.inspect, index_directory=arguments.index_directory)
+        index_directory, cache = arguments.index_directory, shard_cache(arguments)
+        return inspect(arguments.inspect, index_directory=index_directory, cache=cache)
     if arguments.verify:
         return str(verify(arguments.verify, index_directory=arguments.index_directory, workers=arguments.workers))
+    if arguments.index:
+        return index_shards(arguments.index, arguments.index_directory, shard_cache(arguments))
     if arguments.digits:
         info = prepare_digits(arguments.output, overwrite=arguments.overwrite)
         return summary(info, arguments.output, time.perf_counter() - start)
@@ -151,10 +162,16 @@ def run(arguments: argparse.Namespace) -> str:
             units = prepare_units(plan, arguments.output, arguments.part, arguments.workers, arguments.overwrite)
             number, parts = arguments.part
             return f"part {number}/{parts}: {units:,} of {len(plan.units):,} units done in {arguments.output}"
-        info = merge_units(plan, arguments.output, overwrite=arguments.overwrite)
+        info = merge_units(plan, arguments.output, arguments.workers, arguments.overwrite)
     else:
         info = prepare(arguments.input, arguments.output, overwrite=arguments.overwrite, **settings(arguments))
     return summary(info, arguments.output, time.perf_counter() - start)
+
+
+def shard_cache(arguments: argparse.Namespace) -> ShardCache | None:
+    if arguments.cache_directory is None:
+        return None
+    return ShardCache(arguments.cache_directory, int(arguments.cache_gib * 2**30))
 
 
 def summary(info: DatasetInfo, output: Path, seconds: float) -> str:

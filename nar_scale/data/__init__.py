@@ -3,6 +3,7 @@
 from nar_scale.data.batch import Batch
 from nar_scale.data.digits import prepare_digits
 from nar_scale.data.index import DatasetIndex
+from nar_scale.data.indexing import index_shards
 from nar_scale.data.info import DatasetInfo, SplitInfo
 from nar_scale.data.inspection import inspect
 from nar_scale.data.loader import TokenStream, sequential_batches
@@ -35,6 +36,7 @@ __all__ = [
     "TokenStream",
     "Tokenizer",
     "find_sequential_shards",
+    "index_shards",
     "inspect",
     "load_tokenizer",
     "merge_units",

@@ -6,6 +6,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from nar_scale.data.info import TOKENS_FIELD, DatasetInfo, SplitInfo
+from nar_scale.data.joining import WrittenShard
 from nar_scale.data.publish import SPLITS, publish, refuse_existing_shards
 from nar_scale.data.sample import Sample
 from nar_scale.data.shard_index import index_path, make_shard_index
@@ -54,7 +55,7 @@ def _write(images: np.ndarray, digits: np.ndarray, staging: Path, output: Path) 
         write_shard(shard, ((f"{number:09d}", Sample(images[row], digits[row])) for number, row in enumerate(rows)))
         splits[split] = SplitInfo(len(rows), len(rows), len(rows) * images.shape[1], bytes=0, shards=1)
         make_shard_index(str(shard), index_path(str(shard), None))
-        shards[split] = [(shard, shard.stat().st_size)]
+        shards[split] = [WrittenShard(shard, shard.stat().st_size, len(rows))]
     info = DatasetInfo(
         tokenizer=None,
         vocabulary_size=GREY_LEVELS,

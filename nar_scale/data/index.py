@@ -209,7 +209,9 @@ def _find_shards(directory: str, patterns: Sequence[str], cache: ShardCache | No
         location = pattern if is_remote(pattern) else f"{directory.rstrip('/')}/{pattern}"
         if is_remote(location):
             if cache is None:
-                raise DataError(f"{location} is remote; set data.cache_directory to a directory on this node")
+                raise DataError(
+                    f"{location} is remote; give --cache-directory or data.cache_directory, a directory on this node"
+                )
             shards.update(find_remote(location, cache.storage_options))
             continue
         for name in expand_braces(pattern):

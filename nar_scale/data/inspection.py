@@ -13,10 +13,12 @@ import numpy as np
 from nar_scale.data.index import DatasetIndex
 from nar_scale.data.info import CLASS_FIELD, DOCUMENTS_FIELD, INFO_FILE, TOKENS_FIELD, DatasetInfo
 from nar_scale.data.npy import decode_npy
-from nar_scale.data.publish import SPLITS
+from nar_scale.data.publish import SPLITS, named_shards
+from nar_scale.data.remote import is_remote
+from nar_scale.data.shard_cache import ShardCache
 from nar_scale.data.shard_index import ShardIndex, index_path, load_shard_index, make_shard_index
 from nar_scale.data.shard_scan import printable
-from nar_scale.data.tokenizer import Tokenizer, load_tokenizer
+from nar_scale.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from nar_scale.errors import DataError, UserError
 
 MAX_LOOKED_AT = 256  # samples
@@ -35,11 +37,12 @@ CONTENT_ERRORS = (ValueError, OverflowError, TypeError, RecursionError, MemoryEr
 
 
 def inspect(
-    directory: Path,
+    directory: str | Path,
     pattern: str | Sequence[str] | None = None,
     sample: int = 0,
-    index_directory: Path | None = None,
+    index_directory: str | Path | None = None,
     progress: bool = True,
+    cache: ShardCache | None = None,
 ) -> str:
     """Describe a folder of WebDataset shards in several lines: counts, fields, and one sample.
 
@@ -48,27 +51,31 @@ def inspect(
     without control characters.
 
     Args:
-        directory: the folder; it need not have a `dataset.json`.
+        directory: the folder, a path or URL; it need not have a `dataset.json`.
         pattern: glob of shards such as "train/*.tar", or several, each described for itself; by default
-            "train/*.tar" and "validation/*.tar", or else "**/*.tar".
+            those of `dataset.json`, "train/*.tar" and "validation/*.tar", or else "**/*.tar".
         sample: number of the sample to show of each.
-        index_directory: where to keep the indices of shards that have none; nothing is kept if not given.
+        index_directory: where to keep the indices of shards that have none; nothing is kept if not given,
+            but for remote shards, in the directory of the cache.
         progress: show a progress bar while indices are built, if stderr is a terminal.
+        cache: where copies of remote shards are kept on this node.
 
     Raises:
         UserError: there is no such sample.
         DataError: there is no shard, none holds a sample, one changed since its index was built, or an index cannot be
             written.
     """
-    directory = Path(directory)
-    patterns = [pattern] if isinstance(pattern, str) else pattern or _default_patterns(directory)
+    location = str(directory)
     with TemporaryDirectory() as temporary:
-        if index_directory is None and not _is_indexed(directory, patterns):
-            index_directory = Path(temporary)
         try:
-            lines = _inspect(
-                directory, patterns, sample, None if index_directory is None else Path(index_directory), progress
-            )
+            info, lines = _read_info(location, cache)
+            patterns = [pattern] if isinstance(pattern, str) else pattern or _default_patterns(location, info)
+            if index_directory is None and is_remote(location) and cache is not None:
+                index_directory = cache.directory / "indices"
+            if index_directory is None and not _is_indexed(Path(location), patterns):
+                index_directory = temporary
+            place = None if index_directory is None else Path(index_directory)
+            lines += _inspect(location, info, patterns, sample, place, progress, cache)
         except DataError as error:
             raise DataError(printable(str(error))) from error
     # the one place where anything leaves: names and texts of others must not fool a terminal, or flood it
@@ -76,30 +83,42 @@ def inspect(
 
 
 def _inspect(
-    directory: Path, patterns: Sequence[str], sample: int, index_directory: Path | None, progress: bool
+    location: str,
+    info: DatasetInfo | None,
+    patterns: Sequence[str],
+    sample: int,
+    index_directory: Path | None,
+    progress: bool,
+    cache: ShardCache | None,
 ) -> list[str]:
-    if not directory.is_dir():
-        raise DataError(f"folder {directory} does not exist; correct the path")
-    info, lines = _read_info(directory)
+    lines = []
     tokenizer = None
     if info is not None and info.tokenizer is not None:
         try:
-            tokenizer = load_tokenizer(info.tokenizer, directory)
+            tokenizer = _load_tokenizer(location, info.tokenizer, cache)
         except UserError as error:
             lines.append(f"no text of tokens: {error}")
-    indexes = {pattern: _open(directory, pattern, index_directory, progress) for pattern in patterns}
+    indexes = {pattern: _open(location, pattern, index_directory, progress, cache) for pattern in patterns}
     most = max(index.num_samples for index in indexes.values())
     if not 0 <= sample < most:
         raise UserError(f"sample is {sample}; give a number from 0 to {most - 1}")
     for pattern, index in indexes.items():
         lines.append(pattern)
-        shards = _ShardsInspection(index, index_directory, info, tokenizer)
+        shards = _ShardsInspection(index, index_directory, info, tokenizer, cache)
         lines += [f"  {line}" for line in [*shards.describe(), *shards.describe_sample(sample)]]
     return lines
 
 
-def _default_patterns(directory: Path) -> list[str]:
-    return [f"{split}/*.tar" for split in SPLITS if any((directory / split).glob("*.tar"))] or ["**/*.tar"]
+def _load_tokenizer(location: str, name: str, cache: ShardCache | None) -> Tokenizer:
+    if name == ByteTokenizer.name or not is_remote(location) or cache is None:
+        return load_tokenizer(name, location)
+    return load_tokenizer(DatasetInfo.fetch(location, name, cache.storage_options, str(cache.directory)))
+
+
+def _default_patterns(location: str, info: DatasetInfo | None) -> list[str]:
+    if is_remote(location):
+        return [named_shards(location, f"{split}/*.tar", info) for split in info.splits] if info else ["**/*.tar"]
+    return [f"{split}/*.tar" for split in SPLITS if any((Path(location) / split).glob("*.tar"))] or ["**/*.tar"]
 
 
 def _is_indexed(directory: Path, patterns: Sequence[str]) -> bool:
@@ -107,9 +126,11 @@ def _is_indexed(directory: Path, patterns: Sequence[str]) -> bool:
     return all(index_path(str(shard), None).exists() for shard in shards)
 
 
-def _open(directory: Path, pattern: str, index_directory: Path | None, progress: bool) -> DatasetIndex:
+def _open(
+    location: str, pattern: str, index_directory: Path | None, progress: bool, cache: ShardCache | None
+) -> DatasetIndex:
     def open_shards(skip_faults: bool) -> DatasetIndex:
-        return DatasetIndex.open(directory, pattern, (), index_directory, progress=progress, skip_faults=skip_faults)
+        return DatasetIndex.open(location, pattern, (), index_directory, progress, cache, skip_faults)
 
     try:
         return open_shards(skip_faults=True)
@@ -118,11 +139,13 @@ def _open(directory: Path, pattern: str, index_directory: Path | None, progress:
         raise
 
 
-def _read_info(directory: Path) -> tuple[DatasetInfo | None, list[str]]:
-    if not (directory / INFO_FILE).exists():
-        return None, [f"{directory}: no {INFO_FILE}"]
+def _read_info(location: str, cache: ShardCache | None) -> tuple[DatasetInfo | None, list[str]]:
+    if not is_remote(location) and not Path(location).is_dir():
+        raise DataError(f"folder {location} does not exist; correct the path")
     try:
-        info = DatasetInfo.load(directory)
+        info = DatasetInfo.find(location, {} if cache is None else cache.storage_options)
+        if info is None:
+            return None, [f"{location}: no {INFO_FILE}"]
         parts = [f"tokenizer {info.tokenizer or 'none'}", f"vocabulary {_count(info.vocabulary_size)}"]
         if info.end_token is not None:
             parts.append(f"end token {info.end_token}")
@@ -131,7 +154,7 @@ def _read_info(directory: Path) -> tuple[DatasetInfo | None, list[str]]:
             parts.append(f"documents in {info.document_field}")
         if info.num_classes is not None:
             parts.append(f"{_count(info.num_classes)} classes")
-        lines = [f"{directory}: {INFO_FILE} says {', '.join(parts)}"]
+        lines = [f"{location}: {INFO_FILE} says {', '.join(parts)}"]
         for name, split in info.splits.items():
             totals = ("documents", "samples", "tokens", "bytes", "shards")
             lines.append(f"  {name}: " + ", ".join(f"{what} {_count(getattr(split, what))}" for what in totals))
@@ -207,9 +230,9 @@ class _Arrays:
         return " or ".join(texts)
 
 
-def _load_index(shard: str, index_directory: Path | None) -> ShardIndex:
+def _load_index(shard: str, index_directory: Path | None, cache: ShardCache | None) -> ShardIndex:
     path = index_path(shard, index_directory)
-    return load_shard_index(shard, path) or make_shard_index(shard, path, allow_damage=True)
+    return load_shard_index(shard, path) or make_shard_index(shard, path, cache, allow_damage=True)
 
 
 class _ShardsInspection:
@@ -221,11 +244,12 @@ class _ShardsInspection:
         index_directory: Path | None,
         info: DatasetInfo | None,
         tokenizer: Tokenizer | None,
+        cache: ShardCache | None,
     ):
         self._index, self._tokenizer = index, tokenizer
         self._tokens_field = TOKENS_FIELD if info is None else info.field
         self._documents_field = (info and info.document_field) or DOCUMENTS_FIELD
-        self._shards = [_load_index(index.shard(number), index_directory) for number in range(index.num_shards)]
+        self._shards = [_load_index(index.shard(number), index_directory, cache) for number in range(index.num_shards)]
         self._ends = np.cumsum(index.counts)
         self._table: tuple[int, np.ndarray] | None = None  # of the shard looked at last
         self._fields: dict[str, _FieldSizes] = {}

@@ -5,11 +5,13 @@ left over goes to some of the sources by systematic sampling of the fractions, s
 The samples of a source are spread evenly over a block, each at a random place of its own interval (stratified
 sampling). So at any position the consumption of a source is known without counting, is within a few samples of its
 share, and its samples come in the order that the source has on its own.
+
+A block need not be laid out to find a sample: the one at an offset lies near that fraction of every source's interval,
+so a few samples of each source around it are put in order, and those before them are known by number.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from hashlib import blake2b
 from typing import Protocol
 
@@ -22,6 +24,7 @@ from nar_scale.errors import ConfigError
 BLOCK_SAMPLES = 1 << 16
 CYCLE_BLOCKS = 1 << 16  # after which the left-over samples have been given out exactly by the fractions
 CYCLE_STEP = 40503  # odd, and near the golden ratio of a cycle: any run of blocks is spread evenly over it
+CELL_SAMPLES = 32  # neighbours put in order together; divides a block
 MIXTURE_ORDER = 3
 
 
@@ -65,7 +68,6 @@ class MixedOrder:
         self._first_ids = np.cumsum(counts) - counts
         self._starts = np.array(starts, dtype=np.int64)
         self._shares = [_Shares(stage.weights) for stage in stages]
-        self._layout = lru_cache(maxsize=8)(self._lay_out)
         self._consumed_before = np.zeros((len(stages), len(orders)), dtype=np.int64)
         for number in range(1, len(stages)):
             self._consumed_before[number] = self.consumed(starts[number] - 1) + self._at(starts[number] - 1)
@@ -90,39 +92,68 @@ class MixedOrder:
 
     def locate_sources(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return which source, int64 [n], and which position in its own stream, int64 [n], is at some positions."""
-        stages = np.searchsorted(self._starts, positions, side="right") - 1
-        blocks, offsets = np.divmod(positions - self._starts[stages], BLOCK_SAMPLES)
-        sources, places = np.empty_like(positions), np.empty_like(positions)
-        for stage, block in set(zip(stages.tolist(), blocks.tolist())):
-            chosen = (stages == stage) & (blocks == block)
-            of_source, rank = self._layout(stage, block)
-            source = of_source[offsets[chosen]]
-            before = self._consumed_before[stage] + self._shares[stage].before(block)
-            sources[chosen], places[chosen] = source, before[source] + rank[offsets[chosen]]
-        return sources, places
+        firsts, cells = np.unique(self._first_of_cell(positions), return_inverse=True)
+        rows = self._lay_out(firsts)
+        columns = positions - rows.starts[cells]
+        sources = rows.sources[cells, columns]
+        return sources, rows.places[cells, columns]
 
     def consumed(self, position: int) -> np.ndarray:
         """Return how many samples of each source come before a position, int64 [sources]."""
-        stage = int(np.searchsorted(self._starts, position, side="right")) - 1
-        block, offset = divmod(position - int(self._starts[stage]), BLOCK_SAMPLES)
-        part = np.bincount(self._layout(stage, block)[0][:offset], minlength=len(self.orders))
-        return self._consumed_before[stage] + self._shares[stage].before(block) + part
+        row = self._lay_out(self._first_of_cell(np.array([position], dtype=np.int64)))
+        sources = row.sources[0, : position - row.starts[0]]
+        return row.consumed[0] + np.bincount(sources, minlength=len(self.orders))
 
     def _at(self, position: int) -> np.ndarray:
         sources, _ = self.locate_sources(np.array([position], dtype=np.int64))
         return np.bincount(sources, minlength=len(self.orders))
 
-    def _lay_out(self, stage: int, block: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source, int64 [BLOCK_SAMPLES], and rank among the block's samples of that source, for every offset."""
-        shares = self._shares[stage].of(block)
-        sources = np.repeat(np.arange(len(shares)), shares)
-        ranks = np.arange(BLOCK_SAMPLES) - np.repeat(np.cumsum(shares) - shares, shares)
-        jitter = hash_words(self.seed, MIXTURE_ORDER, stage, block, sources, ranks).astype(np.float64) / 2.0**64
-        in_order = np.argsort((ranks + jitter) / shares[sources], kind="stable")
-        return sources[in_order], ranks[in_order]
+    def _first_of_cell(self, positions: np.ndarray) -> np.ndarray:
+        starts = self._starts[self._stage_at(positions)]
+        return positions - (positions - starts) % CELL_SAMPLES
+
+    def _stage_at(self, positions: np.ndarray) -> np.ndarray:
+        return np.searchsorted(self._starts, positions, side="right") - 1
+
+    def _lay_out(self, firsts: np.ndarray) -> "_Rows":
+        """Put in order the samples around some cells, given by their first positions, int64 [cells].
+
+        With n samples of a source in a block, its sample of rank r has its place x in [r / n, (r + 1) / n] of the
+        block, and so have the others: of each source, x n samples come before it, give or take one. Its offset is
+        thus x BLOCK_SAMPLES, give or take one for each source, and which ranks may stand in a cell is known.
+        """
+        stages = self._stage_at(firsts)
+        blocks, offsets = np.divmod(firsts - self._starts[stages], BLOCK_SAMPLES)
+        before, shares = np.empty((2, len(firsts), len(self.orders)), dtype=np.int64)
+        for stage in np.unique(stages):
+            chosen = stages == stage
+            before[chosen] = self._consumed_before[stage] + self._shares[stage].before(blocks[chosen])
+            shares[chosen] = self._shares[stage].of(blocks[chosen])
+        margin = len(self.orders) + 1
+        low = np.maximum((offsets - margin)[:, None] * shares // BLOCK_SAMPLES - 1, 0)
+        high = (offsets + CELL_SAMPLES + margin)[:, None] * shares // BLOCK_SAMPLES + 1
+        widths = (high - low).max(axis=0, initial=0)
+        sources = np.repeat(np.arange(len(widths)), widths)
+        ranks = low[:, sources] + np.arange(len(sources)) - np.repeat(np.cumsum(widths) - widths, widths)
+        hashes = hash_words(self.seed, MIXTURE_ORDER, stages[:, None], blocks[:, None], sources, ranks)
+        in_block = shares[:, sources]
+        keys = (ranks + hashes.astype(np.float64) / 2.0**64) / np.maximum(in_block, 1)
+        in_order = np.argsort(np.where(ranks < in_block, keys, np.inf), axis=1, kind="stable")
+        places = np.take_along_axis(before[:, sources] + ranks, in_order, axis=1)
+        return _Rows(firsts - offsets + low.sum(axis=1), before + low, sources[in_order], places)
 
     def __reduce__(self) -> tuple[type["MixedOrder"], tuple[list[SampleOrder], list[Stage], int]]:
         return MixedOrder, (self.orders, self.stages, self.seed)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Samples in the order of the stream: several stretches of it."""
+
+    starts: np.ndarray  # int64 [rows], position of the first sample of a row
+    consumed: np.ndarray  # int64 [rows, sources], samples of each source before it
+    sources: np.ndarray  # int64 [rows, columns]
+    places: np.ndarray  # int64 [rows, columns], positions in the sources' own streams
 
 
 class JoinedIndex:
@@ -209,18 +240,25 @@ class _Shares:
                 "raise it or leave the source out"
             )
         self._per_cycle = per_cycle
-        self._in_cycle = lru_cache(maxsize=8)(self._count_in_cycle)
 
-    def of(self, block: int) -> np.ndarray:
-        """Samples in a block, int64 [sources]."""
-        return self.before(block + 1) - self.before(block)
+    def of(self, blocks: np.ndarray) -> np.ndarray:
+        """Samples in each of some blocks, int64 [n], by source: int64 [n, sources]."""
+        return self.before(blocks + 1) - self.before(blocks)
 
-    def before(self, block: int) -> np.ndarray:
-        """Samples in all blocks before one, int64 [sources]."""
-        cycles, blocks = divmod(block, CYCLE_BLOCKS)
-        return cycles * self._per_cycle + self._in_cycle(blocks)
+    def before(self, blocks: np.ndarray) -> np.ndarray:
+        """Samples in all blocks before each of some, int64 [n], by source: int64 [n, sources]."""
+        cycles, blocks = np.divmod(blocks[:, None], CYCLE_BLOCKS)
+        left_over = _sum_of_floors(blocks, CYCLE_STEP, np.append(0, self._ends), CYCLE_BLOCKS)
+        return cycles * self._per_cycle + blocks * self._whole + np.diff(left_over, axis=1)
 
-    def _count_in_cycle(self, blocks: int) -> np.ndarray:
-        starts = np.arange(blocks, dtype=np.int64) * CYCLE_STEP % CYCLE_BLOCKS
-        left_over = np.array([((end + starts) // CYCLE_BLOCKS).sum() for end in self._ends], dtype=np.int64)
-        return blocks * self._whole + np.diff(left_over, prepend=0)
+
+def _sum_of_floors(count: np.ndarray, step: int, first: np.ndarray, divisor: int) -> np.ndarray:
+    """Sum (first + step i) // divisor over i in [0, count), elementwise, by Euclid's algorithm on step and divisor."""
+    total = np.zeros(np.broadcast_shapes(count.shape, first.shape), dtype=np.int64)
+    while divisor:
+        total += count * (count - 1) // 2 * (step // divisor) + count * (first // divisor)
+        step %= divisor
+        # counted the other way: lattice points under the line, by height
+        count, first = np.divmod(step * count + first % divisor, divisor)
+        step, divisor = divisor, step
+    return total

@@ -11,6 +11,7 @@ from nar_scale.data.corpus import find_corpus
 from nar_scale.data.info import DOCUMENTS_FIELD, TOKENS_FIELD, DatasetInfo, SplitInfo
 from nar_scale.data.input_formats import DEFAULT_TEXT_FIELD
 from nar_scale.data.inputs import is_token_file
+from nar_scale.data.joining import WrittenShard, join_small_shards
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
 from nar_scale.data.plan import Plan, Recipe, make_plan
 from nar_scale.data.publish import SPLITS, publish, refuse_existing_shards
@@ -59,7 +60,7 @@ def prepare(
     plan = plan_dataset(inputs, output, workers=workers, **settings)  # type: ignore[arg-type]
     try:
         prepare_units(plan, output, workers=workers, overwrite=overwrite, progress=progress)
-        return merge_units(plan, output, overwrite=overwrite)
+        return merge_units(plan, output, workers, overwrite, progress)
     except EmptySplit:
         shutil.rmtree(_staging(plan, output))  # to go on from here would end in the same way
         raise
@@ -188,13 +189,20 @@ def prepare_units(
     return len(units)
 
 
-def merge_units(plan: Plan, output: Path, overwrite: bool = False) -> DatasetInfo:
+def merge_units(
+    plan: Plan, output: Path, workers: int | None = None, overwrite: bool = False, progress: bool = True
+) -> DatasetInfo:
     """Check that every unit is done, and publish all shards as a data set; doing it again after a kill completes it.
+
+    A unit has few samples for validation, so those of neighbouring units are put together into shards of the normal
+    size, always the same ones.
 
     Args:
         plan: from `plan_dataset`, of the same inputs and settings as the parts were done with.
         output: the directory of the data set.
+        workers: processes; by default as many as there are cores.
         overwrite: replace a data set that is already in `output`.
+        progress: show a progress bar if stderr is a terminal.
 
     Returns:
         The contents of `dataset.json`.
@@ -216,16 +224,19 @@ def merge_units(plan: Plan, output: Path, overwrite: bool = False) -> DatasetInf
         )
     done = {number: record for number, record in records.items() if record is not None}
     info = _describe(plan, done)
-    shards = {
-        split: [
-            (unit_directory(staging, number) / split / name, size)
-            for number, record in done.items()
-            for name, size, _ in record.splits[split].shards
-        ]
-        for split in info.splits
-    }
+    shards = {split: _written_shards(plan, staging, done, split) for split in info.splits}
     tokenizer = None if plan.recipe.tokenizer is None else load_tokenizer(plan.recipe.tokenizer)
     try:
+        if "validation" in shards:
+            few = join_small_shards(
+                shards["validation"],
+                plan.recipe.samples_per_shard,
+                staging / "joined" / "validation",
+                available_cores() if workers is None else workers,
+                progress,
+            )
+            shards["validation"] = few
+            info.splits["validation"] = replace(info.splits["validation"], shards=len(few))
         _remove_others(staging)
         (staging / PUBLISHING).touch()
         publish(output, shards, info, tokenizer)
@@ -235,6 +246,15 @@ def merge_units(plan: Plan, output: Path, overwrite: bool = False) -> DatasetInf
         reason = error.strerror or str(error)
         raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
     return info
+
+
+def _written_shards(plan: Plan, staging: Path, records: dict[int, UnitRecord], split: str) -> list[WrittenShard]:
+    most = plan.recipe.samples_per_shard
+    return [
+        WrittenShard(unit_directory(staging, number) / split / name, size, min(most, parts.samples - place * most))
+        for number, parts in ((number, record.splits[split]) for number, record in records.items())
+        for place, (name, size, _) in enumerate(parts.shards)
+    ]
 
 
 def _check_kinds(files: Sequence[Path], tokenizer: str | None) -> None:

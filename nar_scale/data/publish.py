@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nar_scale.data.info import INFO_FILE, DatasetInfo
+from nar_scale.data.joining import WrittenShard
 from nar_scale.data.shard_index import INDEX_SUFFIX
 from nar_scale.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from nar_scale.errors import DataError, UserError
@@ -29,7 +30,7 @@ def refuse_existing_shards(output: Path) -> None:
 
 
 def publish(
-    output: Path, shards: Mapping[str, Sequence[tuple[Path, int]]], info: DatasetInfo, tokenizer: Tokenizer | None
+    output: Path, shards: Mapping[str, Sequence[WrittenShard]], info: DatasetInfo, tokenizer: Tokenizer | None
 ) -> None:
     """Move shards into place, numbered through, in exchange for what `output` holds.
 
@@ -37,7 +38,7 @@ def publish(
 
     Args:
         output: the directory of the data set.
-        shards: by split, where each shard has been written, and its size in bytes, in order.
+        shards: by split, in order.
         info: becomes `dataset.json`.
         tokenizer: saved beside it.
 
@@ -52,9 +53,9 @@ def publish(
     for half_written in output.glob(f".{INFO_FILE}.*"):
         half_written.unlink(missing_ok=True)
     places = {
-        written: output / split / SHARD_NAME.format(number)
+        written.path: output / split / SHARD_NAME.format(number)
         for split, written_shards in shards.items()
-        for number, (written, _) in enumerate(written_shards)
+        for number, written in enumerate(written_shards)
     }
     kept = {*places.values(), *map(_index_of, places.values())}
     for old_file in _shard_files(output):
@@ -62,11 +63,20 @@ def publish(
             old_file.unlink()
     for split, written_shards in shards.items():
         (output / split).mkdir(exist_ok=True)
-        for written, size in written_shards:
-            _move(written, places[written], size)
+        for written in written_shards:
+            _move(written.path, places[written.path], written.size)
     if tokenizer is not None:
         tokenizer.save(output)
     info.save(output)
+
+
+def named_shards(directory: str, pattern: str, info: DatasetInfo | None) -> str:
+    """Return a pattern of shards; on a web server, which lists nothing, `SPLIT/*.tar` is those dataset.json counts."""
+    split = pattern.removesuffix("/*.tar")
+    if info is None or split not in info.splits or not directory.startswith(("http://", "https://")):
+        return pattern
+    last = info.splits[split].shards - 1
+    return f"{split}/{SHARD_NAME.format(0)}" if last == 0 else f"{split}/shard-{{000000..{last:06d}}}.tar"
 
 
 def _move(written: Path, place: Path, size: int) -> None:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ BLOCK_BYTES = 1 << 20
 CLOSING_SECONDS = 10.0
 BROKEN_PIPE = (-signal.SIGPIPE, 128 + signal.SIGPIPE)
 READ_ERRORS = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError)
-DECOMPRESSED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+DECOMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 class SequentialStream:

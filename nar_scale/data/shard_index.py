@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from xxhash import xxh3_64_hexdigest
 
 from nar_scale.data.remote import is_remote, read_small
 from nar_scale.data.shard_cache import ShardCache
@@ -27,7 +28,7 @@ from nar_scale.errors import DataError
 from nar_scale.files import write_atomically
 
 INDEX_SUFFIX = ".index"
-FORMAT = "nar_scale shard index 2"
+FORMAT = "nar_scale shard index 3"
 MAX_INDEX_BYTES = 1 << 30
 MAX_HEADER_BYTES = 1 << 20
 DIGEST = re.compile(r"[0-9a-f]{32}")
@@ -48,6 +49,7 @@ class ShardIndex:
         fields: names of the fields, in the order of the records.
         incomplete: samples that lack a field or have it twice, where there are any.
         damage: what is wrong with the shard after these samples; None if it is whole.
+        checksum: hex xxh3 of the records; the line has one of its own.
         header_bytes: length of the line.
     """
 
@@ -59,6 +61,7 @@ class ShardIndex:
     fields: tuple[str, ...]
     incomplete: dict[str, int]
     damage: str | None
+    checksum: str
     header_bytes: int
 
     @property
@@ -71,13 +74,14 @@ class ShardIndex:
 
         Raises:
             OSError: the index file went away.
-            DataError: a record leads out of the shard.
+            DataError: the records are not those that were written.
         """
         if self.count == 0:
             return np.empty(0, self.record)
         table = np.memmap(self.path, self.record, "r", self.header_bytes, (self.count,))
         offsets, sizes = table["places"][..., 0], table["places"][..., 1]
-        if ((offsets < TWICE) | (sizes < 0) | ((offsets >= 0) & (sizes > self.stamp.size - offsets))).any():
+        damaged = xxh3_64_hexdigest(table.view(np.uint8).data) != self.checksum
+        if damaged or ((offsets < TWICE) | (sizes < 0) | ((offsets >= 0) & (sizes > self.stamp.size - offsets))).any():
             raise DataError(f"index {self.path} is damaged; delete it to rebuild the index")
         return table
 
@@ -205,14 +209,18 @@ def _scan(shard: str, file: Path, allow_damage: bool) -> ShardScan:
 
 def _index_remote(shard: str, path: Path, cache: ShardCache | None, allow_damage: bool) -> ShardIndex:
     if cache is None:
-        raise DataError(f"shard {shard} is remote; set data.cache_directory to a directory on this node")
+        raise DataError(
+            f"shard {shard} is remote; give --cache-directory or data.cache_directory, a directory on this node"
+        )
     sidecar = read_small(shard + INDEX_SUFFIX, cache.storage_options, MAX_INDEX_BYTES)
     if sidecar is not None:
         try:
             end = sidecar.find(b"\n") + 1
-            _parse_header(sidecar[:end], len(sidecar), shard, path)
+            index = _parse_header(sidecar[:end], len(sidecar), shard, path)
+            if xxh3_64_hexdigest(sidecar[end:]) != index.checksum:
+                raise ValueError("its records are damaged")
             _write_file(path, sidecar)
-            return _parse_header(sidecar[:end], len(sidecar), shard, path)
+            return index
         except ValueError:
             pass  # not an index of ours
     copy = cache.open(shard)
@@ -245,10 +253,12 @@ def _write(shard: str, path: Path, stamp: ShardStamp, scan: ShardScan) -> ShardI
         "incomplete": {field: int(number) for field, number in zip(scan.fields, lacking) if number},
         "damage": scan.damage,
     }
-    line = json.dumps(header).encode() + b"\n"
     table = np.empty(len(scan.keys), _record_type(scan.keys.dtype.itemsize, len(scan.fields)))
     table["key"], table["places"] = scan.keys, scan.places
-    content = line + table.tobytes()
+    records = table.tobytes()
+    header["checksum"] = xxh3_64_hexdigest(records)
+    line = json.dumps({**header, "seal": _seal(header)}).encode() + b"\n"
+    content = line + records
     _write_file(path, content)
     return _parse_header(line, len(content), shard, path)
 
@@ -266,8 +276,8 @@ def _write_file(path: Path, content: bytes) -> None:
 def _parse_header(line: bytes, file_bytes: int, shard: str, path: Path) -> ShardIndex:
     try:
         header = json.loads(line)
-        if header.pop("format") != FORMAT:
-            raise ValueError(f"the format is not {FORMAT!r}")
+        if header.pop("seal") != _seal(header) or header.pop("format") != FORMAT:
+            raise ValueError(f"the format is not {FORMAT!r}, or the line is damaged")
         stamp, fields = ShardStamp(**header.pop("stamp")), header.pop("fields")
         if not isinstance(fields, list):
             raise ValueError("fields is no list")
@@ -277,6 +287,10 @@ def _parse_header(line: bytes, file_bytes: int, shard: str, path: Path) -> Shard
         return index
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"no index header: {error}") from error
+
+
+def _seal(header: dict[str, Any]) -> str:
+    return xxh3_64_hexdigest(json.dumps(header).encode())
 
 
 def _is_sound(index: ShardIndex) -> bool:

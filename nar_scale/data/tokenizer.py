@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Return the ids of a document as int64 [n], without an end token."""
+        """Return the ids of a document, [n] of an integer type that holds them, without an end token."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return readable text; an end token is spelled out, an id outside the vocabulary shows as a block."""
@@ -50,8 +50,8 @@ class ByteTokenizer:
     fingerprint = "byte"
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Return the bytes as int64 [len(text)]."""
-        return np.frombuffer(text, dtype=np.uint8).astype(np.int64)
+        """Return the bytes themselves, as uint8 [len(text)], read-only."""
+        return np.frombuffer(text, dtype=np.uint8)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text; bytes that are not UTF-8 become the replacement character."""

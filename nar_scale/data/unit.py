@@ -137,7 +137,10 @@ def _encode(source: Source, tokenizer: Tokenizer | None, recipe: Recipe, file: P
     if source.text is not None:
         if tokenizer is None:
             raise DataError(f"input {file} holds text; give a tokenizer instead of a vocabulary size")
-        return np.append(tokenizer.encode(source.text), tokenizer.end_token).astype(dtype)
+        ids = tokenizer.encode(source.text)
+        ended = np.empty(len(ids) + 1, dtype)  # the one copy of what may be a large part of the memory
+        ended[:-1], ended[-1] = ids, tokenizer.end_token
+        return ended
     tokens = np.asarray(source.tokens)
     highest = int(tokens.max())
     if highest >= recipe.vocabulary_size:

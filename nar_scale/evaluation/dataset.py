@@ -6,7 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nar_scale.data import DatasetIndex, DatasetInfo, SampleFormat, sequential_batches
+from nar_scale.data import DatasetIndex, DatasetInfo, SampleFormat, ShardCache, sequential_batches
+from nar_scale.data.publish import named_shards
 from nar_scale.errors import DataError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
 from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
@@ -23,21 +24,27 @@ def evaluate_dataset(
     progress: bool = True,
     class_field: str | None = None,
     document_field: str | None = None,
+    cache: ShardCache | None = None,
 ) -> Likelihood:
     """Evaluate a model on a split of a data set that `launcher/prepare.py` wrote.
 
     Args:
+        directory: of the data set; a path or URL.
         vocabulary_size: token ids the model knows as data.
         batch_size: sequences in a forward pass.
         limit: sequences, spread evenly over the split; all if not given.
         index_directory: where the shard index is kept when it cannot stand beside the shards.
         class_field: the member of each sample that holds its class, for a model that is conditional on one.
         document_field: the member that says which document each token belongs to, for a model that was trained with it.
+        cache: where copies of remote shards are kept on this node.
 
     Raises:
         DataError: no such data set or split, or one of another vocabulary, length or number of classes.
     """
-    info = DatasetInfo.load(directory)
+    directory = str(directory)
+    info = DatasetInfo.find(directory, {} if cache is None else cache.storage_options)
+    if info is None:
+        raise DataError(f"{directory} has no dataset.json; make the data set with launcher/prepare.py")
     if split not in info.splits:
         raise DataError(f"{directory} has no split {split!r}, only {', '.join(info.splits)}")
     if info.vocabulary_size != vocabulary_size:
@@ -54,7 +61,8 @@ def evaluate_dataset(
         num_classes=num_classes,
         document_field=document_field,
     )
-    index = DatasetIndex.open(directory, f"{split}/*.tar", sample_format.fields, index_directory, progress=progress)
+    shards = named_shards(directory, f"{split}/*.tar", info)
+    index = DatasetIndex.open(directory, shards, sample_format.fields, index_directory, progress, cache)
     batches = sequential_batches(index, sample_format, batch_size=batch_size, rank=0, world_size=1, limit=limit)
     total = -(-min(index.num_samples, limit or index.num_samples) // batch_size)
     return evaluate_likelihood(

@@ -1,10 +1,13 @@
 """Real shards for tests, written by webdataset itself."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import webdataset
+from xxhash import xxh3_64_hexdigest
 
 from nar_scale.data import DatasetIndex
 
@@ -24,3 +27,11 @@ def numbered_index(directory: Path, counts: Sequence[int]) -> DatasetIndex:
         write_samples(directory / f"shard-{number:06d}.tar", samples, first_key=first)
         first += count
     return DatasetIndex.open(directory, "shard-*.tar", progress=False)
+
+
+def index_file(header: dict[str, Any], records: bytes) -> bytes:
+    """An index file whose checksums are right, whatever it says."""
+    header = {**header, "checksum": xxh3_64_hexdigest(records)}
+    header.pop("seal", None)
+    seal = xxh3_64_hexdigest(json.dumps(header).encode())
+    return json.dumps({**header, "seal": seal}).encode() + b"\n" + records

@@ -34,6 +34,8 @@ from nar_scale.data.sample import SampleFormat
 from nar_scale.data.shard_scan import scan_shard
 from nar_scale.errors import DataError, UserError
 
+from .shards import index_file
+
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "1"))
 BLOCK = 512
 CPU_SECONDS = 10.0
@@ -849,14 +851,14 @@ def test_an_index_with_other_values_is_made_again_or_refused(indexed, data):
     for key in data.draw(st.sets(st.sampled_from(sorted(header)), max_size=1)) if not changes else ():
         del header[key]
     table = data.draw(st.sampled_from([table, table, table, b"", table[:-1], table + b"\0", table * 2]))
-    check_index(indexed, json.dumps(header).encode() + b"\n" + table)
+    check_index(indexed, index_file(header, table))
 
 
 @given(data=st.data())
 @fuzz(100)
 def test_a_mutated_index_does_no_harm(indexed, data):
     changed = data.draw(mutations(*any_mutation)(st.just(indexed[1])))
-    check_index(indexed, changed, may_be_wrong=changed != indexed[1])
+    check_index(indexed, changed)
 
 
 OFFSETS = [0, 1, -1, -2, -3, 512, 1024, len(INDEX_SHARD) - 1, len(INDEX_SHARD), len(INDEX_SHARD) + 1, 2**31, 2**62]
@@ -881,7 +883,7 @@ def test_an_index_that_leads_out_of_its_shard_is_refused(indexed, changes):
     records = np.frombuffer(table, [("key", "S1"), ("places", "<i8", (fields, 2))]).copy()
     for row, column, part, value in changes:
         records["places"][row, column, part] = value
-    check_index(indexed, line + b"\n" + records.tobytes(), may_be_wrong=True)
+    check_index(indexed, index_file(json.loads(line), records.tobytes()), may_be_wrong=True)
 
 
 @pytest.mark.parametrize("memory_map", [True, False])
@@ -892,7 +894,7 @@ def test_no_bytes_come_from_outside_a_shard(indexed, place, memory_map):
     fields = len(json.loads(line)["fields"])
     records = np.frombuffer(table, [("key", "S1"), ("places", "<i8", (fields, 2))]).copy()
     records["places"][3, :] = place
-    (folder / "shard.tar.index").write_bytes(line + b"\n" + records.tobytes())
+    (folder / "shard.tar.index").write_bytes(index_file(json.loads(line), records.tobytes()))
 
     def work():
         index = DatasetIndex.open(folder, "*.tar", FORMAT.fields, progress=False, memory_map=memory_map)

@@ -331,3 +331,19 @@ def test_a_file_that_is_no_index_is_made_again(tmp_path, content):
     again = open_index(tmp_path)
     assert again.fingerprint == first.fingerprint
     assert rows(again) == [[0, 1], [1, 2], [2, 3]]
+
+
+def test_no_flipped_bit_of_an_index_goes_unnoticed(tmp_path):
+    numbered_index(tmp_path, [3])
+    path = tmp_path / "shard-000000.tar.index"
+    content = path.read_bytes()
+    records = content.index(b"\n") + 1
+    for place in [*range(0, records, 7), *range(records, len(content))]:
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << place % 8
+        path.write_bytes(flipped)
+        if place < records:  # the line: it is made again
+            assert rows(open_index(tmp_path)) == [[0, 1], [1, 2], [2, 3]]
+        else:
+            with pytest.raises(DataError, match=f"index {path} is damaged; delete it to rebuild the index"):
+                rows(open_index(tmp_path))

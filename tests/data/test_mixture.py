@@ -8,12 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nar_scale.data import JoinedIndex, MixedOrder, SampleOrder, Stage, weights_by_temperature
-from nar_scale.data.mixture import BLOCK_SAMPLES
+from nar_scale.data.mixture import BLOCK_SAMPLES, MIXTURE_ORDER, _sum_of_floors
+from nar_scale.data.order import hash_words
 from nar_scale.errors import ConfigError
 
 from .shards import numbered_index
 
-SIZES = (70, 3, 500)
+SIZES = (700, 300, 5000)
 
 
 def mixed(*stages, seed=5, sizes=SIZES):
@@ -48,7 +49,7 @@ def test_sources_get_their_shares_and_come_in_their_own_order(first, later, star
         chosen = sources == source
         expected = order.orders[source].locate(places[chosen])
         assert np.array_equal(epochs[chosen], expected[0])
-        assert np.array_equal(ids[chosen], expected[1] + [0, 70, 73][source])
+        assert np.array_equal(ids[chosen], expected[1] + [0, 700, 1000][source])
 
 
 @settings(max_examples=20, deadline=None)
@@ -61,6 +62,31 @@ def test_positions_may_be_asked_for_in_any_portions(cuts):
     assert np.array_equal(np.concatenate([ids for _, ids in parts]), whole[1])
     shuffled = np.random.default_rng(0).permutation(positions)
     assert np.array_equal(order.locate(shuffled)[1], whole[1][shuffled - positions[0]])
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    weights=st.lists(st.one_of(st.just(0.0), st.floats(1e-6, 10)), min_size=1, max_size=9).filter(any),
+    block=st.integers(0, 10**7),
+)
+def test_what_a_rank_computes_of_a_block_is_the_block_laid_out_as_a_whole(weights, block):
+    order = mixed((0, tuple(weights)), sizes=(70,) * len(weights))
+    start = block * BLOCK_SAMPLES
+    before, shares = order.consumed(start), order.consumed(start + BLOCK_SAMPLES) - order.consumed(start)
+    sources = np.repeat(np.arange(len(shares)), shares)
+    ranks = np.arange(BLOCK_SAMPLES) - np.repeat(np.cumsum(shares) - shares, shares)
+    jitter = hash_words(order.seed, MIXTURE_ORDER, 0, block, sources, ranks).astype(np.float64) / 2.0**64
+    in_order = np.argsort((ranks + jitter) / shares[sources], kind="stable")
+    found, places = order.locate_sources(np.arange(start, start + BLOCK_SAMPLES))
+    assert np.array_equal(found, sources[in_order])
+    assert np.array_equal(places, before[found] + ranks[in_order])
+
+
+def test_left_over_samples_are_counted_in_closed_form():
+    first, step, divisor = np.array([0, 5, 255, 256, 700]), 157, 256
+    terms = (first + step * np.arange(600)[:, None]) // divisor
+    expected = np.concatenate([np.zeros_like(first)[None], np.cumsum(terms, axis=0)])
+    assert np.array_equal(_sum_of_floors(np.arange(601)[:, None], step, first, divisor), expected)
 
 
 def test_every_prefix_holds_the_shares_to_within_two_samples():

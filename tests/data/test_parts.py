@@ -11,9 +11,11 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import webdataset
 
 from nar_scale.data import DatasetInfo, merge_units, plan_dataset, prepare, prepare_units
 from nar_scale.errors import DataError, UserError
@@ -86,6 +88,24 @@ def test_the_corpus_has_many_units_and_shards(corpus, unbroken):
     assert max(unit.size for unit in units) > 2 * SETTINGS["unit_bytes"]
     assert [piece.file.name for unit in units for piece in unit.pieces].count("lines.jsonl") > 2
     assert DatasetInfo.load(unbroken).splits["train"].shards > len(units)
+
+
+def test_validation_samples_of_the_units_stand_together_in_shards_of_the_normal_size(corpus, unbroken, tmp_path):
+    output = tmp_path / "data"
+    work = plan(corpus, output)
+    prepare_units(work, output, workers=1, progress=False)
+    small = sorted(output.glob(".prepare-*/unit-*/validation/*.tar"))
+    samples = [sample for shard in small for sample in webdataset.WebDataset(str(shard), shardshuffle=False)]
+    merge_units(work, output, workers=1, progress=False)
+    shards = sorted((output / "validation").glob("*.tar"))
+    joined = [list(webdataset.WebDataset(str(shard), shardshuffle=False)) for shard in shards]
+    most = SETTINGS["samples_per_shard"]
+    assert [(one["__key__"], one["tokens.npy"]) for one in samples] == [
+        (one["__key__"], one["tokens.npy"]) for shard in joined for one in shard
+    ]
+    assert max(map(len, joined)) <= most
+    assert all(len(one) + len(other) > most for one, other in pairwise(joined))
+    assert len(shards) == DatasetInfo.load(output).splits["validation"].shards < len(small)
 
 
 @pytest.mark.parametrize("workers", [2, 3])

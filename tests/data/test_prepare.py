@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import termios
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 
@@ -737,3 +738,21 @@ def test_importing_the_room_is_light():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     printed = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
     assert printed.stdout.strip() == "[]"
+
+
+def test_a_huge_document_takes_little_more_memory_than_itself_and_its_tokens(tmp_path):
+    size = 1 << 24
+    (tmp_path / "huge.txt").write_bytes(b"To be, or not to be\n" * (size // 20))
+    tracemalloc.start()
+    try:
+        prepare(
+            [tmp_path / "huge.txt"],
+            tmp_path / "out",
+            workers=1,
+            seq_len=8192,
+            validation=0.0,
+            samples_per_shard=64,
+        )
+        assert tracemalloc.get_traced_memory()[1] < 4 * size  # 1 for the text, 2 for the tokens
+    finally:
+        tracemalloc.stop()

@@ -22,7 +22,6 @@ def server(monkeypatch):
 
 @pytest.fixture
 def store(server):
-    pytest.importorskip("s3fs")
     for name in ("train/a-0.tar", "train/a-1.tar", "train/b-0.tar", "train/a-0.tar.index", "train/deep/a-2.tar"):
         server.put(f"/bucket/{name}", name.encode())
     return {"endpoint_url": server.address, "key": "k", "secret": "s", "client_kwargs": {"region_name": "us-east-1"}}

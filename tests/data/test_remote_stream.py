@@ -1,5 +1,6 @@
 """The stream over shards on a server: the same samples, each shard fetched once and ahead of time."""
 
+import runpy
 import subprocess
 import sys
 import time
@@ -9,8 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, ShardCache, TokenStream
+from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, ShardCache, TokenStream, inspect, prepare
 from nar_scale.errors import DataError
+from nar_scale.evaluation import evaluate_dataset
+from nar_scale.model import Decoder, TransformerWrapper
+from nar_scale.objectives import AutoregressiveWrapper
 
 from .object_server import ObjectServer
 from .shards import numbered_index
@@ -108,3 +112,53 @@ print(next(batches).tokens.shape)
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=Path(__file__).parents[2]
     )
     assert (done.returncode, done.stdout) == (0, "torch.Size([4, 2])\n"), done.stderr
+
+
+def launch(*arguments):
+    path = Path(__file__).parents[2] / "launcher" / "prepare.py"
+    return runpy.run_path(str(path))["main"]([str(argument) for argument in arguments])
+
+
+def test_indices_are_built_before_training_asks_for_them(server, local, tmp_path, monkeypatch, capsys):
+    for path in [path for path in server.objects if path.endswith(".index")]:
+        del server.objects[path]
+    local_shards, indices, cache = tmp_path / "local", tmp_path / "indices", tmp_path / "cache"
+    for path in local_shards.glob("*.index"):
+        path.unlink()
+    url = f"{server.address}/web"
+    options = ("--index-directory", indices, "--cache-directory", cache)
+    assert launch("--index", local_shards, f"{local_shards}/shard-00000[01].tar", f"{url}/{SHARDS}", *options) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[2] for line in said] == [
+        "100 samples in 4 shards, all indexed",
+        "41 samples in 2 shards, all indexed",
+        "100 samples in 4 shards, all indexed",
+    ]
+    monkeypatch.setattr("nar_scale.data.index.make_shard_index", None)  # nothing is left to build
+    opened = DatasetIndex.open(local_shards, "*.tar", cache_directory=indices, progress=False)
+    remote = DatasetIndex.open(url, SHARDS, cache_directory=indices, cache=ShardCache(cache, 10**7), progress=False)
+    assert opened.fingerprint == remote.fingerprint == local.fingerprint
+    assert launch("--index", url, *options) == 2
+    assert "web servers do not list their files; name the shards with braces" in capsys.readouterr().err
+    assert launch("--index", f"{url}/{SHARDS}") == 2
+    assert "is remote; give --cache-directory" in capsys.readouterr().err
+
+
+def test_a_data_set_that_is_elsewhere_is_described_and_evaluated(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    for number in range(40):
+        (tmp_path / "corpus" / f"{number}.txt").write_text(f"document {number}")
+    prepare([tmp_path / "corpus"], tmp_path / "data", seq_len=16, validation=0.5, workers=1, progress=False)
+    torch.manual_seed(0)
+    net = TransformerWrapper(num_tokens=257, max_seq_len=16, attn_layers=Decoder(dim=16, depth=1, heads=1))
+    wrapper = AutoregressiveWrapper(net)
+    cache = ShardCache(tmp_path / "cache", 10**7)
+    with ObjectServer() as server:
+        for file in (tmp_path / "data").rglob("*.*"):
+            server.put(f"/data/{file.relative_to(tmp_path / 'data')}", file.read_bytes())
+        url = f"{server.address}/data"
+        there = evaluate_dataset(wrapper, url, 257, progress=False, cache=cache)
+        described = inspect(url, progress=False, cache=cache)
+    assert there == evaluate_dataset(wrapper, tmp_path / "data", 257, progress=False)
+    patterns = ["train/shard-000000.tar", "validation/shard-000000.tar"]  # a web server lists nothing
+    assert described.replace(url, str(tmp_path / "data")) == inspect(tmp_path / "data", patterns, progress=False)

@@ -537,7 +537,6 @@ shard = ShardCache({str(tmp_path)!r}, 10**9).open({url!r})"""
 
 
 def test_fetches_from_a_store(server, cache):
-    pytest.importorskip("s3fs")
     data = content(1)
     server.put("/bucket/train/a.tar", data)
     options = {"endpoint_url": server.address, "key": "k", "secret": "s"}

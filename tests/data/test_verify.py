@@ -10,7 +10,7 @@ import webdataset
 from nar_scale.data import ByteTokenizer, DatasetIndex, DatasetInfo, SplitInfo, prepare, verify
 from nar_scale.errors import DataError, UserError
 
-from .shards import write_samples
+from .shards import index_file, write_samples
 
 SAMPLES = [np.array(row, dtype=np.uint16) for row in ([1, 2, 3], [3], [3, 3, 9, 0], [1, 1], [5, 3, 3, 3])]
 
@@ -162,7 +162,8 @@ def test_an_index_that_leads_elsewhere_is_found(tmp_path):
     write_info(tmp_path)
     DatasetIndex.open(tmp_path, "train/*.tar", progress=False)
     index = tmp_path / "train" / "shard-000000.tar.index"
-    index.write_bytes(index.read_bytes().replace(b"key1", b"key7"))
+    line, records = index.read_bytes().split(b"\n", 1)
+    index.write_bytes(index_file(json.loads(line), records.replace(b"key1", b"key7")))
     assert f"index {index} does not say where the samples lie" in refusal(tmp_path)
 
 
