@@ -6,6 +6,13 @@ import torch
 # The tensors of tests are small: on a busy machine threads that wait for each other cost ten times what they save.
 torch.set_num_threads(1)
 
+LAUNCHES = ("tests/distributed", "tests/slurm", "tests/generation")  # few tests, of minutes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes longest begins first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(LAUNCHES))
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
@@ -17,4 +24,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
             file = nodeid.split("::")[0]
             return "slurm" if "slurm/" in file else file
 
+    config.option.loadscopereorder = False  # by number of tests
     return Scheduling(config, log)

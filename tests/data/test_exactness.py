@@ -58,7 +58,7 @@ def test_every_sample_once_an_epoch_on_1_to_8_ranks(index):
 
 @pytest.mark.parametrize(("world_size", "workers"), [(r, w) for r in range(1, 9) for w in (1, 2, 3)])
 def test_worker_processes_change_nothing(tmp_path, world_size, workers):
-    index = numbered_index(tmp_path, [3, 1, 8])
+    index = numbered_index(tmp_path, [203, 1, 408])
     order = SampleOrder(index.counts, seed=1, window_shards=2)
     micro = GLOBAL_BATCH // world_size // (5 if GLOBAL_BATCH // world_size % 5 == 0 else 3)
     seen = shares(index, order, world_size, workers=workers, micro_batch_size=micro)
@@ -67,12 +67,12 @@ def test_worker_processes_change_nothing(tmp_path, world_size, workers):
 
 @pytest.fixture(params=["one source", "a mixture with a curriculum"])
 def source(request, tmp_path):
-    index = numbered_index(tmp_path, [5, 1, 9, 30])
+    index = numbered_index(tmp_path, [150, 1, 99, 230])
     order = SampleOrder(index.counts, seed=3, window_shards=2)
     if request.param == "one source":
         return index, order
     (tmp_path / "other").mkdir()
-    write_samples(tmp_path / "other" / "shard-0.tar", [np.array([500 + i, i], dtype=np.uint16) for i in range(11)])
+    write_samples(tmp_path / "other" / "shard-0.tar", [np.array([500 + i, i], dtype=np.uint16) for i in range(111)])
     other = DatasetIndex.open(tmp_path / "other", "*.tar", progress=False)
     stages = [Stage(0, (3, 1)), Stage(500, (1, 1)), Stage(1111, (0, 1)), Stage(1200, (5, 0.1))]
     orders = [order, SampleOrder(other.counts, seed=3, window_shards=2)]

@@ -86,7 +86,7 @@ def test_the_order_never_changes():
     assert epochs.tolist() == [0] * 10 + [1] * 10 + [2] * 2
     assert ids.tolist() == [0, 1, 3, 2, 7, 6, 5, 8, 4, 9, 4, 5, 6, 3, 7, 9, 1, 8, 0, 2, 5, 4]
     _, far = SampleOrder(np.array([1000, 500, 250]), seed=-1).locate(np.array([0, 10**6, 10**12, 10**15]))
-    assert far.tolist() == [1511, 756, 990, 569]
+    assert far.tolist() == [849, 1473, 528, 1462]
 
 
 def test_permutations_look_random():
