@@ -6,6 +6,7 @@ deepspeed --num_accelerators 2 launcher/train.py --config configs/quickstart_nar
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it is imported
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--init-from",
+        type=Path,
         metavar="DIR",
         help="start from the weights of this consolidated or training checkpoint, unless there is one to resume",
     )

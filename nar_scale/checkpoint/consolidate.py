@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +24,8 @@ from nar_scale.objectives import build_wrapper
 
 EMA = "ema"
 """Kind of the moving average of the weights among the optimizer's state."""
+
+_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
 
 
 def consolidate(run: str | Path, output: str | Path, step: int | None = None) -> float:
@@ -74,12 +79,24 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
         return write_exported(output, wrapper, config, info, probe, tokenizer_file, weights=weights, average=average)
 
 
-def consolidate_as_command(run: str, output: str, step: str) -> None:
-    """The same as all that a process beside a run does: a problem is told in one line, and by exit status 1."""
+def consolidate_as_command(run: str, output: str, step: str, parent: str) -> None:
+    """The same as all that a process beside a run does: a problem is told in one line, and by exit status 1.
+
+    It is given up, leaving nothing, when the process is asked to end or the one that started it is gone.
+    """
+    end_with_parent(int(parent))
     try:
         consolidate(run, output, int(step))
     except UserError as error:
         print(f"consolidation of step {step}: error: {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def end_with_parent(parent: int) -> None:
+    """Leave this process, by way of all `finally`, at a SIGTERM; Linux sends one when the parent ends."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended before
         sys.exit(1)
 
 

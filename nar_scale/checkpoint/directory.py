@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nar_scale.errors import CheckpointError
 from nar_scale.files import sync_directory
+
+_WRITING = ".writing-"
+_ABANDONED_SECONDS = 3600
 
 
 @contextmanager
@@ -21,10 +26,9 @@ def written_whole(output: Path) -> Iterator[Path]:
     """
     if output.exists():
         raise CheckpointError(f"{output} exists already; remove it or choose another --output")
-    writing = output.with_name(f".writing-{output.name}")
+    writing = None
     try:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
+        writing = make_writing_directory(output)
         yield writing
         for path in writing.iterdir():
             with open(path, "rb") as file:
@@ -34,4 +38,23 @@ def written_whole(output: Path) -> Iterator[Path]:
     except OSError as error:
         raise CheckpointError(f"cannot write {output}: {error.strerror}") from None
     finally:
-        shutil.rmtree(writing, ignore_errors=True)
+        if writing is not None:
+            shutil.rmtree(writing, ignore_errors=True)
+
+
+def make_writing_directory(path: Path) -> Path:
+    """A new, empty directory beside `path`, to write what is to appear there by a rename.
+
+    Its name is new each time: another process, cut off but alive, may still be writing the same. What killed ones
+    have left behind is removed once nothing has been written to it for a while.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    writing = path.with_name(f"{_WRITING}{path.name}-{uuid.uuid4().hex[:8]}")
+    writing.mkdir(parents=True)
+    for leftover in path.parent.glob(f"{_WRITING}*"):
+        with suppress(FileNotFoundError):  # another process removes it, too
+            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(leftover, ignore_errors=True)
+    return writing

@@ -10,22 +10,19 @@ import json
 import os
 import re
 import shutil
-import time
-import uuid
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import xxhash
 
+from nar_scale.checkpoint.directory import make_writing_directory
 from nar_scale.errors import CheckpointError
 from nar_scale.files import remedy_for, sync_directory, write_atomically
 
 MANIFEST = "manifest.json"
 POINTER = "latest"
 _STEP_NAME = re.compile(r"step-(\d+)")
-_WRITING = ".writing-"
 _SUPERSEDED = ".superseded-"
-_ABANDONED_SECONDS = 3600
 
 FileRecord = dict[str, int | str]
 
@@ -63,18 +60,13 @@ class CheckpointStore:
         Raises:
             CheckpointError: the directory cannot be written.
         """
-        path = self.directory / f"{_WRITING}{self.path(step).name}-{uuid.uuid4().hex[:8]}"
         try:
-            path.mkdir(parents=True)
-            for leftover in self.directory.glob(f"{_WRITING}*"):
-                if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
-                    shutil.rmtree(leftover, ignore_errors=True)
+            return make_writing_directory(self.path(step))
         except OSError as error:
             raise CheckpointError(
                 f"cannot write checkpoints to {self.directory}: {error.strerror}; "
                 f"{remedy_for(error) or 'change that'}, or set another training.run_directory"
             ) from None
-        return path
 
     def publish(self, writing: Path, step: int, records: dict[str, FileRecord]) -> Path:
         """Complete the checkpoint of a step, whose files have been written and recorded, and point to it.

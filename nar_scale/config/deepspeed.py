@@ -25,6 +25,7 @@ _ELSEWHERE = {
     "fp16.enabled": "set training.precision instead",
     "data_types.param_dtype": "set training.precision instead",
     "zero_optimization.stage": "set training.zero_stage instead",
+    "zero_optimization.round_robin_gradients": "checkpoints would take one weight for another; leave it out",
     "sequence_parallel_size": "set training.sequence_parallel_size instead",
     "data_parallel_size": "set training.sequence_parallel_size instead",
     "tensor_parallel": (
@@ -247,8 +248,6 @@ def _zero(config: Config) -> dict[str, Any]:
         "zero_quantized_weights": zero.quantized_weights,
         "zero_quantized_nontrainable_weights": False,
         "zero_quantized_gradients": zero.quantized_gradients,
-        "offload_optimizer": None,
-        "offload_param": None,
     }
     if zero.offload_optimizer != "none":
         settings["offload_optimizer"] = {

@@ -96,18 +96,21 @@ def _never_asked_for(
 def _explain(title: str, problem: Any, given: Mapping[str, Any]) -> str:
     """What a pydantic model of DeepSpeed, which knows its name but not its place, refuses."""
     location = tuple(str(part) for part in problem["loc"])
-    path = next((path for path in _paths(given) if path[-len(location) :] == location), location)
+    found = [
+        path for path, value in _settings(given) if path[-len(location) :] == location and value == problem["input"]
+    ]
+    path = found[0] if len(found) == 1 else location
     if problem["type"] == "extra_forbidden":
         return _unknown(path, _fields(title, location))
     message = problem["msg"].removeprefix("Value error, ")
     return f"{_name(path)}: {message[:1].lower()}{message[1:]}, got {problem['input']!r:.60}"
 
 
-def _paths(given: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+def _settings(given: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     for key, value in given.items():
-        yield (*prefix, key)
+        yield (*prefix, key), value
         if isinstance(value, Mapping):
-            yield from _paths(value, (*prefix, key))
+            yield from _settings(value, (*prefix, key))
 
 
 def _fields(title: str, location: Sequence[str]) -> set[str]:

@@ -14,7 +14,11 @@ def steps_of_run(config: Config) -> int:
     training = config.training
     if training.steps is not None:
         return training.steps
-    samples = training.samples or -(-(training.tokens or 0) // config.model.max_seq_len)
+    return first_step_from(training, training.samples or -(-(training.tokens or 0) // config.model.max_seq_len))
+
+
+def first_step_from(training: TrainingConfig, samples: int) -> int:
+    """The first step (from 0) that begins at or after a position in the stream, if no samples are passed over."""
     starts = [(step, samples_before(training, step)) for step, _ in _stages(training)]
     step, taken = next(start for start in reversed(starts) if start[1] <= samples)
     return step + -(-(samples - taken) // batch_size_at(training, step))

@@ -20,14 +20,29 @@ ANY_NAME = "*"  # of a source, or the place in a list
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 reads `3e-4` as a string; here it is the number that everyone means. A key stands once."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for number, (key, _) in enumerate(node.value):
-            if key.value in keys[:number] and key.value != "<<":
-                raise yaml.constructor.ConstructorError(
-                    problem=f"{key.value!r} stands twice", problem_mark=key.start_mark
-                )
-        return super().construct_mapping(node, deep)
+    def get_single_node(self) -> yaml.Node | None:
+        # before it is read, as a merge (<<) then puts keys beside those of the text, which win
+        root = super().get_single_node()
+        waiting, seen = [root], set()
+        while waiting:
+            node = waiting.pop()
+            if id(node) in seen:  # an anchor
+                continue
+            seen.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                _refuse_doubles(node)
+                waiting.extend(value for _, value in node.value)
+            elif isinstance(node, yaml.SequenceNode):
+                waiting.extend(node.value)
+        return root
+
+
+def _refuse_doubles(mapping: yaml.MappingNode) -> None:
+    seen: list[Any] = []
+    for key, _ in mapping.value:
+        if key.value in seen and key.value != "<<":
+            raise yaml.constructor.ConstructorError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
+        seen.append(key.value)
 
 
 _Loader.add_implicit_resolver(
@@ -36,7 +51,7 @@ _Loader.add_implicit_resolver(
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read and validate a YAML file.
+    """Read and validate a YAML file; whether a run can start with it is for `check_run` to say.
 
     Args:
         path: the YAML file.

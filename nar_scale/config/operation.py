@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from pydantic import model_validator as validator
 
 from nar_scale.config.section import Section
 
@@ -48,14 +47,6 @@ class LoggingConfig(Section):
     flops_step: PositiveInt | None = None
     """Step whose FLOPs DeepSpeed's profiler counts, module by module, into RUN/profile."""
 
-    @validator(mode="after")
-    def _profile_fits(self) -> LoggingConfig:
-        if self.profile_steps is not None and self.profile_steps[0] > self.profile_steps[1]:
-            raise ValueError(f"profile_steps {list(self.profile_steps)}: give the first step before the last")
-        if self.profile_steps is None and self.profile_ranks != (0,):
-            raise ValueError("profile_ranks means nothing without profile_steps; give both or neither")
-        return self
-
 
 class FaultsConfig(Section):
     """What is done when a run breaks; see docs/training.md."""
@@ -82,9 +73,3 @@ class FaultsConfig(Section):
     """A process that has not ended this long after it was asked to stop ends at once, saved or not."""
     straggler_ratio: Annotated[float, Field(gt=1.0)] = 1.5
     """The slowest rank is named when its own work takes this many times the median, several reports in a row."""
-
-    @validator(mode="after")
-    def _spikes_fit(self) -> FaultsConfig:
-        if self.skip_spikes and not self.spike_sigma:
-            raise ValueError("skip_spikes needs a spike_sigma above 0, to find any")
-        return self

@@ -11,6 +11,6 @@ Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
-    """Base of every section: no unknown keys, no silent conversion between types, numbers that are some, immutable."""
+    """Base of every section: no unknown keys, no silent conversion between types, immutable."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

@@ -92,7 +92,7 @@ class TrainingConfig(Section):
     `model.max_seq_len`, `model.heads` and the number of ranks."""
     ema_decay: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
     """Also keep a moving average of the weights, of which this much stays in a step, such as 0.9999; none if null."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: NonNegativeInt = 0
     run_directory: str | None = None
     """Checkpoints, logs and samples; `runs/NAME` with the name of the YAML file if not given."""
 

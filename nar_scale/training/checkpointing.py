@@ -32,6 +32,7 @@ from nar_scale.files import remedy_for
 from nar_scale.training.distributed import World
 from nar_scale.training.engine import gathered
 from nar_scale.training.partitions import loss_scale_of, partitions_of, restore, restore_loss_scale
+from nar_scale.training.plain_words import PeerLostError
 
 Memory = dict[tuple[str, str], Tensor]
 """By kind and name of the parameter."""
@@ -126,30 +127,39 @@ def check_writable(store: CheckpointStore) -> None:
         probe.unlink(missing_ok=True)  # processes of other nodes can have the same number
     except OSError as error:
         raise CheckpointError(
-            f"no permission to write checkpoints to {store.directory} ({error.strerror}); change its permissions or "
-            "set training.run_directory"
+            f"cannot write checkpoints to {store.directory}: {error.strerror}; "
+            f"{remedy_for(error) or 'change that'}, or set another training.run_directory"
         ) from None
 
 
 def _together(world: World, directory: Path, action: Callable[[], Any]) -> list[Any]:
     """Do something on every rank; all results by rank, or on every rank the first problem that any of them had.
 
-    What is not a matter of files goes its own way on the rank that has it, after the others have heard of it.
+    What is not a matter of files is raised on the rank that has it alone; the others wait for it to tell that and end,
+    which they know by the connection that is lost.
     """
     result, problem, surprise = None, None, None
     try:
         result = action()
-    except CheckpointError as error:
-        problem = str(error)
+    except (CheckpointError, OSError, SafetensorError) as error:
+        problem = _in_words(error, directory)
     except Exception as error:
-        surprise = None if isinstance(error, (OSError, SafetensorError)) else error
-        remedy = remedy_for(error) if isinstance(error, OSError) else None
-        reason = f"{error}; {remedy}, or set another training.run_directory" if remedy else str(error)
-        problem = f"cannot write a checkpoint to {directory}: {reason}"
-    outcomes = world.gather((result, problem))
+        surprise = error
+    outcomes = world.gather((result, problem, surprise is not None))
     if surprise is not None:
         raise surprise
-    for _, each in outcomes:
+    if any(surprised for _, _, surprised in outcomes):
+        world.barrier()
+        raise PeerLostError("another process failed in writing a checkpoint")
+    for _, each, _ in outcomes:
         if each is not None:
             raise CheckpointError(each)
-    return [each for each, _ in outcomes]
+    return [each for each, _, _ in outcomes]
+
+
+def _in_words(error: Exception, directory: Path) -> str:
+    if isinstance(error, CheckpointError):
+        return str(error)
+    remedy = remedy_for(error) if isinstance(error, OSError) else None
+    advice = f"; {remedy}, or set another training.run_directory" if remedy else ""
+    return f"cannot write a checkpoint to {directory}: {str(error) or repr(error)}{advice}"

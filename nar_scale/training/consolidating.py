@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,6 @@ class Consolidations:
         """Give up those of later steps, and set aside what there is of them: the run takes another way."""
         if self._process is not None and self.steps[0] > step:
             self.abandon()
-            self._process = None
         self.steps = [earlier for earlier in self.steps if earlier <= step]
         for output in sorted(self._output(step).parent.glob("step-*")):
             if output.name > self._output(step).name:
@@ -48,7 +48,8 @@ class Consolidations:
             self._end()
         if self._process is None and self.steps:
             step = self.steps[0]
-            arguments = [str(self._store.directory.parent), str(self._output(step)), str(step)]
+            arguments = [str(self._store.directory.parent), str(self._output(step)), str(step), str(os.getpid())]
+            # in the main thread, whose end the process hears of
             self._process = subprocess.Popen([sys.executable, "-c", _COMMAND, *arguments])
 
     def abandon(self) -> None:
@@ -56,6 +57,7 @@ class Consolidations:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+            self._process = None
 
     def _end(self) -> None:
         """Wait for the one that is being made; that it failed is told, and does not end the run."""

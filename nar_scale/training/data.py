@@ -26,7 +26,9 @@ from nar_scale.data import (
     ShardCache,
     Stage,
     TokenStream,
+    cache_bytes,
     find_sequential_shards,
+    load_tokenizer,
     weights_by_temperature,
 )
 from nar_scale.data.publish import named_shards
@@ -112,8 +114,10 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     """Open the shards on all ranks; the main process looks, and tells the others what it has found.
 
     Raises:
-        DataError: shards are missing, damaged or without a field, or sources do not fit together.
+        DataError: shards are missing, damaged or without a field, sources do not fit together, or samples are to be
+            written with a tokenizer that is damaged.
         ConfigError: the vocabulary is not known, or the weights of the sources make no sense.
+        UserError: samples are to be written with a tokenizer that needs a package which is not installed.
     """
     data = config.data
     sources = data.sources or {"": SourceConfig(directory=str(data.directory))}
@@ -123,6 +127,8 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     )
     check_lengths(config.model.max_seq_len, sources, infos)
     vocabulary_size, tokenizer, end_token = _vocabulary(config, world, sources, infos)
+    if tokenizer is not None and config.logging.sample_every and config.logging.image_shape is None:
+        on_main(world, lambda: _try_tokenizer(tokenizer))
     sample_format = SampleFormat(
         sequence_length=config.model.max_seq_len,
         vocabulary_size=vocabulary_size,
@@ -221,7 +227,7 @@ def on_main(world: World, find: Callable[[], Result]) -> Result:
 def _shard_cache(data: DataConfig) -> ShardCache | None:
     if data.cache_directory is None:
         return None
-    return ShardCache(Path(data.cache_directory), int(data.cache_gib * 2**30), data.storage_options)
+    return ShardCache(Path(data.cache_directory), cache_bytes(data.cache_gib), data.storage_options)
 
 
 def check_lengths(
@@ -275,6 +281,11 @@ def _vocabulary(
     run_directory = config.training.run_directory
     fetched = on_main(world, lambda: DatasetInfo.fetch(directory, str(name), data.storage_options, run_directory))
     return size, fetched, end_token
+
+
+def _try_tokenizer(tokenizer: str) -> None:
+    """Fail now, over a missing package or a damaged file, rather than when the first samples are written."""
+    load_tokenizer(tokenizer)
 
 
 def mixture_of(config: Config, counts: Mapping[str, np.ndarray]) -> MixedOrder:

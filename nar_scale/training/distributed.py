@@ -44,8 +44,8 @@ class World:
 
     @property
     def patience(self) -> timedelta:
-        """How long a group waits for what the main process does alone."""
-        return _PATIENCE
+        """How long a group waits for what the main process does alone: six hours, or as long as any other if more."""
+        return max(_PATIENCE, dist.distributed_c10d.default_pg_timeout)
 
     @property
     def is_main(self) -> bool:
@@ -87,7 +87,7 @@ class World:
         c10d = dist.distributed_c10d
         c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout
         c10d._set_pg_timeout(timeout)
-        c10d._set_pg_timeout(max(timeout, self.patience), self.control)
+        c10d._set_pg_timeout(self.patience, self.control)
 
     def sum(self, values: Tensor) -> Tensor:
         """Sum `values` over all processes, in place."""

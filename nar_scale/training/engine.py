@@ -15,6 +15,7 @@ from nar_scale.training.distributed import World
 from nar_scale.training.muon import Muon
 from nar_scale.training.muon_groups import connect_muon
 from nar_scale.training.optimizer import build_optimizer
+from nar_scale.training.partitions import find_misplaced
 
 
 def sharded_from_birth(config: Config, world: World) -> AbstractContextManager[None]:
@@ -36,7 +37,11 @@ def sharded_from_birth(config: Config, world: World) -> AbstractContextManager[N
 
 
 def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
-    """A DeepSpeed engine that shards, reduces and steps as `config` says."""
+    """A DeepSpeed engine that shards, reduces and steps as `config` says.
+
+    Raises:
+        ConfigError: with the raw settings it does not start, or lays weights out in a way that is not known here.
+    """
     import deepspeed
 
     _join_deepspeed()
@@ -47,13 +52,47 @@ def build_engine(wrapper: nn.Module, config: Config, world: World) -> Any:
     for group in optimizer.param_groups:
         group["lr"] = 0.0  # until `set_learning_rates`, see below
     resolved = resolve_deepspeed_config(config, world.size)
-    engine, *_ = deepspeed.initialize(model=wrapper, optimizer=optimizer, config=resolved, dist_init_required=False)
+    with _explained_by_raw_settings(config):
+        engine, *_ = deepspeed.initialize(model=wrapper, optimizer=optimizer, config=resolved, dist_init_required=False)
     if resolved["zero_optimization"]["stage"] == 0:
         # in bf16 and fp16 DeepSpeed has taken a step without gradients, which Adam must not count as its first
         optimizer.state.clear()
     elif isinstance(optimizer, Muon):
         connect_muon(optimizer, engine, world.device)
+    _check_layout(engine, world)
     return engine
+
+
+@contextmanager
+def _explained_by_raw_settings(config: Config) -> Iterator[None]:
+    """Blame what DeepSpeed stumbles over on raw settings, if there are any: it does not check all as it reads them."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as e:
+        if not config.deepspeed:
+            raise
+        reason = " ".join(f"{type(e).__name__}: {e}".split())
+        raise ConfigError(
+            f"deepspeed: DeepSpeed cannot start with these settings; change or remove them: {reason}"
+        ) from e
+
+
+def _check_layout(engine: Any, world: World) -> None:
+    """Refuse an engine whose checkpoints would hold one weight's numbers as another's."""
+    misplaced = next((name for name in world.gather(find_misplaced(engine)) if name is not None), None)
+    if misplaced is not None:
+        raise ConfigError(
+            f"deepspeed.zero_optimization: with these settings DeepSpeed keeps {misplaced!r} in another place than "
+            "checkpoints would look for it; leave out those that order or align weights"
+        )
 
 
 def _join_deepspeed() -> None:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from nar_scale.config import load_config
+from nar_scale.config import check_run, load_config
 from nar_scale.errors import UserError
 from nar_scale.training.distributed import connect, disconnect, map_launcher_environment
 from nar_scale.training.dry_run import describe_run
@@ -23,7 +23,7 @@ def launch(
     overrides: Sequence[str] = (),
     resume: str = "auto",
     verbose: bool = False,
-    init_from: str | None = None,
+    init_from: Path | None = None,
 ) -> int:
     """Train in this process and its peers.
 
@@ -38,9 +38,10 @@ def launch(
     try:
         map_launcher_environment(os.environ)
         config = load_config(config_file, overrides)
+        check_run(config)
         if not verbose:
             quieten_libraries()
-        complete = train(config, connect(), resume, Path(init_from) if init_from is not None else None)
+        complete = train(config, connect(), resume, init_from)
     except UserError as error:
         tell_first(str(error))
         return 2
@@ -56,7 +57,7 @@ def launch(
 
 
 def dry_run(
-    config_file: str, overrides: Sequence[str] = (), ranks: int | None = None, init_from: str | None = None
+    config_file: str, overrides: Sequence[str] = (), ranks: int | None = None, init_from: Path | None = None
 ) -> int:
     """Print what `launch` would do, once, and touch nothing.
 
@@ -73,10 +74,10 @@ def dry_run(
         return 0
     try:
         config = load_config(config_file, overrides)
+        check_run(config)
         if config.deepspeed:
             quieten_libraries()  # DeepSpeed is asked whether it knows the keys
-        weights = Path(init_from) if init_from is not None else None
-        print(describe_run(config, ranks or int(environment["WORLD_SIZE"]), weights))
+        print(describe_run(config, ranks or int(environment["WORLD_SIZE"]), init_from))
     except UserError as error:
         tell_first(str(error))
         return 2

@@ -97,6 +97,25 @@ def restore(
     _take_over_masters(engine)
 
 
+def find_misplaced(engine: Any) -> str | None:
+    """The name of a weight whose masters are not where they are taken to be; for an engine that has taken no step."""
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    misplaced = [names[id(place.parameter)] for place in places_of(engine) if not _holds_its_weight(place)]
+    return misplaced[0] if misplaced else None
+
+
+@torch.no_grad()
+def _holds_its_weight(place: Place) -> bool:
+    """Whether a master is the weight that the forward pass computes with, but for rounding."""
+    if hasattr(place.parameter, "ds_tensor"):  # ZeRO 3's part of this rank
+        if place.parameter.ds_tensor.status.name == "NOT_AVAILABLE":  # it is on NVMe
+            return True
+        weight = place.parameter.ds_tensor.view(-1).narrow(0, 0, place.elements)
+    else:
+        weight = place.parameter.view(-1).narrow(0, place.start, place.elements)
+    return torch.equal(place.of(place.master).to(weight), weight)
+
+
 def loss_scale_of(engine: Any) -> dict[str, float]:
     """The state of fp16's loss scaling; empty without."""
     scaler = _scaler(engine)

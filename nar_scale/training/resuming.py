@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from nar_scale.checkpoint import (
     TrainingState,
     find_damage,
 )
-from nar_scale.config import Config, ModelConfig, batch_size_at, load_config
+from nar_scale.config import Config, ModelConfig, TrainingConfig, batch_size_at, first_step_from
 from nar_scale.errors import CheckpointError
 from nar_scale.training.distributed import World
 from nar_scale.training.partitions import check_same_parameters, restore
@@ -48,7 +49,8 @@ _FIXED = (
 def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[CheckpointStore, int | None]:
     """The checkpoint to go on from: its store and its step, which is None for a start from nothing.
 
-    All ranks take part, each reading a share of the files.
+    All ranks take part, each reading a share of the files. A job that SLURM has put back into its queue goes on from
+    the newest good checkpoint of the run, if there is one, whatever its arguments have said the first time.
 
     Args:
         store: of this run.
@@ -58,22 +60,25 @@ def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[
     Raises:
         CheckpointError: there is none where one is asked for, none is good, or some are there that are not wanted.
     """
+    own_steps = world.broadcast(store.steps())  # a shared directory can look different to other nodes for a while
+    if own_steps and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
+        resume = "auto"
     if resume == "never":
-        if store.steps():
+        if own_steps:
             raise CheckpointError(
-                f"{store.directory} holds checkpoints up to step {store.steps()[-1]}; --resume never would overwrite "
+                f"{store.directory} holds checkpoints up to step {own_steps[-1]}; --resume never would overwrite "
                 "them: remove them or set another training.run_directory"
             )
         return store, None
     path = Path(resume)
-    if resume == "auto" or (store.steps() and path.parent.resolve() != store.directory.resolve()):
+    if resume == "auto" or (own_steps and path.parent.resolve() != store.directory.resolve()):
         return store, store.newest_good(
             report=lambda line: print(line, file=sys.stderr, flush=True) if world.is_main else None,
-            steps=world.broadcast(store.steps()),
+            steps=own_steps,
             inspect=lambda path: _find_damage(path, world),
         )
     store = CheckpointStore(path.parent)
-    steps = {store.path(step): step for step in store.steps()}
+    steps = {store.path(step): step for step in world.broadcast(store.steps())}
     if path not in steps:
         raise CheckpointError(f"--resume {resume}: no checkpoint there; give RUN/checkpoints/step-NNNNNNNNN")
     problem = _find_damage(path, world)
@@ -125,8 +130,18 @@ def _find_damage(path: Path, world: World) -> str | None:
     return next((problem for problem in problems if problem is not None), None)
 
 
-def check_same_stream(saved: TrainingState, state: TrainingState, consumed: dict[str, int], path: Path) -> None:
-    """Refuse to go on with other data than the checkpoint has seen."""
+def check_same_stream(
+    saved: TrainingState, state: TrainingState, consumed: dict[str, int], training: TrainingConfig, path: Path
+) -> None:
+    """Refuse to go on with other data than the checkpoint has seen.
+
+    Args:
+        saved: of the checkpoint.
+        state: of a run that starts now.
+        consumed: samples of each source that come before the position of the checkpoint, as this run mixes them.
+        training: of this run.
+        path: of the checkpoint.
+    """
     for name, remedy in (
         ("fingerprint", "the shards in data.directory have changed since"),
         ("vocabulary_size", "the vocabulary has changed since"),
@@ -137,10 +152,11 @@ def check_same_stream(saved: TrainingState, state: TrainingState, consumed: dict
                 f"{path} has {name} {before}, this run {now}: {remedy}, or start anew in another training.run_directory"
             )
     if saved.source_samples != consumed:
+        later = max(saved.step, first_step_from(training, saved.samples))  # the stream is ahead after a roll back
         raise CheckpointError(
             f"{path} has consumed {_counts(saved.source_samples)}, but this mixture would have consumed "
-            f"{_counts(consumed)} by then: set the weights back, and change them by a data.curriculum from step "
-            f"{saved.step} or later on"
+            f"{_counts(consumed)} by then: set weights and batch sizes back, and change them by a data.curriculum or a "
+            f"training.batch_size_warmup from step {later} or later on"
         )
 
 
@@ -148,9 +164,8 @@ def _counts(consumed: dict[str, int]) -> str:
     return ", ".join(f"{number:,} samples of {name}" for name, number in consumed.items()) or "a single source"
 
 
-def check_same_model(config: Config, path: Path) -> None:
-    """Refuse to go on with settings that give the weights or the position in the stream another meaning."""
-    saved = load_config(path / CONFIG_FILE)
+def check_same_model(config: Config, saved: Config, path: Path) -> None:
+    """Refuse to go on with settings that give weights and position in the stream another meaning than those saved."""
     for key in _FIXED:
         section, name = key.split(".")
         before, now = getattr(getattr(saved, section), name), getattr(getattr(config, section), name)
@@ -161,16 +176,19 @@ def check_same_model(config: Config, path: Path) -> None:
             )
 
 
-def check_same_batch_sizes(config: Config, path: Path, step: int) -> None:
-    """Refuse to go on at a step with settings by which the steps before it were of other sizes."""
-    saved, training = load_config(path / CONFIG_FILE).training, config.training
-    warmups = (saved.batch_size_warmup, training.batch_size_warmup)
-    for start in sorted({0, *(stage.from_step for warmup in warmups for stage in warmup)}):
-        before, now = batch_size_at(saved, start), batch_size_at(training, start)
+def check_same_batch_sizes(config: Config, saved: Config, path: Path, step: int) -> None:
+    """Refuse to go on at a step with settings by which the steps before it were of other sizes than those saved."""
+    warmup = config.training.batch_size_warmup
+    for start in sorted({0, *(stage.from_step for stage in (*saved.training.batch_size_warmup, *warmup))}):
+        before, now = batch_size_at(saved.training, start), batch_size_at(config.training, start)
         if start < step and before != now:
-            key = "training.batch_size_warmup" if any(warmups) else "training.global_batch_size"
+            key = "training.batch_size_warmup" if warmup else "training.global_batch_size"
+            remedy = (
+                f"for other sizes from here on let training.batch_size_warmup have a stage from step {step} or later"
+            )
+            if config.data.sequential:
+                remedy = "data.sequential keeps one size; for another start anew in another training.run_directory"
             raise CheckpointError(
                 f"{path} took step {start + 1} with {before} sequences, but by {key} it would have had {now}: set it "
-                f"back, and for other sizes from here on let training.batch_size_warmup have a stage from step {step} "
-                "or later"
+                f"back; {remedy}"
             )

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from nar_scale.checkpoint import CheckpointStore, TrainingState
-from nar_scale.config import Config, dump_config, resolve_deepspeed_config, steps_of_run
+from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState
+from nar_scale.config import Config, dump_config, load_config, resolve_deepspeed_config, steps_of_run
 from nar_scale.files import write_atomically
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.checkpointing import check_writable, load_checkpoint
@@ -93,29 +93,17 @@ def _train(
     store = CheckpointStore(directory / "checkpoints")
     check_writable(store)
     data = open_training_data(config, world)
-    vocabulary_size = data.sample_format.vocabulary_size
-
     source, step = find_checkpoint(store, resume, world)
-    torch.manual_seed(config.training.seed)
-    with sharded_from_birth(config, world):
-        wrapper = build_wrapper(config, vocabulary_size)
-    parameters = sum(map(full_size, wrapper.parameters()))
-    engine = build_engine(wrapper, config, world)
-    if world.sequence_group is not None:
-        wrapper.share = share_sequences(world)
+    engine, parameters = _build(config, world, data.sample_format.vocabulary_size)
     state = _start(config, world, engine, data, (source, step), init_from)
-    if world.is_main and step is not None and source.directory.resolve() == store.directory.resolve():
-        store.supersede_after(step)
-    if world.is_main:
-        write_atomically(directory / "config.yaml", dump_config(config).encode())
-        write_atomically(directory / "deepspeed.json", (json.dumps(resolved, indent=2) + "\n").encode())
-        print(_summary(config, world, parameters, data, state, directory), flush=True)
-        print(f"config: {json.dumps(config.model_dump(mode='json'))}\ndeepspeed: {json.dumps(resolved)}", flush=True)
-    monitor = Monitor(directory, state.step, steps_of_run(config)) if world.is_main else None
-    if monitor is not None:
-        monitor.settings(config, resolved)
-    stream = data.stream(config, world, state.samples, state.step)
     saver = Saver(store, config, world, state.step)
+    if step is not None and source.directory.resolve() == store.directory.resolve():
+        saver.go_back(step)
+    monitor = None
+    if world.is_main:
+        print(_summary(config, world, parameters, data, state, directory), flush=True)
+        monitor = _begin_records(config, resolved, directory, state)
+    stream = data.stream(config, world, state.samples, state.step)
     hooks: tuple[Hook, ...] = (
         *([MuonCheck(engine)] if config.optimizer.kind == "muon" else []),
         Reporter(monitor, Stragglers(config.faults.straggler_ratio)),
@@ -142,11 +130,24 @@ def _train(
         with Watchdog(phase, world, directory, config.faults):
             complete = trainer.run()
     finally:
+        saver.close()
         if monitor is not None:
             monitor.close()
     if world.is_main:
         print(_farewell(config, complete, trainer.state, store), flush=True)
     return complete
+
+
+def _build(config: Config, world: World, vocabulary_size: int) -> tuple[Any, int]:
+    """The engine with new weights, and how many they are."""
+    torch.manual_seed(config.training.seed)
+    with sharded_from_birth(config, world):
+        wrapper = build_wrapper(config, vocabulary_size)
+    parameters = sum(map(full_size, wrapper.parameters()))
+    engine = build_engine(wrapper, config, world)
+    if world.sequence_group is not None:
+        wrapper.share = share_sequences(world)
+    return engine, parameters
 
 
 def _start(
@@ -173,10 +174,12 @@ def _start(
         source_samples=data.consumed(0),
     )
     if step is not None:
-        check_same_model(config, source.path(step))
-        check_same_batch_sizes(config, source.path(step), step)
+        path = source.path(step)
+        before = load_config(path / CONFIG_FILE)
+        check_same_model(config, before, path)
+        check_same_batch_sizes(config, before, path, step)
         saved = load_checkpoint(source, step, engine, config)
-        check_same_stream(saved, state, data.consumed(saved.samples), source.path(step))
+        check_same_stream(saved, state, data.consumed(saved.samples), config.training, path)
         # the ranks may be others, and a cache or a data set may be in another place than it was
         return replace(
             saved,
@@ -188,6 +191,16 @@ def _start(
     if init_from is not None:
         start_from_weights(engine, init_from)
     return state
+
+
+def _begin_records(config: Config, resolved: dict[str, Any], directory: Path, state: TrainingState) -> Monitor:
+    """Write down and print the settings of the run, which the main process does, and go on with its logs."""
+    write_atomically(directory / "config.yaml", dump_config(config).encode())
+    write_atomically(directory / "deepspeed.json", (json.dumps(resolved, indent=2) + "\n").encode())
+    print(f"config: {json.dumps(config.model_dump(mode='json'))}\ndeepspeed: {json.dumps(resolved)}", flush=True)
+    monitor = Monitor(directory, state.step, steps_of_run(config))
+    monitor.settings(config, resolved)
+    return monitor
 
 
 def _summary(

@@ -9,13 +9,15 @@ from dataclasses import replace
 import torch.distributed as dist
 
 from nar_scale.checkpoint import CheckpointStore
-from nar_scale.config import Config
+from nar_scale.config import Config, steps_of_run
 from nar_scale.training.checkpointing import Memory, Snapshot, take_snapshot, write_checkpoint
 from nar_scale.training.consolidating import Consolidations
 from nar_scale.training.distributed import World
 from nar_scale.training.finite import check_weights
 from nar_scale.training.performance import timed
 from nar_scale.training.trainer import Trainer
+
+_SECONDS_BETWEEN_LOOKS = 0.2
 
 
 class Saver:
@@ -33,13 +35,11 @@ class Saver:
 
     def __init__(self, store: CheckpointStore, config: Config, world: World, saved_step: int):
         self.store, self.config, self.saved_step = store, config, saved_step
-        self.consolidations = Consolidations(store) if config.checkpoint.consolidate_every and world.is_main else None
+        self.consolidations = Consolidations(store) if world.is_main else None
         self._thread: ThreadPoolExecutor | None = None
         self._memory: Memory | None = None
         self._world = world
         self._writing: Future[int] | None = None
-        for step in store.steps():
-            self._consolidate(step)  # what an earlier attempt was stopped at
         if config.checkpoint.asynchronous:
             self._thread, self._memory = ThreadPoolExecutor(1, "checkpoint"), {}
             # what the thread and the steps have to agree on must not get mixed up
@@ -64,30 +64,47 @@ class Saver:
             self._save(trainer)
         trainer.phase.enter("waiting for the last checkpoint")
         self.settle()
+        self._finish_consolidations(trainer)
+
+    def close(self) -> None:
+        """End what goes on beside the run, whatever has ended that."""
         if self.consolidations is not None:
-            self._finish_consolidations(self.consolidations, trainer)
+            self.consolidations.abandon()
 
     def go_back(self, step: int) -> None:
-        """Note that the run goes on from the checkpoint of a step, with other samples than before."""
+        """Note that the run goes on from the checkpoint of a step, whatever came after: a restart, or other samples."""
         self.saved_step = step
         if self._world.is_main:
             self.store.supersede_after(step)
         if self.consolidations is not None:
             self.consolidations.forget_after(step)
+            for earlier in self.store.steps():
+                self._consolidate(earlier)  # what an earlier attempt was stopped at
 
-    def _finish_consolidations(self, consolidations: Consolidations, trainer: Trainer) -> None:
-        """Wait for those under way, but not if the run is to stop: there may be little time left."""
-        number = 0
-        while consolidations.steps:
-            if not trainer.complete or trainer.stop:
-                consolidations.abandon()
+    def _finish_consolidations(self, trainer: Trainer) -> None:
+        """Wait for those under way, all ranks, since a launcher ends a job of which some have left.
+
+        Not if the run is to stop: there may be little time left.
+        """
+        before = 0
+        while left := trainer.world.broadcast(self._consolidations_left()):
+            stops = trainer.world.gather(bool(trainer.stop))
+            if any(stops) or not trainer.complete:
+                self.close()
                 return
-            if len(consolidations.steps) != number:  # each may take its time
-                number = len(consolidations.steps)
+            if left != before:  # each may take its time
                 trainer.phase.enter("waiting for a consolidated checkpoint")
-            time.sleep(0.1)
-            consolidations.advance()
-        self._retain()
+            before = left
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if trainer.world.is_main:
+            self._retain()
+        trainer.world.barrier()
+
+    def _consolidations_left(self) -> int:
+        if self.consolidations is None:
+            return 0
+        self.consolidations.advance()
+        return len(self.consolidations.steps)
 
     def _save(self, trainer: Trainer) -> None:
         """Write a checkpoint, unless a step has spoilt the weights."""
@@ -124,5 +141,6 @@ class Saver:
             self._consolidate(writing.result())
 
     def _consolidate(self, step: int) -> None:
-        if self.consolidations is not None and step % self.config.checkpoint.consolidate_every == 0:
+        every, last = self.config.checkpoint.consolidate_every, steps_of_run(self.config)
+        if self.consolidations is not None and every and (step % every == 0 or step >= last):
             self.consolidations.add(step)

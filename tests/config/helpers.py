@@ -3,7 +3,7 @@
 import copy
 from typing import Any
 
-from nar_scale.config import Config, validate_config
+from nar_scale.config import Config, check_run, validate_config
 
 VALUES: dict[str, Any] = {
     "model": {"dim": 16, "depth": 2, "heads": 2, "max_seq_len": 12},
@@ -15,7 +15,7 @@ VALUES: dict[str, Any] = {
 
 
 def config_with(**changes: Any) -> Config:
-    """The valid values with `section.key` set to others."""
+    """The valid values with `section.key` set to others, as a run may start with them."""
     values = copy.deepcopy(VALUES)
     for key, value in changes.items():
         *sections, name = key.split(".")
@@ -23,4 +23,6 @@ def config_with(**changes: Any) -> Config:
         for each in sections:
             section = section.setdefault(each, {})
         section[name] = value
-    return validate_config(values, "a test")
+    config = validate_config(values, "a test")
+    check_run(config)
+    return config

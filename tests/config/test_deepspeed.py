@@ -87,7 +87,7 @@ def test_deepspeed_has_no_zero_setting_but_these():
     """A new release that brings another one fails here, to be thought about."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    written = resolve_deepspeed_config(config_with(), 1)["zero_optimization"]
+    written = resolve_deepspeed_config(config_with(**EVERYTHING), 1)["zero_optimization"]
     deprecated = {"cpu_offload", "cpu_offload_param", "cpu_offload_use_pin_memory"}
     not_ours = {
         "zenflow",
@@ -203,6 +203,7 @@ MODELS = {
     "hybrid_engine": "runtime.config.HybridEngineConfig",
     "timers.throughput": "utils.config.DeepSpeedThroughputTimerConfig",
 }
+OURS = ("zero_optimization.stage", "zero_optimization.round_robin_gradients", "bf16.enabled", "fp16.enabled")
 CONSTANTS = {
     "flops_profiler": ("profiling.constants", "FLOPS_PROFILER_", "FLOPS_PROFILER_FORMAT"),
     "activation_checkpointing": ("runtime.activation_checkpointing.config", "ACT_CHKPT_", "ACT_CHKPT_DEFAULT"),
@@ -237,7 +238,7 @@ def known_to_deepspeed():
         for field_name, field in getattr(importlib.import_module(f"deepspeed.{module}"), name).model_fields.items():
             key = f"{section}.{field.alias or field_name}"
             deprecated = (field.json_schema_extra or {}).get("deprecated")  # which must not stand beside their heirs
-            if not deprecated and key not in ("zero_optimization.stage", "bf16.enabled", "fp16.enabled"):  # ours to say
+            if not deprecated and key not in OURS:
                 default = field.get_default(call_default_factory=True)
                 yield key, default.value if isinstance(default, Enum) else default
     for section, (module, prefix, *others) in CONSTANTS.items():
@@ -282,7 +283,6 @@ def test_nothing_that_deepspeed_knows_is_refused():
         ("fp16.loss_scale", "big", "deepspeed.fp16.loss_scale: .*must be a number, got 'big'"),
         ("communication_data_type", "fp8", "deepspeed: Invalid communication_data_type"),
         ("amp", {"enabled": True}, "deepspeed: NVIDIA Apex AMP integration has been removed"),
-        ("zero_optimization.cpu_offload", True, "'cpu_offload' and replacing parameter 'offload_optimizer' together"),
         ("zero_optimization", 2, "deepspeed.zero_optimization: expected a section, with keys of its own, got 2"),
         ("bf16", None, "deepspeed.bf16: expected a section, with keys of its own, got None"),
         ("gradient_clipping", "1", "deepspeed.gradient_clipping: expected a number, got '1'"),
@@ -293,6 +293,23 @@ def test_what_deepspeed_does_not_know_is_named(key, value, problem):
     with pytest.raises(ConfigError, match=problem) as caught:
         resolve_deepspeed_config(config_with(**{f"deepspeed.{key}": value}), 1)
     assert "\n" not in str(caught.value)
+
+
+def test_a_deprecated_key_is_refused_only_beside_the_one_that_replaces_it():
+    given = {"deepspeed.zero_optimization.cpu_offload": True}
+    assert "offload_optimizer" not in resolve_deepspeed_config(config_with(**given), 1)["zero_optimization"]
+    with pytest.raises(ConfigError, match="'cpu_offload' and replacing parameter 'offload_optimizer' together"):
+        resolve_deepspeed_config(config_with(**given, **{"zero.offload_optimizer": "cpu"}), 1)
+
+
+@pytest.mark.parametrize(
+    ("sections", "name"),
+    [(("comms_logger",), "deepspeed.comms_logger.enabled"), (("comms_logger", "hybrid_engine"), "deepspeed.enabled")],
+)
+def test_of_sections_with_the_same_key_the_one_with_the_wrong_value_is_named_if_it_is_one(sections, name):
+    raw = {"flops_profiler": {"enabled": True}, **{section: {"enabled": "maybe"} for section in sections}}
+    with pytest.raises(ConfigError, match=f"{name}: .*, got 'maybe'"):
+        resolve_deepspeed_config(config_with(deepspeed=raw), 1)
 
 
 @pytest.mark.parametrize(

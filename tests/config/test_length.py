@@ -2,7 +2,13 @@
 
 import pytest
 
-from nar_scale.config import batch_size_at, gradient_accumulation_steps, samples_before, steps_of_run
+from nar_scale.config import (
+    batch_size_at,
+    first_step_from,
+    gradient_accumulation_steps,
+    samples_before,
+    steps_of_run,
+)
 from nar_scale.errors import ConfigError
 
 from .helpers import config_with
@@ -36,6 +42,14 @@ def test_a_length_in_samples_takes_the_first_step_that_reaches_it(samples):
     config = warmed_up(**{"training.steps": None, "training.samples": samples})
     steps = steps_of_run(config)
     assert samples_before(config.training, steps - 1) < samples <= samples_before(config.training, steps)
+
+
+def test_the_first_step_from_a_position_on():
+    training = warmed_up().training
+    for samples in range(50):
+        step = first_step_from(training, samples)
+        assert samples_before(training, step) >= samples
+        assert step == 0 or samples_before(training, step - 1) < samples
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(1, 1), (96, 1), (97, 2), (960, 10)])

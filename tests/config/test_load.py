@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nar_scale.config import Config, dump_config, load_config, validate_config
+from nar_scale.config import Config, check_run, dump_config, load_config, validate_config
 from nar_scale.errors import ConfigError
 
 from .helpers import VALUES, config_with
@@ -51,7 +51,6 @@ def test_a_config_is_immutable():
         ("training.zero_stage", 4, "training.zero_stage: .*0, 1, 2 or 3"),
         ("model.heads", 3, "dim 16 is not divisible by heads 3"),
         ("model.kv_heads", 3, "heads 2 is not divisible by kv_heads 3"),
-        ("schedule.warmup_steps", 10, "schedule.warmup_steps 10 is not below training.steps 10"),
         ("optimizer.betas", [0.9], "optimizer.betas"),
         ("model.window", 0, "model.window: .*greater than 0, got 0"),
         ("model.feedforward_dim", 0, "model.feedforward_dim: .*greater than 0"),
@@ -118,12 +117,19 @@ def test_wrong_keys_and_values_are_named(key, value, message):
             {"objective.kind": "autoregressive", "logging.image_shape": [3, 4]},
             "logging.image_shape needs a non-autoregressive model",
         ),
+        ({"schedule.warmup_steps": 10}, "schedule.warmup_steps 10 is not below training.steps 10"),
         ({"logging": [1]}, "logging: expected a section, with keys of its own, got \\[1\\]"),
-        ({"optimizer.learning_rate": float("inf")}, "optimizer.learning_rate: .*finite number, got inf"),
-        ({"training.seed": 2**63}, "training.seed: .*less than 9223372036854775808"),
+        ({"optimizer.learning_rate": float("inf")}, "optimizer.learning_rate: give a finite number, not inf"),
+        ({"training.seed": 2**63}, "training.seed 9223372036854775808 is not below 9223372036854775808"),
         ({"faults.skip_spikes": True, "faults.spike_sigma": 0.0}, "skip_spikes needs a spike_sigma above 0"),
         ({"logging.evaluate_every": 5, "data.validation": ""}, "evaluate_every needs held-out shards, but"),
         ({"logging.profile_ranks": [1]}, "profile_ranks means nothing without profile_steps; give both or neither"),
+        ({"logging.profile_steps": [3, 2]}, r"logging.profile_steps \[3, 2\]: give the first step before the last"),
+        (
+            {"data.sources": {"a": {"directory": "a", "weight": float("inf")}}, "data.directory": None},
+            "data.sources.a.weight: give a finite number, not inf",
+        ),
+        ({"faults.straggler_ratio": float("inf")}, "faults.straggler_ratio: give a finite number, not inf"),
         ({"logging.profile_steps": [11, 12]}, "logging.profile_steps: step 11 is not one of the 10 of the run"),
         ({"logging.flops_step": 11}, "logging.flops_step: step 11 is not one of the 10 of the run"),
         ({"logging.image_shape": [0, 4]}, r"logging.image_shape.0: .*greater than 0"),
@@ -226,6 +232,7 @@ def test_wrong_overrides_are_refused(yaml_file, override, message):
         ("model: !!python/object/apply:os.getcwd []", "is not valid YAML"),
         ("model: {dim: 1}\nmodel: {depth: 2}", "is not valid YAML: 'model' stands twice, line 2, column 1"),
         ("model: {dim: 1, dim: 1}", "is not valid YAML: 'dim' stands twice"),
+        ("training: {batch_size_warmup: [{a: 1, a: 2}]}", "is not valid YAML: 'a' stands twice"),
     ],
 )
 def test_unusable_files_are_refused(tmp_path, text, message):
@@ -233,6 +240,13 @@ def test_unusable_files_are_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
         load_config(path)
+
+
+def test_a_merge_may_be_merged_again_and_what_is_written_wins(yaml_file):
+    first, again = "&first {<<: {loss_scale: 1, hysteresis: 2}, loss_scale: 3}", "{<<: *first}"
+    yaml_file.write_text(yaml_file.read_text() + f"deepspeed:\n  a: {{b: {first}}}\n  c: {again}\n")
+    merged = {"loss_scale": 3, "hysteresis": 2}
+    assert load_config(yaml_file).deepspeed == {"a": {"b": merged}, "c": merged}
 
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
@@ -269,6 +283,23 @@ def test_a_dumped_config_reads_back_unchanged(tmp_path):
     path.write_text(dump_config(config))
     assert load_config(path) == config
     assert set(yaml.safe_load(dump_config(config))) == set(Config.model_fields)
+
+
+def test_a_saved_config_stays_readable_that_no_run_may_start_with(tmp_path):
+    """As runs saved theirs before the checks came that now refuse them."""
+    values = copy.deepcopy(VALUES)
+    values["training"].update(seed=2**63, zero_stage=0)
+    values["data"]["validation"] = ""
+    values["logging"] = {"evaluate_every": 2, "profile_ranks": [1], "flops_step": 11}
+    values["faults"] = {"skip_spikes": True, "spike_sigma": 0.0, "straggler_ratio": float("inf")}
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(validate_config(values, "a test")))
+    config = load_config(path)
+    assert config.faults.straggler_ratio == float("inf")
+    with pytest.raises(ConfigError) as caught:
+        check_run(config)
+    for name in ("seed", "evaluate_every", "profile_ranks", "flops_step", "skip_spikes", "straggler_ratio"):
+        assert name in str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

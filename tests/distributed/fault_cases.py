@@ -1,10 +1,10 @@
 """Train with faults put in from outside: case after case, each in forks of a process that has imported everything.
 
-python -m tests.distributed.fault_cases FILE, a JSON list of [config, overrides, {place: [kind, rank]}]
+python -m tests.distributed.fault_cases FILE, a JSON list of [config, overrides, {place: [kind, rank]}, resume]
 
 Prints for each case a line of JSON: [exit statuses of the ranks, output]. Rank -1 are all. Places are
-`start`, `step N` (as attempted, whatever a roll back does to the count), `evaluation N` and `save N` (in the N-th batch
-or checkpoint), `after save N` and `sampling 1`.
+`listing`, `start`, `step N` (as attempted, whatever a roll back does to the count), `evaluation N`, `save N` and
+`partitions N` (in the N-th batch or checkpoint), `after save N` and `sampling 1`.
 """
 
 import json
@@ -23,9 +23,12 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launcher/train.py do
 
 import torch
 
+import nar_scale.training.checkpointing
+import nar_scale.training.engine
 import nar_scale.training.run
 import nar_scale.training.samples
 import nar_scale.training.saving
+from nar_scale.checkpoint import CheckpointStore
 from nar_scale.training import launch
 from nar_scale.training.quiet import quieten_libraries
 
@@ -59,12 +62,32 @@ class Faults:
                 time.sleep(0.3)
             case "memory":
                 torch.empty(2**50)
+            case "no memory":
+                raise MemoryError
+            case "surprise":
+                raise RuntimeError("a surprise")
+            case "round robin":
+                lay_out_in_turn()
+            case "stale":  # what is there has not come to this node yet
+                CheckpointStore.steps = lambda store: []  # type: ignore[method-assign]
             case "full disk":
                 fill(self.run_directory / "filler")
             case "read-only":
                 checkpoints = str(self.run_directory / "checkpoints")
                 subprocess.run(["mount", "--bind", checkpoints, checkpoints], check=True)
                 subprocess.run(["mount", "-o", "remount,bind,ro", checkpoints], check=True)
+
+
+def lay_out_in_turn() -> None:
+    """Let DeepSpeed have a setting that is refused, as if it were one of those nobody knows."""
+    resolve = nar_scale.training.engine.resolve_deepspeed_config
+
+    def resolve_otherwise(*arguments: Any) -> dict[str, Any]:
+        resolved = resolve(*arguments)
+        resolved["zero_optimization"]["round_robin_gradients"] = True
+        return resolved
+
+    nar_scale.training.engine.resolve_deepspeed_config = resolve_otherwise
 
 
 def fill(path: Path) -> None:
@@ -140,7 +163,8 @@ def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bo
 def put_in(faults: Faults) -> list[FaultyEngine]:
     """Wrap what a run is made of; returns the engines that it will build."""
     engines = []
-    numbers = {"save": 0, "sampling": 0}
+    faults.strike("listing")
+    numbers = {"save": 0, "partitions": 0, "sampling": 0}
     build_engine = nar_scale.training.run.build_engine
 
     def build_faulty_engine(*arguments: Any) -> FaultyEngine:
@@ -149,9 +173,7 @@ def put_in(faults: Faults) -> list[FaultyEngine]:
         from deepspeed.comm import comm
 
         assert comm.cdb.shm_comm_op is None  # nothing is compiled
-        groups = torch.distributed.distributed_c10d._world.pg_map
-        timeouts = {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups}
-        print(f"rank {faults.rank} waits in {len(groups)} groups for {sorted(timeouts)} s", flush=True)
+        print_timeouts(faults.rank)
         return engines[-1]
 
     def faulty(module: Any, name: str, place: str) -> None:
@@ -159,6 +181,8 @@ def put_in(faults: Faults) -> list[FaultyEngine]:
 
         def strike_first(*arguments: Any) -> Any:
             numbers[place] += 1
+            if place == "save":
+                print_timeouts(faults.rank)
             faults.strike(f"{place} {numbers[place]}")
             try:
                 return function(*arguments)
@@ -169,15 +193,28 @@ def put_in(faults: Faults) -> list[FaultyEngine]:
 
     nar_scale.training.run.build_engine = build_faulty_engine  # type: ignore[assignment]
     faulty(nar_scale.training.saving, "write_checkpoint", "save")
+    faulty(nar_scale.training.checkpointing, "write_partitions", "partitions")
     faulty(nar_scale.training.samples, "generate_tokens", "sampling")
     return engines
 
 
-def run_rank(rank: int, port: int, config: str, overrides: list[str], places: dict[str, tuple[str, int]]) -> int:
+def print_timeouts(rank: int) -> None:
+    groups = torch.distributed.distributed_c10d._world.pg_map
+    timeouts = {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups}
+    # in one piece, since a thread may print as well
+    sys.stdout.write(f"rank {rank} waits in {len(groups)} groups for {sorted(timeouts)} s\n")
+    sys.stdout.flush()
+
+
+def run_rank(
+    rank: int, port: int, config: str, overrides: list[str], places: dict[str, tuple[str, int]], resume: str
+) -> int:
     launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in launched.items()}, MASTER_ADDR="127.0.0.1")
     engines = put_in(Faults(places, rank, run_directory_of(overrides)))
-    status = launch(config, overrides)
+    status = launch(config, overrides, resume)
+    consolidated = sorted(path.name for path in (run_directory_of(overrides) / "consolidated").glob("*"))
+    print(f"rank {rank} leaves behind {consolidated}")
     if engines and engines[0].changed:
         print(f"rank {rank}: skipped steps have changed something: {engines[0].changed}")
     sys.stdout.flush()
@@ -189,7 +226,9 @@ def run_directory_of(overrides: list[str]) -> Path:
     return Path(path)
 
 
-def run_case(config: str, overrides: list[str], places: dict[str, tuple[str, int]]) -> tuple[list[int], str]:
+def run_case(
+    config: str, overrides: list[str], places: dict[str, tuple[str, int]], resume: str
+) -> tuple[list[int], str]:
     run_directory = run_directory_of(overrides)
     disk_fills = "full disk" in (kind for kind, _ in places.values())
     if disk_fills:
@@ -203,7 +242,7 @@ def run_case(config: str, overrides: list[str], places: dict[str, tuple[str, int
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
                 signal.alarm(LONGEST_CASE_SECONDS)
-                os._exit(run_rank(rank, port, config, overrides, places))
+                os._exit(run_rank(rank, port, config, overrides, places, resume))
         statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         output.seek(0)
         if disk_fills:  # nobody else sees what is mounted here

@@ -13,13 +13,20 @@ from nar_scale.training import launch
 from nar_scale.training.quiet import quieten_libraries
 
 
-def run_forked(config_file: str, overrides: list[str], resume: str, init_from: str | None = None) -> tuple[int, str]:
+def run_forked(
+    config_file: str,
+    overrides: list[str],
+    resume: str,
+    init_from: str | None = None,
+    environment: dict[str, str] | None = None,
+) -> tuple[int, str]:
     with tempfile.TemporaryFile() as output:
         pid = os.fork()
         if pid == 0:
+            os.environ.update(environment or {})
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-            status = launch(config_file, overrides, resume, init_from=init_from)
+            status = launch(config_file, overrides, resume, init_from=Path(init_from) if init_from else None)
             sys.stdout.flush()
             os._exit(status)
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

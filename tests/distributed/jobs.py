@@ -134,10 +134,13 @@ def wait_for_step(process: "subprocess.Popen[str]", run_directory: Path, step: i
 
 
 def run_forked(
-    directory: Path, *cases: tuple[Path | str, Sequence[str], str] | tuple[Path | str, Sequence[str], str, str]
+    directory: Path,
+    *cases: tuple[Path | str, Sequence[str], str]
+    | tuple[Path | str, Sequence[str], str, str]
+    | tuple[Path | str, Sequence[str], str, None, Mapping[str, str]],
 ) -> list[tuple[int, str]]:
-    """Single-process runs of `train.py`, as (config, overrides, resume) or with init_from; returns exit statuses and
-    outputs."""
+    """Single-process runs of `train.py`, as (config, overrides, resume), or with init_from or additions to the
+    environment; returns exit statuses and outputs."""
     listing = directory / "cases.json"
     listing.write_text(json.dumps([[str(config), list(overrides), *more] for config, overrides, *more in cases]))
     output = run([sys.executable, str(Path(__file__).with_name("fork_cases.py")), str(listing)])

@@ -52,6 +52,12 @@ CASES: dict[str, tuple[list[str], Places]] = {
         )
         for stage in STAGES
     },
+    "stop-beside": (
+        ["faults.max_non_finite_steps=1", "checkpoint.consolidate_every=4"],
+        {"step 5": ("nan loss", 1)},
+    ),
+    "consolidated": ([f"checkpoint.consolidate_every={STEPS}"], {}),
+    "other-layout": (["training.zero_stage=2", "training.precision=bf16"], {"start": ("round robin", -1)}),
     "too-often": (AT_ONCE, {"step 6": ("nan loss", 1), "step 8": ("nan loss", 0)}),
     "nothing-saved": (AT_ONCE, {"step 2": ("nan loss", 1)}),
     "spike": (SPIKES, {"step 10": ("spike", 1)}),
@@ -74,7 +80,14 @@ CASES: dict[str, tuple[list[str], Places]] = {
     ),
     "full-disk-metrics": (["logging.every=1"], {"step 3": ("full disk", 0)}),
     "read-only": (OFTEN, {"step 3": ("read-only", 0)}),
+    "surprise": ([], {"partitions 1": ("surprise", 1)}),
+    "no-memory-beside": (
+        ["checkpoint.asynchronous=true", "faults.long_timeout_seconds=30000"],
+        {"partitions 1": ("no memory", 1)},
+    ),
+    "again": ([], {"listing": ("stale", 1)}),
 }
+AGAIN = {"again": ("stop-0", "never")}  # in the directory of another case, and how
 MOUNTED = ("full-disk", "full-disk-beside", "full-disk-metrics", "read-only")
 
 
@@ -104,8 +117,9 @@ class Launch:
         cases = []
         for name in self.names:
             overrides, places = CASES[name]
-            (directory / name).mkdir()
-            cases.append((str(config), [*overrides, f"training.run_directory={directory / name}"], places))
+            place, resume = AGAIN.get(name, (name, "auto"))
+            (directory / place).mkdir(exist_ok=True)
+            cases.append((str(config), [*overrides, f"training.run_directory={directory / place}"], places, resume))
         listing = directory / "cases.json"
         listing.write_text(json.dumps(cases))
         command = [*self.prefix, sys.executable, "-m", DRIVER, str(listing)]
@@ -299,6 +313,44 @@ def test_a_disk_that_refuses_is_told_in_a_line(
     assert launch.checkpoints(name).steps()[-1:] == ([] if saved is None else [saved])
     if saved is not None:
         assert launch.state(name).step == saved
+
+
+def test_weights_in_an_order_that_checkpoints_do_not_know_are_refused(launch: Launch) -> None:
+    assert launch.statuses("other-layout") == [2, 2]
+    assert "in another place than checkpoints would look for it" in launch.error("other-layout")
+
+
+def test_the_rank_that_cannot_write_says_why(launch: Launch) -> None:
+    assert launch.statuses("surprise") == [1, 1]
+    assert launch.lines("surprise", "RuntimeError: ") == ["RuntimeError: a surprise"]
+    assert launch.lines("surprise", "train: error") == []
+    assert launch.statuses("no-memory-beside") == [1, 2]
+    assert launch.error("no-memory-beside").startswith("out of host memory in ")
+    for name in ("surprise", "no-memory-beside"):
+        assert launch.checkpoints(name).steps() == []
+
+
+def test_who_writes_beside_the_run_waits_as_long_as_all(launch: Launch) -> None:
+    lines = launch.lines("no-memory-beside", " waits in ")
+    assert len(lines) == 4
+    assert all(line.endswith(" groups for [30120.0] s") for line in lines)
+
+
+def test_all_ranks_wait_for_consolidation(launch: Launch) -> None:
+    assert launch.statuses("consolidated") == [0, 0]
+    lines = launch.lines("consolidated", " leaves behind ")
+    assert sorted(lines) == [f"rank {rank} leaves behind ['step-{STEPS:09d}']" for rank in range(2)]
+
+
+def test_consolidation_does_not_outlive_a_run_that_fails(launch: Launch) -> None:
+    assert launch.statuses("stop-beside") == [2, 2]
+    assert launch.checkpoints("stop-beside").steps() == [4]
+    assert not list((launch.directory / "stop-beside" / "consolidated").glob("*"))
+
+
+def test_all_ranks_see_the_same_checkpoints(launch: Launch) -> None:
+    assert launch.statuses("again") == [2, 2]
+    assert "holds checkpoints up to step 4; --resume never would overwrite" in launch.error("again")
 
 
 def test_all_ranks_end_at_the_same_step_when_a_checkpoint_cannot_be_written_beside_the_run(launch: Launch) -> None:

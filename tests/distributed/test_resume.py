@@ -4,10 +4,15 @@ import os
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+from config.helpers import config_with
 
 from nar_scale.checkpoint import CheckpointStore, TrainingState, partition_file
+from nar_scale.errors import CheckpointError
 from nar_scale.training import RESUMABLE_EXIT_STATUS
+from nar_scale.training.data import mixture_of
+from nar_scale.training.resuming import check_same_batch_sizes, check_same_stream
 
 from . import jobs
 
@@ -82,20 +87,23 @@ def test_damaged_newest_checkpoint_is_passed_over(config: Path, tmp_path: Path) 
 
     # another run's checkpoint is where a run starts, not where it is thrown back to when its job is queued again
     elsewhere = [*every_four[:2], f"training.run_directory={tmp_path / 'other'}"]
-    first, second = jobs.run_forked(
+    requeued = {"SLURM_RESTART_COUNT": "1"}  # perhaps before there was anything to save
+    outputs = jobs.run_forked(
         tmp_path,
-        (config, ["training.steps=5", *elsewhere], str(store.path(4))),
+        (config, ["training.steps=5", *elsewhere], str(store.path(4)), None, requeued),
         (config, ["training.steps=6", *elsewhere], str(store.path(4))),
+        (config, ["training.steps=6", *every_four], str(store.path(4)), None, requeued),
+        (config, ["training.steps=7", *every_four], "never", None, requeued),
     )
-    assert "resuming at step 4 of 5" in first[1]
-    assert "resuming at step 5 of 6" in second[1]
+    for (_, output), steps in zip(outputs, ("4 of 5", "5 of 6", "5 of 6", "6 of 7"), strict=True):
+        assert f"resuming at step {steps}" in output
 
 
 def test_other_data_than_the_checkpoint_has_seen_is_refused(config: Path, tmp_path: Path) -> None:
     settings = ["training.steps=4", f"training.run_directory={tmp_path}"]
     warmup = "training.batch_size_warmup=[{from_step: 0, global_batch_size: %d}, {from_step: %d, global_batch_size: 4}]"
     smaller = [*settings, "training.global_batch_size=4"]
-    first, *others, longer = jobs.run_forked(
+    first, *others, longer, without_warmup = jobs.run_forked(
         tmp_path,
         (config, settings, "auto"),
         (config, [*settings, "training.seed=1"], "auto"),
@@ -105,6 +113,7 @@ def test_other_data_than_the_checkpoint_has_seen_is_refused(config: Path, tmp_pa
         (config, [*settings, "model.heads=4"], "auto"),
         (config, [*settings, "data.train=validation/*.tar"], "auto"),
         (config, [*smaller, warmup % (8, 4), "training.steps=6"], "auto"),
+        (config, [*smaller, "training.steps=7"], "auto"),
     )
     assert first[0] == 0, first[1]
     keys = (
@@ -118,9 +127,37 @@ def test_other_data_than_the_checkpoint_has_seen_is_refused(config: Path, tmp_pa
     assert longer[0] == 0, longer[1]
     last = CheckpointStore(tmp_path / "checkpoints").path(6)
     assert TrainingState.load(last).samples == 4 * 8 + 2 * 4
-    for (status, output), key in zip(others, keys, strict=True):
+    for (status, output), key in zip([*others, without_warmup], [*keys, keys[1]], strict=True):
         assert status == 2
         assert key in output
+
+
+def test_another_batch_size_of_a_sequential_stream_has_no_remedy_that_would_be_refused() -> None:
+    saved = config_with(**{"data.sequential": True})
+    smaller = config_with(**{"data.sequential": True, "training.global_batch_size": 4})
+    with pytest.raises(CheckpointError, match=r"would have had 4: set it back; .* start anew in another") as caught:
+        check_same_batch_sizes(smaller, saved, Path("step-000000002"), 2)
+    assert "batch_size_warmup" not in str(caught.value)
+
+
+def test_after_a_roll_back_the_step_named_is_one_from_which_weights_may_change() -> None:
+    """At step 9 the stream is at sample 96, where step 12 would begin."""
+    sources = {name: {"directory": name, "weight": 1.0} for name in ("a", "b")}
+    counts = {name: np.array([100]) for name in sources}
+
+    def consumed(**curriculum: object) -> dict[str, int]:
+        mixture = mixture_of(config_with(**{"data": {"sources": sources, **curriculum}}), counts)
+        return dict(zip(counts, mixture.consumed(96).tolist()))
+
+    def changed_from(step: int) -> dict[str, int]:
+        return consumed(curriculum=[{"from_step": step, "weights": {"b": 1.0}}])
+
+    state = TrainingState(9, 96, "f", 0, 8, 1, 2, 257, "byte", 256, consumed())
+    training = config_with().training
+    for step in (9, 11):
+        with pytest.raises(CheckpointError, match=r"set weights and batch sizes back, .* from step 12 or later on"):
+            check_same_stream(state, state, changed_from(step), training, Path("step-000000009"))
+    check_same_stream(state, state, changed_from(12), training, Path("step-000000009"))
 
 
 def command_line(pid: int) -> str:

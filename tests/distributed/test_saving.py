@@ -15,7 +15,7 @@ EVERY = ["checkpoint.every=3", "checkpoint.keep_last=1", f"training.steps={STEPS
 BESIDE = {
     "asynchronous": ["checkpoint.asynchronous=true"],
     "consolidated": ["checkpoint.consolidate_every=6", "checkpoint.asynchronous=true"],
-    "consolidated-3": ["checkpoint.consolidate_every=4", "training.zero_stage=3"],
+    "consolidated-3": ["checkpoint.consolidate_every=7", "training.zero_stage=3"],
 }
 
 
@@ -60,7 +60,7 @@ def test_a_checkpoint_written_beside_the_run_is_the_same(launch: Launch, name: s
     assert jobs.losses(launch.directory / name) == jobs.losses(launch.directory / "plain")
 
 
-@pytest.mark.parametrize(("name", "steps"), [("consolidated", (6, 12)), ("consolidated-3", (4, 8, 12))])
+@pytest.mark.parametrize(("name", "steps"), [("consolidated", (6, 12)), ("consolidated-3", (7, 12))])
 def test_consolidated_while_it_runs(launch: Launch, name: str, steps: tuple[int, ...], tmp_path: Path) -> None:
     made = launch.directory / name / "consolidated"
     assert sorted(path.name for path in made.iterdir()) == [f"step-{step:09d}" for step in steps]
@@ -82,6 +82,8 @@ def test_another_run_starts_from_the_weights(launch: Launch, tmp_path: Path) -> 
     training = launch.store("plain").path(STEPS)
     shutil.copytree(training, tmp_path / "copy")
     (tmp_path / "copy" / "state.json").write_text("{}")
+    later = tmp_path / "from_training" / "consolidated" / "step-000000003"
+    later.mkdir(parents=True)  # than the checkpoint that is resumed
     no_steps = ["training.steps=1", "schedule.warmup_steps=0", "optimizer.learning_rate=1e-30"]
     other = ["model.dim=64", *no_steps]
 
@@ -110,3 +112,4 @@ def test_another_run_starts_from_the_weights(launch: Launch, tmp_path: Path) -> 
         assert message in output
         assert "Traceback" not in output
     assert "resuming at step 1 of 3" in outcomes[5][1]
+    assert [path.name for path in later.parent.iterdir()] == [f".superseded-{later.name}"]

@@ -230,6 +230,7 @@ def test_a_dry_run_looks_at_the_weights_to_start_from(launch: Launch, tmp_path: 
 
 ZERO_3 = "training.zero_stage=3"
 REFUSED = {
+    "round_robin_gradients: checkpoints would take": ["deepspeed.zero_optimization.round_robin_gradients=true"],
     "libaio-dev": [ZERO_3, "zero.offload_optimizer=nvme", "zero.offload_directory=/tmp"],
     "zero.quantized_weights needs a GPU": [ZERO_3, "zero.quantized_weights=true"],
     "zero.quantized_gradients needs a GPU": [ZERO_3, "zero.quantized_gradients=true"],

@@ -178,7 +178,8 @@ class TestTraining:
         return {"NAR_SCALE_PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
 
     def submit(self, cluster: Cluster, submission: Path, run: str, options: tuple[str, ...]) -> str:
-        arguments = ("config.yaml", *OVERRIDES, f"training.run_directory={run}")
+        # which is of the first attempt: a job that is requeued goes on
+        arguments = ("config.yaml", *OVERRIDES, f"training.run_directory={run}", "--resume", "never")
         return cluster.submit(SCRIPT, *arguments, options=options, directory=submission, env=self.env())
 
     def test_interrupted_run_on_two_nodes_equals_one_on_one_node(self, cluster: Cluster, submission: Path) -> None:

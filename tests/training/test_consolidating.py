@@ -1,6 +1,13 @@
+import os
+import signal
 import time
 
+import pytest
+
 from nar_scale.checkpoint import CheckpointStore
+from nar_scale.checkpoint.consolidate import end_with_parent
+from nar_scale.checkpoint.directory import written_whole
+from nar_scale.errors import CheckpointError
 from nar_scale.training.consolidating import Consolidations
 
 
@@ -56,3 +63,72 @@ def test_one_under_way_is_ended_when_the_run_goes_back(tmp_path):
     consolidations.forget_after(5)
     assert consolidations.steps == []
     consolidations.advance()
+
+
+def forked(work, *arguments):
+    """A process of its own that does some work; its id, and where what it writes to stderr can be read to its end."""
+    told, telling = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(telling, 2)
+        os.close(telling)
+        try:
+            work(*arguments)
+        finally:
+            os._exit(0)
+    os.close(telling)
+    return pid, os.fdopen(told)
+
+
+def start_and_die(store):
+    Consolidations(store).add(10)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_one_under_way_ends_with_the_run(tmp_path):
+    pid, told = forked(start_and_die, CheckpointStore(tmp_path / "checkpoints"))
+    os.waitpid(pid, 0)
+    assert told.read() == ""  # it has not come to look for the checkpoint, which is not there
+
+
+def write_for_long(output, parent):
+    end_with_parent(parent)
+    with written_whole(output):
+        os.write(2, b"writing\n")
+        time.sleep(60)
+
+
+def write_for_long_in_a_child(output):
+    os.dup(2)  # inherited by the orphan, so that its end is the end of what can be read
+    pid, told = forked(write_for_long, output, os.getpid())
+    os.write(2, f"{pid}, {told.readline()}".encode())
+
+
+def test_one_that_is_ended_leaves_nothing(tmp_path):
+    pid, told = forked(write_for_long, tmp_path / "asked", os.getpid())
+    assert told.readline() == "writing\n"
+    assert len(list(tmp_path.iterdir())) == 1
+    os.kill(pid, signal.SIGTERM)
+    os.waitpid(pid, 0)
+    assert list(tmp_path.iterdir()) == []
+
+    parent, told = forked(write_for_long_in_a_child, tmp_path / "orphaned")
+    assert told.readline().endswith(", writing\n")
+    os.waitpid(parent, 0)
+    assert told.read() == ""  # the orphan has ended, too
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_while_another_does(output):
+    with written_whole(output) as first:
+        (first / "file").write_text("first")
+        with written_whole(output) as second:
+            (second / "file").write_text("second")
+        assert (first / "file").read_text() == "first"
+
+
+def test_two_that_write_the_same_keep_apart(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot write"):
+        write_while_another_does(tmp_path / "output")
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
+    assert (tmp_path / "output" / "file").read_text() == "second"

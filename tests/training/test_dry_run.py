@@ -123,6 +123,13 @@ def test_one_rank_tells_in_one_line_what_is_wrong_with_the_arguments(arguments, 
         assert told.err == ""
 
 
+def test_what_no_run_may_start_with_is_refused(prepared, capsys):
+    config = prepared / "small.yaml"
+    config.write_text(yaml.safe_dump({**VALUES, "data": {"directory": str(prepared / "some"), "validation": ""}}))
+    assert launch(["--config", str(config), "--dry-run", "logging.evaluate_every=2"]) == 2
+    assert "error: logging.evaluate_every needs held-out shards" in capsys.readouterr().err
+
+
 def test_a_tokenizer_that_is_not_there_is_named(prepared):
     config = config_with(**{"data.directory": str(prepared / "some"), "data.tokenizer": "/nowhere/tokenizer.json"})
     with pytest.raises(ConfigError, match=r"data.tokenizer /nowhere/tokenizer.json is no file; give a tokenizer.json"):
