@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import get_args
 
 from nar_scale.checkpoint import WeightKind, load_exported
-from nar_scale.data import ShardCache
+from nar_scale.data import ShardCache, cache_bytes
 from nar_scale.errors import UserError
 from nar_scale.evaluation import evaluate_dataset
 from nar_scale.files import write_atomically
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         model = load_exported(options.checkpoint, options.device, weights=options.weights)
         cache = None
         if options.cache_directory is not None:
-            cache = ShardCache(options.cache_directory, int(options.cache_gib * 2**30))
+            cache = ShardCache(options.cache_directory, cache_bytes(options.cache_gib))
         likelihood = evaluate_dataset(
             model.wrapper,
             options.data,

@@ -1,6 +1,7 @@
 """Turn a corpus, or scikit-learn's handwritten digits, into shards ready for training; look into shards, check them."""
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 from nar_scale.data import (
     DatasetInfo,
     ShardCache,
+    cache_bytes,
     index_shards,
     inspect,
     merge_units,
@@ -20,7 +22,9 @@ from nar_scale.data import (
     train_tokenizer,
     verify,
 )
-from nar_scale.errors import UserError
+from nar_scale.errors import DataError, UserError
+
+MAX_FAULTS = 20  # lines about damaged shards
 
 EXAMPLE = """\
 inputs: files and folders of .txt and other text (one document each), .jsonl, .parquet, WebDataset .tar, token arrays
@@ -53,7 +57,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source.add_argument("--input", type=Path, nargs="+", metavar="PATH", help="files and folders")
     source.add_argument("--digits", action="store_true", help="the images that scikit-learn ships, 64 tokens each")
     source.add_argument("--inspect", metavar="DIR|URL", help="tell what is in a folder of shards")
-    source.add_argument("--verify", type=Path, metavar="DIR", help="read a whole data set again and check it")
+    source.add_argument("--verify", metavar="DIR", help="read a whole data set again and check it")
     source.add_argument(
         "--index", nargs="+", metavar="DIR|URL", help="build the indices of shards, so that training need not"
     )
@@ -90,6 +94,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("--input needs --seq-len")
     if (arguments.digits or (arguments.input and not arguments.train_tokenizer)) and arguments.output is None:
         parser.error("--output is needed")
+    if not (arguments.input or arguments.digits):
+        for name in ("output", "part", "merge", "overwrite"):
+            if getattr(arguments, name):
+                parser.error(f"--{name} goes with --input: nothing is prepared here")
     if arguments.part and arguments.merge:
         parser.error("--merge comes after all parts, in a command of its own")
     if arguments.train_tokenizer and arguments.tokenizer in (None, "byte"):
@@ -148,7 +156,7 @@ def run(arguments: argparse.Namespace) -> str:
     if arguments.verify:
         return str(verify(arguments.verify, index_directory=arguments.index_directory, workers=arguments.workers))
     if arguments.index:
-        return index_shards(arguments.index, arguments.index_directory, shard_cache(arguments))
+        return index(arguments)
     if arguments.digits:
         info = prepare_digits(arguments.output, overwrite=arguments.overwrite)
         return summary(info, arguments.output, time.perf_counter() - start)
@@ -168,10 +176,24 @@ def run(arguments: argparse.Namespace) -> str:
     return summary(info, arguments.output, time.perf_counter() - start)
 
 
+def index(arguments: argparse.Namespace) -> str:
+    done = index_shards(arguments.index, arguments.index_directory, shard_cache(arguments), arguments.workers)
+    report, faults = "\n".join(done.lines), done.faults
+    if not faults:
+        return report
+    if report:
+        print(report)
+    if len(faults) > MAX_FAULTS:
+        faults = [*faults[:MAX_FAULTS], f"{len(faults) - MAX_FAULTS:,} more are damaged or not there"]
+    for fault in faults[:-1]:
+        print(f"prepare: error: {fault}", file=sys.stderr)
+    raise DataError(faults[-1])
+
+
 def shard_cache(arguments: argparse.Namespace) -> ShardCache | None:
     if arguments.cache_directory is None:
         return None
-    return ShardCache(arguments.cache_directory, int(arguments.cache_gib * 2**30))
+    return ShardCache(arguments.cache_directory, cache_bytes(arguments.cache_gib))
 
 
 def summary(info: DatasetInfo, output: Path, seconds: float) -> str:
@@ -192,10 +214,14 @@ def summary(info: DatasetInfo, output: Path, seconds: float) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
-        print(run(arguments))
+        report = run(arguments)
     except UserError as error:
         print(f"prepare: error: {error}", file=sys.stderr)
         return 2
+    try:
+        print(report, flush=True)
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 

@@ -12,7 +12,7 @@ from nar_scale.data.order import SampleOrder
 from nar_scale.data.prepare import merge_units, plan_dataset, prepare, prepare_units
 from nar_scale.data.sample import Sample, SampleFormat, SampleIndex
 from nar_scale.data.sequential import SequentialStream, find_sequential_shards
-from nar_scale.data.shard_cache import ShardCache
+from nar_scale.data.shard_cache import ShardCache, cache_bytes
 from nar_scale.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from nar_scale.data.tokenizer_training import train_tokenizer
 from nar_scale.data.verify import verify
@@ -35,6 +35,7 @@ __all__ = [
     "Stage",
     "TokenStream",
     "Tokenizer",
+    "cache_bytes",
     "find_sequential_shards",
     "index_shards",
     "inspect",

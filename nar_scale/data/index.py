@@ -50,13 +50,13 @@ class DatasetIndex:
         self,
         directory: str,
         indexes: Sequence[ShardIndex],
-        cache_directory: Path | None = None,
+        index_directory: Path | None = None,
         cache: ShardCache | None = None,
         memory_map: bool = True,
         max_open_shards: int = MAX_OPEN_SHARDS,
     ):
         names = [_relative(index.shard, directory).encode() for index in indexes]
-        self._directory, self._cache_directory = directory, cache_directory
+        self._directory, self._index_directory = directory, index_directory
         self._names = np.array(names)
         self._sizes = np.array([index.stamp.size for index in indexes], dtype=np.int64)
         self._digests = np.frombuffer(b"".join(bytes.fromhex(index.stamp.digest) for index in indexes), dtype="V16")
@@ -76,12 +76,13 @@ class DatasetIndex:
         directory: str | Path,
         pattern: str | Sequence[str],
         fields: Sequence[str] = (TOKENS_FIELD,),
-        cache_directory: str | Path | None = None,
+        index_directory: str | Path | None = None,
         progress: bool = True,
         cache: ShardCache | None = None,
         skip_faults: bool = False,
         memory_map: bool = True,
         max_open_shards: int = MAX_OPEN_SHARDS,
+        workers: int | None = None,
     ) -> "DatasetIndex":
         """Open shards, building the index of those that have none, several at a time.
 
@@ -92,33 +93,36 @@ class DatasetIndex:
             directory: where relative patterns start; a path or URL.
             pattern: glob such as "train/shard-*.tar", or a list of globs and file names, each of which must exist.
             fields: the WebDataset fields that every sample must have: what follows the first dot in a member's name.
-            cache_directory: where to keep the index files; beside the shards if None, and for remote shards in the
+            index_directory: where to keep the index files; beside the shards if None, and for remote shards in the
                 directory of the cache.
             progress: show a progress bar while building, if stderr is a terminal.
             cache: where copies of remote shards are kept on this node.
             skip_faults: take what is whole of damaged shards, and samples without a field, which are errors when read.
             memory_map, max_open_shards: how samples are read, see `ShardReader`.
+            workers: processes that build; by default as many as there are cores.
 
         Raises:
             DataError: no shard matches, a listed one is missing, one is truncated or lacks a field, one changed
                 since its index was built, none holds a sample, or an index cannot be written.
         """
-        index_directory = None if cache_directory is None else Path(cache_directory)
         if is_remote(str(directory)) and index_directory is None and cache is not None:
-            index_directory = Path(cache.directory) / "indices"
+            index_directory = cache.directory / "indices"
+        place = None if index_directory is None else Path(index_directory)
         patterns = [pattern] if isinstance(pattern, str) else pattern
         shards = _find_shards(str(directory), patterns, cache)
-        tasks = [(shard, index_path(shard, index_directory), cache, skip_faults) for shard in shards]
+        tasks = [(shard, index_path(shard, place), cache, skip_faults) for shard in shards]
         with ThreadPoolExecutor(LOOKING_THREADS) as pool:
             indexes = list(pool.map(_look, tasks))
         unread = [row for row, index in enumerate(indexes) if index is None]
-        for row, index in zip(unread, _read_shards([tasks[row] for row in unread], progress)):
+        built = _read_shards([tasks[row] for row in unread], workers or available_cores(), progress)
+        for row, index in zip(unread, built):
             indexes[row] = index
         known = [index for index in indexes if index is not None]
         if not skip_faults:
             _check(known, fields)
-        dataset = cls(str(directory), known, index_directory, cache, memory_map, max_open_shards)
+        dataset = cls(str(directory), known, place, cache, memory_map, max_open_shards)
         if dataset.num_samples == 0:
+            _check(known, ())  # shards of which nothing is whole
             raise DataError(f"the {len(shards)} shards of {pattern} in {directory} hold no sample; write them again")
         return dataset
 
@@ -179,7 +183,7 @@ class DatasetIndex:
     def _known_shard(self, number: int) -> KnownShard:
         location = self.shard(number)
         digest = self._digests[number].tobytes().hex()
-        return KnownShard(location, index_path(location, self._cache_directory), int(self._sizes[number]), digest)
+        return KnownShard(location, index_path(location, self._index_directory), int(self._sizes[number]), digest)
 
     def _fingerprint(self) -> str:
         hasher = blake2b(digest_size=16)
@@ -245,11 +249,11 @@ def _look(task: _Task) -> ShardIndex | None:
     return index
 
 
-def _read_shards(tasks: Sequence[_Task], progress: bool) -> Iterator[ShardIndex]:
+def _read_shards(tasks: Sequence[_Task], workers: int, progress: bool) -> Iterator[ShardIndex]:
     if not tasks:
         return
     with progress_bar("index", len(tasks), "shard", progress) as bar:
-        for index in ordered_map(_read_shard, tasks, min(available_cores(), len(tasks))):
+        for index in ordered_map(_read_shard, tasks, min(workers, len(tasks))):
             bar.set_postfix_str(f"{printable(Path(index.shard).name)}, {index.count:,} samples")
             bar.update(1)
             yield index

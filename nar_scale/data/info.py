@@ -82,8 +82,7 @@ class DatasetInfo:
             path = f"{directory.rstrip('/')}/{INFO_FILE}"
             content = read_small(path, storage_options, MAX_INFO_BYTES)
             return None if content is None else cls._parse(content.decode("utf-8", errors="replace"), path)
-        if not Path(directory).is_dir():
-            raise DataError(f"data directory {directory} does not exist; make it with launcher/prepare.py")
+        check_directory(directory)
         return cls.load(directory) if (Path(directory) / INFO_FILE).exists() else None
 
     @staticmethod
@@ -139,3 +138,13 @@ class DatasetInfo:
         """
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         write_atomically(Path(directory) / INFO_FILE, text.encode("utf-8"))
+
+
+def check_directory(directory: str) -> None:
+    """Raise a DataError if there is no such local directory."""
+    if Path(directory).is_file():
+        raise DataError(f"data directory {directory} is a file; give the folder that it is in")
+    if not Path(directory).is_dir():
+        raise DataError(
+            f"data directory {directory} does not exist; correct the path, or make it with launcher/prepare.py"
+        )

@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from nar_scale.data.index import DatasetIndex
-from nar_scale.data.info import CLASS_FIELD, DOCUMENTS_FIELD, INFO_FILE, TOKENS_FIELD, DatasetInfo
+from nar_scale.data.info import CLASS_FIELD, DOCUMENTS_FIELD, INFO_FILE, TOKENS_FIELD, DatasetInfo, check_directory
 from nar_scale.data.npy import decode_npy
-from nar_scale.data.publish import SPLITS, named_shards
+from nar_scale.data.publish import shard_patterns
 from nar_scale.data.remote import is_remote
 from nar_scale.data.shard_cache import ShardCache
 from nar_scale.data.shard_index import ShardIndex, index_path, load_shard_index, make_shard_index
@@ -69,7 +69,7 @@ def inspect(
     with TemporaryDirectory() as temporary:
         try:
             info, lines = _read_info(location, cache)
-            patterns = [pattern] if isinstance(pattern, str) else pattern or _default_patterns(location, info)
+            patterns = [pattern] if isinstance(pattern, str) else pattern or shard_patterns(location, info)
             if index_directory is None and is_remote(location) and cache is not None:
                 index_directory = cache.directory / "indices"
             if index_directory is None and not _is_indexed(Path(location), patterns):
@@ -98,7 +98,10 @@ def _inspect(
             tokenizer = _load_tokenizer(location, info.tokenizer, cache)
         except UserError as error:
             lines.append(f"no text of tokens: {error}")
-    indexes = {pattern: _open(location, pattern, index_directory, progress, cache) for pattern in patterns}
+    indexes = {
+        pattern: DatasetIndex.open(location, pattern, (), index_directory, progress, cache, skip_faults=True)
+        for pattern in patterns
+    }
     most = max(index.num_samples for index in indexes.values())
     if not 0 <= sample < most:
         raise UserError(f"sample is {sample}; give a number from 0 to {most - 1}")
@@ -115,33 +118,14 @@ def _load_tokenizer(location: str, name: str, cache: ShardCache | None) -> Token
     return load_tokenizer(DatasetInfo.fetch(location, name, cache.storage_options, str(cache.directory)))
 
 
-def _default_patterns(location: str, info: DatasetInfo | None) -> list[str]:
-    if is_remote(location):
-        return [named_shards(location, f"{split}/*.tar", info) for split in info.splits] if info else ["**/*.tar"]
-    return [f"{split}/*.tar" for split in SPLITS if any((Path(location) / split).glob("*.tar"))] or ["**/*.tar"]
-
-
 def _is_indexed(directory: Path, patterns: Sequence[str]) -> bool:
     shards = (shard for pattern in patterns for shard in directory.glob(pattern))
     return all(index_path(str(shard), None).exists() for shard in shards)
 
 
-def _open(
-    location: str, pattern: str, index_directory: Path | None, progress: bool, cache: ShardCache | None
-) -> DatasetIndex:
-    def open_shards(skip_faults: bool) -> DatasetIndex:
-        return DatasetIndex.open(location, pattern, (), index_directory, progress, cache, skip_faults)
-
-    try:
-        return open_shards(skip_faults=True)
-    except DataError:
-        open_shards(skip_faults=False)  # says what is wrong with shards of which nothing is whole
-        raise
-
-
 def _read_info(location: str, cache: ShardCache | None) -> tuple[DatasetInfo | None, list[str]]:
-    if not is_remote(location) and not Path(location).is_dir():
-        raise DataError(f"folder {location} does not exist; correct the path")
+    if not is_remote(location):
+        check_directory(location)
     try:
         info = DatasetInfo.find(location, {} if cache is None else cache.storage_options)
         if info is None:

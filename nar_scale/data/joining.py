@@ -1,15 +1,19 @@
 """Few shards of the normal size in place of many small ones, their samples as they are and in the same order."""
 
 import os
+import shutil
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from tarfile import BLOCKSIZE, RECORDSIZE
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from nar_scale.data.parallel import ordered_map, progress_bar
 from nar_scale.data.shard_index import index_path, make_shard_index
 from nar_scale.data.tar_headers import TarDamage, tar_members
 from nar_scale.errors import DataError
+
+SHARD_NAME = "shard-{:06d}.tar"
 
 
 class WrittenShard(NamedTuple):
@@ -46,7 +50,7 @@ def join_small_shards(
             groups.append([])
             together = shard.samples
         groups[-1].append(shard)
-    places = [directory / f"shard-{number:06d}.tar" for number in range(len(groups))]
+    places = [directory / SHARD_NAME.format(number) for number in range(len(groups))]
     tasks = [(place, group) for place, group in zip(places, groups) if len(group) > 1]
     with progress_bar("merge", len(tasks), "shard", progress) as bar:
         for _ in ordered_map(_join, tasks, max(min(workers, len(tasks)), 1)):
@@ -63,20 +67,24 @@ def _join(task: tuple[Path, list[WrittenShard]]) -> None:
     if place.exists() and index.exists():
         return
     place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f".{place.name}")
-    with open(unfinished, "wb") as file:
-        for shard in shards:
-            file.write(_members(shard.path))
-        file.write(bytes(2 * BLOCKSIZE))
-        file.write(bytes(-file.tell() % RECORDSIZE))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(unfinished, place)
+    unfinished = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
+    try:
+        with open(unfinished, "xb") as file:
+            for shard in shards:
+                _append_members(shard.path, file)
+            file.write(bytes(2 * BLOCKSIZE))
+            file.write(bytes(-file.tell() % RECORDSIZE))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, place)
+    finally:
+        unfinished.unlink(missing_ok=True)
     make_shard_index(str(place), index)
 
 
-def _members(shard: Path) -> bytes:
-    """The content of a tar without the empty blocks at its end."""
+def _append_members(shard: Path, joined: BinaryIO) -> None:
+    """Append the content of a tar without the empty blocks at its end."""
+    start = joined.tell()
     with open(shard, "rb") as file:
         end = 0
         try:
@@ -85,4 +93,6 @@ def _members(shard: Path) -> bytes:
         except TarDamage as error:
             raise DataError(f"shard {shard} is damaged ({error}); delete its folder and do its unit again") from None
         file.seek(0)
-        return file.read(end)
+        shutil.copyfileobj(file, joined)
+    joined.seek(start + end)
+    joined.truncate()

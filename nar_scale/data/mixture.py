@@ -70,7 +70,9 @@ class MixedOrder:
         self._shares = [_Shares(stage.weights) for stage in stages]
         self._consumed_before = np.zeros((len(stages), len(orders)), dtype=np.int64)
         for number in range(1, len(stages)):
-            self._consumed_before[number] = self.consumed(starts[number] - 1) + self._at(starts[number] - 1)
+            last = self.locate_sources(np.array([starts[number] - 1], dtype=np.int64))[0]
+            before = self.consumed(starts[number] - 1)
+            self._consumed_before[number] = before + np.bincount(last, minlength=len(orders))
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the epochs and the sample ids at some positions of the endless stream.
@@ -103,10 +105,6 @@ class MixedOrder:
         row = self._lay_out(self._first_of_cell(np.array([position], dtype=np.int64)))
         sources = row.sources[0, : position - row.starts[0]]
         return row.consumed[0] + np.bincount(sources, minlength=len(self.orders))
-
-    def _at(self, position: int) -> np.ndarray:
-        sources, _ = self.locate_sources(np.array([position], dtype=np.int64))
-        return np.bincount(sources, minlength=len(self.orders))
 
     def _first_of_cell(self, positions: np.ndarray) -> np.ndarray:
         starts = self._starts[self._stage_at(positions)]
@@ -171,6 +169,7 @@ class JoinedIndex:
         counts = np.array([index.num_samples for index in self.indexes], dtype=np.int64)
         self.num_samples = int(counts.sum())
         self._ends = np.cumsum(counts)
+        self._starts = self._ends - counts
         described = "".join(f"{name}\0{index.fingerprint}\n" for name, index in indexes.items())
         self.fingerprint = blake2b(described.encode(), digest_size=16).hexdigest()
 
@@ -185,8 +184,8 @@ class JoinedIndex:
         contents = [b""] * len(sample_ids)
         for chosen in group(sources):
             source = int(sources[chosen[0]])
-            own_ids = sample_ids[chosen] - (self._ends[source] - self.indexes[source].num_samples)
-            for place, content in zip(chosen.tolist(), self.indexes[source].read_many(own_ids, field)):
+            read = self.indexes[source].read_many(sample_ids[chosen] - self._starts[source], field)
+            for place, content in zip(chosen.tolist(), read):
                 contents[place] = content
         return contents
 
@@ -195,8 +194,7 @@ class JoinedIndex:
         sources = np.searchsorted(self._ends, sample_ids, side="right")
         for chosen in group(sources):
             source = int(sources[chosen[0]])
-            first = self._ends[source] - self.indexes[source].num_samples
-            self.indexes[source].prefetch(sample_ids[chosen] - first)
+            self.indexes[source].prefetch(sample_ids[chosen] - self._starts[source])
 
     def name(self, sample_id: int) -> str:
         """Return "source NAME, shard PATH, sample KEY" for messages."""
@@ -205,16 +203,24 @@ class JoinedIndex:
 
     def _place(self, sample_id: int) -> tuple[int, int]:
         source = int(np.searchsorted(self._ends, sample_id, side="right"))
-        return source, int(sample_id - self._ends[source] + self.indexes[source].num_samples)
+        return source, int(sample_id - self._starts[source])
 
 
 def weights_by_temperature(num_samples: Sequence[int], temperature: float) -> tuple[float, ...]:
     """Return weights proportional to num_samples ** (1 / temperature) (Arivazhagan et al., arXiv:1907.05019).
 
     A temperature of 1 takes sources by size, a high one takes all alike.
+
+    Raises:
+        ConfigError: it is so low that the weight of a source is no number above 0.
     """
     sizes = np.array(num_samples, dtype=np.float64)
-    weights = (sizes / sizes.sum()) ** (1 / temperature)
+    weights = (sizes / sizes.max()) ** (1 / temperature)
+    if not weights.all():
+        raise ConfigError(
+            f"at a temperature of {temperature} nothing is taken from a source of {int(sizes.min()):,} samples beside "
+            f"one of {int(sizes.max()):,}; raise it"
+        )
     return tuple((weights / weights.sum()).tolist())
 
 

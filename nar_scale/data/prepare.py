@@ -1,9 +1,10 @@
 """Turning a corpus into a data set of WebDataset shards, on one machine or many."""
 
+import errno
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from nar_scale.data.info import DOCUMENTS_FIELD, TOKENS_FIELD, DatasetInfo, Spli
 from nar_scale.data.input_formats import DEFAULT_TEXT_FIELD
 from nar_scale.data.inputs import is_token_file
 from nar_scale.data.joining import WrittenShard, join_small_shards
+from nar_scale.data.locks import locked
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
 from nar_scale.data.plan import Plan, Recipe, make_plan
 from nar_scale.data.publish import SPLITS, publish, refuse_existing_shards
@@ -20,6 +22,9 @@ from nar_scale.data.unit import UnitRecord, prepare_unit, unit_directory
 from nar_scale.errors import DataError, UserError
 
 STAGING = ".prepare-"
+DONE = ".done"  # at the end of the name of a directory of units: its shards are in place
+MERGE_LOCK = ".merge.lock"
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # from file systems mounted without them
 PUBLISHING = "publishing"  # in the directory of units: shards are on their way into place
 MIN_UNIT_BYTES = 1 << 22
 UNITS_IN_MESSAGES = 10
@@ -175,6 +180,7 @@ def prepare_units(
         raise UserError(f"part is {part[0]}/{part[1]}; give I/N with I from 1 to N")
     units = plan.part(*part)
     staging = _staging(plan, output)
+    _remove_done(staging)
     _refuse_others(staging, overwrite)
     try:
         staging.mkdir(parents=True, exist_ok=True)
@@ -208,11 +214,38 @@ def merge_units(
         The contents of `dataset.json`.
 
     Raises:
-        UserError: `output` holds a data set already.
+        UserError: `output` holds a data set already, or somebody else is merging there.
         DataError: units are missing, a split is empty, or the output cannot be written.
     """
-    output = Path(output)
-    staging = _staging(plan, output)
+    try:
+        with _alone(Path(output)):
+            return _merge(plan, _staging(plan, output), workers, overwrite, progress)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keep other merges out of a directory; two at once would take the shards of each other away."""
+    with ExitStack() as stack:
+        try:
+            if output.is_dir():  # else there is nothing to merge, which is told
+                stack.enter_context(locked(output / MERGE_LOCK, wait=False))
+        except BlockingIOError:
+            raise UserError(
+                f"another --merge is at work in {output}; wait for it to end, or if it was on a machine that is gone, "
+                f"delete {output / MERGE_LOCK}"
+            ) from None
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+        yield
+
+
+def _merge(plan: Plan, staging: Path, workers: int | None, overwrite: bool, progress: bool) -> DatasetInfo:
+    output = staging.parent
+    _remove_done(staging)
     _refuse_others(staging, overwrite)
     records = {unit.number: UnitRecord.load(unit_directory(staging, unit.number)) for unit in plan.units}
     missing = [str(number + 1) for number, record in records.items() if record is None]
@@ -226,25 +259,21 @@ def merge_units(
     info = _describe(plan, done)
     shards = {split: _written_shards(plan, staging, done, split) for split in info.splits}
     tokenizer = None if plan.recipe.tokenizer is None else load_tokenizer(plan.recipe.tokenizer)
-    try:
-        if "validation" in shards:
-            few = join_small_shards(
-                shards["validation"],
-                plan.recipe.samples_per_shard,
-                staging / "joined" / "validation",
-                available_cores() if workers is None else workers,
-                progress,
-            )
-            shards["validation"] = few
-            info.splits["validation"] = replace(info.splits["validation"], shards=len(few))
-        _remove_others(staging)
-        (staging / PUBLISHING).touch()
-        publish(output, shards, info, tokenizer)
-        done_with = staging.rename(staging.with_name(staging.name + ".done"))
-        shutil.rmtree(done_with, ignore_errors=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
+    if "validation" in shards:
+        few = join_small_shards(
+            shards["validation"],
+            plan.recipe.samples_per_shard,
+            staging / "joined" / "validation",
+            available_cores() if workers is None else workers,
+            progress,
+        )
+        shards["validation"] = few
+        info.splits["validation"] = replace(info.splits["validation"], shards=len(few))
+    _remove_others(staging)
+    (staging / PUBLISHING).touch()
+    publish(output, shards, info, tokenizer)
+    staging.rename(staging.with_name(staging.name + DONE))
+    _remove_done(staging)
     return info
 
 
@@ -280,6 +309,11 @@ def _refuse_others(staging: Path, overwrite: bool) -> None:
     """Protect a data set from being overwritten, unless it is this one, on its way."""
     if not overwrite and not (staging / PUBLISHING).exists():
         refuse_existing_shards(staging.parent)
+
+
+def _remove_done(staging: Path) -> None:
+    for done_with in staging.parent.glob(f"{STAGING}*{DONE}"):
+        shutil.rmtree(done_with, ignore_errors=True)
 
 
 def _remove_others(staging: Path) -> None:

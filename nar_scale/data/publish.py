@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nar_scale.data.info import INFO_FILE, DatasetInfo
-from nar_scale.data.joining import WrittenShard
+from nar_scale.data.joining import SHARD_NAME, WrittenShard
+from nar_scale.data.remote import is_remote
 from nar_scale.data.shard_index import INDEX_SUFFIX
 from nar_scale.data.tokenizer import TOKENIZER_FILE, Tokenizer
 from nar_scale.errors import DataError, UserError
 
-SHARD_NAME = "shard-{:06d}.tar"
 SHARD_FILES = ("shard-*.tar", f"shard-*.tar*{INDEX_SUFFIX}")
 SPLITS = ("train", "validation")
 
@@ -77,6 +77,13 @@ def named_shards(directory: str, pattern: str, info: DatasetInfo | None) -> str:
         return pattern
     last = info.splits[split].shards - 1
     return f"{split}/{SHARD_NAME.format(0)}" if last == 0 else f"{split}/shard-{{000000..{last:06d}}}.tar"
+
+
+def shard_patterns(directory: str, info: DatasetInfo | None) -> list[str]:
+    """Return patterns of the shards of a folder: one a split, or of all there are where there is no split."""
+    if is_remote(directory):
+        return [named_shards(directory, f"{split}/*.tar", info) for split in info.splits] if info else ["**/*.tar"]
+    return [f"{split}/*.tar" for split in SPLITS if any((Path(directory) / split).glob("*.tar"))] or ["**/*.tar"]
 
 
 def _move(written: Path, place: Path, size: int) -> None:

@@ -37,6 +37,8 @@ BROKEN_PIPE = (-signal.SIGPIPE, 128 + signal.SIGPIPE)
 READ_ERRORS = (OSError, EOFError, ValueError, tarfile.TarError, zlib.error, lzma.LZMAError)
 DECOMPRESSED: dict[bytes, Callable[[Any], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
+MAGIC_BYTES = max(map(len, DECOMPRESSED))
+
 
 class SequentialStream:
     """One rank's endless, inexact stream of micro-batches.
@@ -206,7 +208,8 @@ def _read_shard(url: str) -> Iterator[dict[str, Any]]:
             pass  # a command should be able to end by itself, and a compressed file ends with its checksum
     except READ_ERRORS as error:
         failure = error
-    status = _exit_status(stream)
+    finally:
+        status = _exit_status(stream)
     if status:  # which says more, and of a tar cut between two members it is all there is to notice
         raise OSError(f"its command ended with exit status {status}")
     if failure is not None:
@@ -215,8 +218,20 @@ def _read_shard(url: str) -> Iterator[dict[str, Any]]:
 
 def _decompressed(stream: Any) -> Any:
     """What a buffered stream holds; one cut short is an error, which tarfile's own decompression takes for an end."""
-    magic = next((magic for magic in DECOMPRESSED if stream.peek(8).startswith(magic)), None)
-    return stream if magic is None else DECOMPRESSED[magic](stream)
+    begun = _Begun(stream, MAGIC_BYTES)
+    magic = next((magic for magic in DECOMPRESSED if begun.head.startswith(magic)), None)
+    return begun if magic is None else DECOMPRESSED[magic](begun)
+
+
+class _Begun:
+    """A stream whose first bytes have been looked at. A peek would give no more than a command has written by then."""
+
+    def __init__(self, stream: Any, size: int):
+        self.head, self._stream = stream.read(size), stream
+
+    def read(self, size: int) -> bytes:
+        head, self.head = self.head[:size], self.head[size:]
+        return head + self._stream.read(size - len(head))
 
 
 def _exit_status(stream: Any) -> int:
@@ -231,5 +246,6 @@ def _exit_status(stream: Any) -> int:
         status = stream.proc.wait(CLOSING_SECONDS)
     except subprocess.TimeoutExpired:
         stream.proc.kill()
+        stream.proc.wait()
         return 0
     return 0 if status in BROKEN_PIPE else status

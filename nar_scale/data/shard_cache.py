@@ -1,24 +1,37 @@
 """Whole copies of remote shards on a disk of this node, shared by all its processes."""
 
 import fcntl
+import math
 import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+from nar_scale.data.locks import is_at, locked, locked_directory
 from nar_scale.data.remote import Unavailable, receive, shown, with_retries
-from nar_scale.errors import DataError
+from nar_scale.errors import ConfigError, DataError
 
 # hash of the URL, digest of the content, name of the shard; so that a copy of an older version is never taken
 COPY_NAME = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}-.*", re.DOTALL)
 WORK_NAME = re.compile(r"\.([0-9a-f]{32})\.(?:lock|part)")
 DIGEST = re.compile(r"[0-9a-f]{32}")
 MAX_NAME = 100
+
+
+def cache_bytes(gib: float) -> int:
+    """Return what a cache of so many GiB may hold, in bytes.
+
+    Raises:
+        ConfigError: it is no number above 0, or an infinite one.
+    """
+    if not (math.isfinite(gib) and gib > 0):
+        raise ConfigError(f"a cache of {gib} GiB: give data.cache_gib (--cache-gib) a finite number above 0")
+    return int(gib * 2**30)
 
 
 class CacheFull(DataError):
@@ -103,7 +116,7 @@ class ShardCache:
                 copy = self._find(wanted)
                 if copy is not None:
                     return copy
-                with _locked(self.directory / f".{wanted.key}.lock"):
+                with locked(self.directory / f".{wanted.key}.lock"):
                     # somebody else may have fetched it meanwhile
                     copy = self._find(wanted) or _open_copy(self._fetch(wanted), None)
                 if copy is not None:
@@ -135,7 +148,7 @@ class ShardCache:
                 file.flush()
                 os.fsync(file.fileno())
             path = self.directory / wanted.name(digest)
-            with _locked_directory(self.directory):  # others who count must see it once
+            with locked_directory(self.directory):  # others who count must see it once
                 os.replace(part, path)
             return path
         finally:
@@ -195,7 +208,7 @@ class _Arrival:
                 f"shard {url} of {size} bytes is larger than the cache of {cache.max_bytes}; raise data.cache_gib"
             )
         self._file.truncate(0)
-        with _locked_directory(cache.directory):
+        with locked_directory(cache.directory):
             if not _make_room(cache.directory, cache.max_bytes - size):
                 raise CacheFull(
                     f"no room for shard {url} of {size} bytes: all that the cache in {cache.directory} holds of "
@@ -256,7 +269,7 @@ def _make_room(directory: Path, most: int) -> bool:
 
 
 def _remove_leftovers(directory: Path, key: str) -> bool:
-    with suppress(BlockingIOError), _locked(directory / f".{key}.lock", wait=False):
+    with suppress(BlockingIOError), locked(directory / f".{key}.lock", wait=False):
         (directory / f".{key}.part").unlink(missing_ok=True)
         return True
     return False
@@ -284,7 +297,7 @@ def _open_copy(path: Path, size: int | None) -> CachedShard | None:
     copy = CachedShard(path, descriptor)
     fcntl.flock(descriptor, fcntl.LOCK_SH)
     status = os.fstat(descriptor)
-    if not _is_at(descriptor, path) or size not in (None, status.st_size):
+    if not is_at(descriptor, path) or size not in (None, status.st_size):
         copy.close()
         return None
     with suppress(PermissionError):  # it is another user's
@@ -298,41 +311,3 @@ def _files(directory: Path, prefix: str = "") -> Iterator[tuple[Path, os.stat_re
         if name.startswith(prefix) and (COPY_NAME.fullmatch(name) or WORK_NAME.fullmatch(name)):
             with suppress(FileNotFoundError):
                 yield directory / name, (directory / name).stat()
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file, which is removed afterwards; BlockingIOError if it is held and `wait` is false."""
-    while True:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
-                try:
-                    yield
-                    return
-                finally:
-                    path.unlink(missing_ok=True)
-        finally:
-            # not left to the descriptor: a process forked meanwhile would keep the lock
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
-
-
-@contextmanager
-def _locked_directory(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
-        os.close(descriptor)

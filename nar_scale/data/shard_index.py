@@ -111,13 +111,13 @@ def describe_sample(shard: str, record: np.ndarray) -> str:
     return f"shard {shard}, sample {printable(bytes(record['key']).decode('utf-8', errors='replace'))}"
 
 
-def index_path(shard: str, cache_directory: Path | None) -> Path:
-    """Return where the index of a shard is kept: beside it, or in the cache under a name unique to its path."""
+def index_path(shard: str, index_directory: Path | None) -> Path:
+    """Return where the index of a shard is kept: beside it, or in a directory under a name unique to its path."""
     name = Path(shard).name + INDEX_SUFFIX
-    if cache_directory is None:
+    if index_directory is None:
         return Path(shard).with_name(name)
     place = shard if is_remote(shard) else str(Path(shard).resolve())
-    return cache_directory / f"{blake2b(place.encode(), digest_size=8).hexdigest()}-{name}"
+    return index_directory / f"{blake2b(place.encode(), digest_size=8).hexdigest()}-{name}"
 
 
 def load_shard_index(shard: str, path: Path) -> ShardIndex | None:
@@ -142,8 +142,20 @@ def copy_shard_index(shard: str, path: Path) -> ShardIndex | None:
     beside = None if is_remote(shard) else index_path(shard, None)
     if beside is None or beside == path or load_shard_index(shard, beside) is None:
         return None
-    _write_file(path, beside.read_bytes())
-    return load_shard_index(shard, path)
+    return _take_index(beside.read_bytes(), shard, path)
+
+
+def _take_index(content: bytes, shard: str, path: Path) -> ShardIndex | None:
+    """Keep the content of an index file that lies elsewhere; None if not all of it is what was written there."""
+    end = content.find(b"\n") + 1
+    try:
+        index = _parse_header(content[:end], len(content), shard, path)
+    except ValueError:
+        return None  # not an index of ours
+    if xxh3_64_hexdigest(content[end:]) != index.checksum:
+        return None
+    _write_file(path, content)
+    return index
 
 
 def is_unchanged(index: ShardIndex) -> bool:
@@ -213,16 +225,9 @@ def _index_remote(shard: str, path: Path, cache: ShardCache | None, allow_damage
             f"shard {shard} is remote; give --cache-directory or data.cache_directory, a directory on this node"
         )
     sidecar = read_small(shard + INDEX_SUFFIX, cache.storage_options, MAX_INDEX_BYTES)
-    if sidecar is not None:
-        try:
-            end = sidecar.find(b"\n") + 1
-            index = _parse_header(sidecar[:end], len(sidecar), shard, path)
-            if xxh3_64_hexdigest(sidecar[end:]) != index.checksum:
-                raise ValueError("its records are damaged")
-            _write_file(path, sidecar)
-            return index
-        except ValueError:
-            pass  # not an index of ours
+    index = None if sidecar is None else _take_index(sidecar, shard, path)
+    if index is not None:
+        return index
     copy = cache.open(shard)
     try:
         return _write(shard, path, stamp_shard(Path(copy.path)), _scan(shard, Path(copy.path), allow_damage))

@@ -32,7 +32,10 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Return the ids of a document, [n] of an integer type that holds them, without an end token."""
+        """Return the ids of a document, [n] of an integer type that just holds them, without an end token.
+
+        It may be read-only: take `.astype(np.int64)` before arithmetic or torch.
+        """
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return readable text; an end token is spelled out, an id outside the vocabulary shows as a block."""
@@ -50,7 +53,7 @@ class ByteTokenizer:
     fingerprint = "byte"
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Return the bytes themselves, as uint8 [len(text)], read-only."""
+        """Return the bytes themselves, as uint8 [len(text)], read-only; see `Tokenizer.encode`."""
         return np.frombuffer(text, dtype=np.uint8)
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -25,7 +25,7 @@ from nar_scale.errors import DataError
 from nar_scale.files import sync_directory
 
 RECORD_FILE = "record.json"
-SHARD_NAME = "shard-{:04d}.tar"
+UNIT_SHARD_NAME = "shard-{:04d}.tar"
 KEY = "{unit:06d}-{number:07d}"
 
 
@@ -188,7 +188,7 @@ class _SplitWriter:
 
     def _write(self) -> None:
         self._directory.mkdir(exist_ok=True)
-        shard = self._directory / SHARD_NAME.format(len(self.record.shards))
+        shard = self._directory / UNIT_SHARD_NAME.format(len(self.record.shards))
         first = self.record.samples
         keys = (KEY.format(unit=self._unit, number=first + row) for row in range(len(self._samples)))
         write_shard(shard, zip(keys, self._samples))

@@ -13,6 +13,7 @@ import numpy as np
 from nar_scale.data.info import CLASS_FIELD, INFO_FILE, DatasetInfo, SplitInfo
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
 from nar_scale.data.publish import SPLITS
+from nar_scale.data.remote import is_remote, shown
 from nar_scale.data.sample import Sample, SampleFormat
 from nar_scale.data.shard_index import ShardIndex, index_path, load_shard_index, raise_damage
 from nar_scale.data.shard_scan import TWICE, ShardScan, ShardStamp, printable, scan_shard, stamp_shard
@@ -124,7 +125,10 @@ class Verification:
 
 
 def verify(
-    directory: Path, index_directory: Path | None = None, workers: int | None = None, progress: bool = True
+    directory: str | Path,
+    index_directory: str | Path | None = None,
+    workers: int | None = None,
+    progress: bool = True,
 ) -> Verification:
     """Read all of a prepared data set again and compare it with `dataset.json` and with the indices of its shards.
 
@@ -137,19 +141,21 @@ def verify(
         progress: show a progress bar if stderr is a terminal.
 
     Raises:
-        UserError: `workers` is out of range.
+        UserError: `workers` is out of range, or the data set is remote.
         DataError: a shard is damaged or not the one that was indexed, a sample is not what it should be, or a count
             differs; it names the first shard and sample where this is so.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers is {workers}; give at least 1")
+    if is_remote(str(directory)):
+        raise UserError(f"{shown(str(directory))} is remote; only what lies on a local path is verified: copy it there")
     try:
         return _verify(Path(directory), index_directory, workers or available_cores(), progress)
     except DataError as error:
         raise DataError(printable(str(error))) from error
 
 
-def _verify(directory: Path, index_directory: Path | None, workers: int, progress: bool) -> Verification:
+def _verify(directory: Path, index_directory: str | Path | None, workers: int, progress: bool) -> Verification:
     info = DatasetInfo.load(directory)
     _check_info(directory, info)
     tokenizer = _load_tokenizer(directory, info)

@@ -98,20 +98,20 @@ def test_lists_and_braces(tmp_path):
     assert rows(by_absolute_name) == [[0, 1], [1, 2]]
 
 
-def test_cache_directory(tmp_path):
+def test_index_directory(tmp_path):
     shards, cache = tmp_path / "shards", tmp_path / "new" / "cache"
     (shards / "a").mkdir(parents=True)
     (shards / "b").mkdir()
     write_samples(shards / "a" / "x.tar", [np.array([1])])
     write_samples(shards / "b" / "x.tar", [np.array([2])])
     for _ in range(2):
-        index = DatasetIndex.open(shards, "*/x.tar", cache_directory=cache, progress=False)
+        index = DatasetIndex.open(shards, "*/x.tar", index_directory=cache, progress=False)
         assert rows(index) == [[1], [2]]
     assert len(list(cache.iterdir())) == 2
     assert list(shards.rglob("*.index")) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot write index .*; set data.index_directory"):
-        DatasetIndex.open(shards, "*/x.tar", cache_directory=tmp_path / "file", progress=False)
+        DatasetIndex.open(shards, "*/x.tar", index_directory=tmp_path / "file", progress=False)
 
 
 def test_building_at_once_is_safe(tmp_path):
@@ -347,3 +347,25 @@ def test_no_flipped_bit_of_an_index_goes_unnoticed(tmp_path):
         else:
             with pytest.raises(DataError, match=f"index {path} is damaged; delete it to rebuild the index"):
                 rows(open_index(tmp_path))
+
+
+def test_a_damaged_index_beside_a_shard_is_not_taken_for_one_kept_elsewhere(tmp_path):
+    numbered_index(tmp_path, [3])
+    path = tmp_path / "shard-000000.tar.index"
+    whole = path.read_bytes()
+    records = whole.index(b"\n") + 1
+    for place in (5, records, len(whole) - 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        assert rows(open_index(tmp_path, index_directory=tmp_path / str(place))) == [[0, 1], [1, 2], [2, 3]]
+    path.write_bytes(whole)
+    open_index(tmp_path, index_directory=tmp_path / "copied")
+    (copy,) = (tmp_path / "copied").iterdir()
+    assert copy.read_bytes() == whole
+
+
+def test_shards_of_which_nothing_is_whole_are_named(tmp_path):
+    (tmp_path / "shard-0.tar").write_bytes(b"no tar" * 100)
+    with pytest.raises(DataError, match=r"shard .*shard-0\.tar is truncated, damaged or not"):
+        open_index(tmp_path, skip_faults=True)

@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -240,6 +241,10 @@ def test_no_shards(tmp_path):
         inspect(tmp_path, progress=False)
     with pytest.raises(DataError, match="does not exist"):
         inspect(tmp_path / "lost", progress=False)
+    (tmp_path / "a.tar").write_bytes(b"")
+    for look in (inspect, partial(DatasetInfo.find, storage_options={})):
+        with pytest.raises(DataError, match=r"a\.tar is a file; give the folder that it is in"):
+            look(str(tmp_path / "a.tar"))
     with pytest.raises(DataError, match="no shard") as error:
         inspect(tmp_path, pattern="\x1b[2J*.tar", progress=False)
     assert str(error.value).isprintable()

@@ -136,6 +136,9 @@ def test_temperature_flattens_sizes():
     assert weights_by_temperature([100, 400], 1) == pytest.approx((0.2, 0.8))
     assert weights_by_temperature([100, 400], 2) == pytest.approx((1 / 3, 2 / 3))
     assert weights_by_temperature([100, 400], 1e9) == pytest.approx((0.5, 0.5))
+    assert weights_by_temperature([7] * 10**4, 0.01) == pytest.approx((1e-4,) * 10**4)
+    with pytest.raises(ConfigError, match=r"temperature of 0\.01 nothing is taken from a source of 1,000 samples besi"):
+        weights_by_temperature([1000, 10**9], 0.01)
 
 
 def test_joined_sources_keep_their_samples_apart(tmp_path):

@@ -1,5 +1,7 @@
 """The same data set, to the byte, whoever does which part of the work, however often, and whenever it is killed."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -10,7 +12,6 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager, suppress
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -276,7 +277,7 @@ def test_parts_that_do_not_exist_are_refused(corpus, tmp_path, part):
     assert not (tmp_path / "data").exists()
 
 
-# Killed while merging: the process ends before, or right after, one of its changes to the file system
+# Killed while merging: the process ends before one of its changes to the file system
 
 CHANGES = ("replace", "rename", "unlink", "rmdir", "mkdir")
 
@@ -286,23 +287,17 @@ class Killed(BaseException):
 
 
 @contextmanager
-def killed_at(monkeypatch, change, after=False, watch=lambda: None):
-    """End the process, as far as it can tell, at its change number `change`; `watch` sees every moment before."""
+def killed_at(monkeypatch, change):
+    """End the process, as far as it can tell, before its change number `change`."""
     count = 0
 
     def wrap(function):
         def change_once(*arguments, **options):
             nonlocal count
-            watch()
             count += 1
-            if count == change and not after:
-                raise Killed
-            if count > change:
+            if count >= change:
                 raise Killed  # what cleans up is not run by SIGKILL
-            result = function(*arguments, **options)
-            if count == change:
-                raise Killed
-            return result
+            return function(*arguments, **options)
 
         return change_once
 
@@ -332,8 +327,9 @@ def few_unbroken(few):
     return output
 
 
-def tree_without_remains(output):
-    return {name: digest for name, digest in tree(output).items() if not name.startswith(".prepare-")}
+def tree_without_lock(output):
+    """All there is; a merge killed as its very last change leaves its lock file, which is empty, to the next one."""
+    return {name: digest for name, digest in tree(output).items() if name != ".merge.lock"}
 
 
 def test_a_merge_killed_at_any_change_is_completed_by_doing_it_again(few, few_unbroken, tmp_path, monkeypatch):
@@ -343,7 +339,7 @@ def test_a_merge_killed_at_any_change_is_completed_by_doing_it_again(few, few_un
         change += 1
         output = tmp_path / f"data{change}"
         shutil.copytree(tmp_path / "ready", output)
-        with killed_at(monkeypatch, change, after=change % 2 == 0, watch=partial(check_whole, output)):
+        with killed_at(monkeypatch, change):
             try:
                 merge_units(plan(few, output), output)
                 ended = True
@@ -360,7 +356,7 @@ def test_a_merge_killed_at_any_change_is_completed_by_doing_it_again(few, few_un
             assert complete
             if "already holds a data set" not in str(error):
                 raise
-        assert tree_without_remains(output) == tree(few_unbroken)
+        assert tree_without_lock(output) == tree(few_unbroken)
     assert change > 20
 
 
@@ -374,7 +370,7 @@ def test_replacing_killed_at_any_change_never_describes_other_shards(few, few_un
         change += 1
         output = tmp_path / f"data{change}"
         shutil.copytree(ready, output)
-        with killed_at(monkeypatch, change, after=change % 2 == 0, watch=partial(check_whole, output)):
+        with killed_at(monkeypatch, change):
             try:
                 merge_units(plan(few, output), output, overwrite=True)
                 ended = True
@@ -387,6 +383,66 @@ def test_replacing_killed_at_any_change_never_describes_other_shards(few, few_un
         assert files(output) == ["dataset.json", "train", "validation"]
         check_whole(output)
     assert change > 20
+
+
+def merge_at_once(work, output, barrier, statuses):
+    barrier.wait()
+    try:
+        merge_units(work, output, workers=1, progress=False)
+        statuses.put("merged")
+    except UserError as error:
+        statuses.put(str(error))
+
+
+def test_of_two_merges_at_once_one_succeeds(few, few_unbroken, tmp_path):
+    work = plan(few, tmp_path / "data")
+    prepare_units(work, tmp_path / "ready", workers=1, progress=False)
+    context = multiprocessing.get_context("fork")
+    for trial in range(10):
+        output = tmp_path / f"data{trial}"
+        shutil.copytree(tmp_path / "ready", output)
+        barrier, statuses = context.Barrier(2), context.SimpleQueue()
+        merges = [context.Process(target=merge_at_once, args=(work, output, barrier, statuses)) for _ in range(2)]
+        for merge in merges:
+            merge.start()
+        said = sorted(statuses.get() for _ in merges)
+        for merge in merges:
+            merge.join()
+        assert said[1] == "merged"
+        assert said[0].startswith((f"another --merge is at work in {output}; wait", f"{output} already holds a data"))
+        assert tree(output) == tree(few_unbroken)
+        assert files(output) == files(few_unbroken)
+
+
+def test_a_merge_waits_for_nobody_and_a_file_system_without_locks_is_merged_on(
+    few, few_unbroken, tmp_path, monkeypatch
+):
+    output = tmp_path / "data"
+    work = plan(few, output)
+    prepare_units(work, output, workers=1, progress=False)
+    before = tree(output)
+    with open(output / ".merge.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another --merge is at work in .*, delete .*/\.merge\.lock$"):
+            merge_units(work, output, workers=1, progress=False)
+    assert tree_without_lock(output) == before
+
+    def without_locks(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", without_locks)
+    merge_units(work, output, workers=1, progress=False)
+    assert tree_without_lock(output) == tree(few_unbroken)
+
+
+def test_what_a_merge_killed_at_its_end_has_left_is_removed(few, few_unbroken, tmp_path):
+    for number, action in enumerate((prepare_units, merge_units)):
+        output = tmp_path / f"data{number}"
+        shutil.copytree(few_unbroken, output)
+        (output / ".prepare-0123.done" / "unit-000000").mkdir(parents=True)
+        with pytest.raises(UserError, match="already holds a data set"):
+            action(plan(few, output), output, progress=False)
+        assert files(output) == files(few_unbroken)
 
 
 def test_a_lost_shard_is_named(few, tmp_path):
@@ -463,7 +519,7 @@ def test_killed_again_and_again_no_document_is_lost_or_doubled(corpus, unbroken,
         prepare([corpus], output, seq_len=64, validation=0.3, workers=1, progress=False)
         arguments.append("--overwrite")
     kills = 0
-    for _ in range(15):
+    for _ in range(6):
         process = launchers.start(*arguments)
         kill_after(process, output, chance.randrange(4), chance.uniform(0, 0.02))
         status = launchers.wait()
@@ -475,19 +531,19 @@ def test_killed_again_and_again_no_document_is_lost_or_doubled(corpus, unbroken,
     launchers.start(*arguments)
     status = launchers.wait()
     assert status == 0 or "already holds a data set" in launchers.log.read_text(), launchers.log.read_text()
-    assert tree_without_remains(output) == tree(unbroken)
+    assert tree_without_lock(output) == tree(unbroken)
     assert count_documents(output) == count_documents(unbroken)
-    assert kills > 3  # 15 unless this machine is much too slow
+    assert kills > 2  # 6 unless this machine is much too slow
 
 
-def test_the_command_itself_killed_and_run_again(corpus, unbroken, tmp_path):
+def test_the_command_itself_goes_on_where_it_was_killed(corpus, unbroken, launchers, tmp_path):
     output = tmp_path / "data"
-    command = [sys.executable, LAUNCHER, "--input", corpus, "--output", output, *FLAGS, "--workers", "2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, env=environment, start_new_session=True)
-    kill_after(process.pid, output, 3, 0)
-    assert process.wait() == -signal.SIGKILL
+    arguments = ["--input", corpus, "--output", output, *FLAGS, "--workers", "2"]
+    kill_after(launchers.start(*arguments), output, 3, 0)
+    assert launchers.wait() == -signal.SIGKILL
     assert not (output / "dataset.json").exists()
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, LAUNCHER, *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     check_equal(output, unbroken)

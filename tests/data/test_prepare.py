@@ -30,6 +30,7 @@ from nar_scale.data.inputs import read_piece
 from nar_scale.errors import DataError, UserError
 
 from .corpora import count_documents, read_documents, read_split, tree, write_corpus
+from .shards import write_samples
 
 ROOT = Path(__file__).parents[2]
 
@@ -665,6 +666,19 @@ ERRORS = {
     "--input {0}/good.txt --inspect {0}": None,
     "--inspect {0}/nowhere": "nowhere",
     "--verify {0}/nowhere": "nowhere",
+    "--verify https://host/web": "https://host/web is remote; only what lies on a local path is verified",
+    "--index {0}/bad.tar": "bad.tar is truncated, damaged or not an uncompressed tar (bad checksum at byte 0); copy",
+    "--index {0}/cut.txt.gz": "cut.txt.gz is compressed",
+    "--index {0}/good.txt": "good.txt is truncated, damaged or not an uncompressed tar",
+    "--index {0}/nowhere": "no shard {0}/nowhere in .",
+    "--index {0}/d*": "no shard {0}/d* in .",
+    "--index {0} --workers 0": "workers is 0",
+    "--index {0} --output {0}/out": None,
+    "--inspect {0} --overwrite": None,
+    "--inspect {0} --cache-directory {0} --cache-gib nan": "a cache of nan GiB",
+    "--index {0} --cache-directory {0} --cache-gib inf": "a cache of inf GiB",
+    "--index {0} --cache-directory {0} --cache-gib 0": "a cache of 0.0 GiB",
+    "--index {0} --cache-directory {0} --cache-gib -1": "a cache of -1.0 GiB",
     "": None,
 }
 
@@ -696,9 +710,44 @@ def test_a_wrong_command_is_one_line_and_status_2(launcher, damaged, tmp_path, c
     assert status == 2
     assert printed.out == ""
     assert message.startswith("prepare: error: ")
-    assert (ERRORS[line] or "") in message
+    assert (ERRORS[line] or "").format(damaged) in message
     assert (usage == []) == (ERRORS[line] is not None)
     assert {name: digest for name, digest in tree(tmp_path).items() if "/.prepare-" not in name} == before
+
+
+def test_damaged_shards_do_not_keep_others_from_their_indices(launcher, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "x.tar"  # a folder, whatever its name
+    folder.mkdir()
+    for number in range(3):
+        write_samples(folder / f"{number}.tar", [np.arange(4)] * 3)
+    for number in (0, 1):
+        os.truncate(folder / f"{number}.tar", 2000)
+    monkeypatch.setattr("nar_scale.data.index.available_cores", None)  # all cores are not asked for
+    assert launcher.main(["--index", str(folder), "", str(folder / "2.tar"), "--workers", "1"]) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [
+        f"{folder}: 5 samples in 3 shards, 2 damaged",
+        f"{folder}/2.tar: 3 samples in 1 shards, all indexed",
+    ]
+    assert [line.partition(" is ")[0] for line in said.err.splitlines()] == [
+        f"prepare: error: shard {folder}/0.tar",
+        f"prepare: error: shard {folder}/1.tar",
+        "prepare: error: the name of a folder",
+    ]
+    assert (folder / "2.tar.index").exists()
+    monkeypatch.setattr(launcher, "MAX_FAULTS", 1)
+    assert launcher.main(["--index", str(folder), "--workers", "1"]) == 2
+    assert capsys.readouterr().err.splitlines()[1:] == ["prepare: error: 1 more are damaged or not there"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(launcher, tmp_path, capfd, monkeypatch):
+    write_samples(tmp_path / "a.tar", [np.arange(4)] * 3)
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert launcher.main(["--inspect", str(tmp_path)]) == 0
+    assert capfd.readouterr().err == ""
 
 
 def test_a_wrong_command_has_no_traceback(damaged, tmp_path):

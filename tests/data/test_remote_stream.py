@@ -135,8 +135,8 @@ def test_indices_are_built_before_training_asks_for_them(server, local, tmp_path
         "100 samples in 4 shards, all indexed",
     ]
     monkeypatch.setattr("nar_scale.data.index.make_shard_index", None)  # nothing is left to build
-    opened = DatasetIndex.open(local_shards, "*.tar", cache_directory=indices, progress=False)
-    remote = DatasetIndex.open(url, SHARDS, cache_directory=indices, cache=ShardCache(cache, 10**7), progress=False)
+    opened = DatasetIndex.open(local_shards, "*.tar", index_directory=indices, progress=False)
+    remote = DatasetIndex.open(url, SHARDS, index_directory=indices, cache=ShardCache(cache, 10**7), progress=False)
     assert opened.fingerprint == remote.fingerprint == local.fingerprint
     assert launch("--index", url, *options) == 2
     assert "web servers do not list their files; name the shards with braces" in capsys.readouterr().err

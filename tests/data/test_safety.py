@@ -350,7 +350,7 @@ def test_a_name_is_not_used_as_a_path(guarded, key, tar_format):
     shards, _ = guarded
     shard = write_tar(shards / "0.tar", [(f"{key}.tokens.npy", npy(SEQUENCE)), ("1.tokens.npy", b"bad")], tar_format)
     before = {path: os.stat(path).st_mtime_ns for path in (shards.parent, shards)}
-    index = open_shards(shards, cache_directory=shards / "indices")
+    index = open_shards(shards, index_directory=shards / "indices")
     batch = read_batch(index, skip_faults=True)
     names = [index.name(number) for number in range(index.num_samples)]
     is_sample = not key.startswith(("\0", "..\\"))  # such names have no key

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+from contextlib import nullcontext
 from itertools import islice
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from nar_scale.data import SampleFormat, SequentialStream, find_sequential_shards
+from nar_scale.data.sequential import _read_shard
 from nar_scale.errors import ConfigError, DataError
 
 from .shards import write_samples
@@ -110,3 +112,23 @@ def test_what_is_not_there_or_does_not_fit_is_refused(tmp_path):
         find_sequential_shards(str(tmp_path), "*.tar.gz")
     with pytest.raises(ConfigError, match="global batch size 8 is not a multiple"):
         stream(["x"], micro_batch_size=3)
+
+
+def test_a_command_may_begin_with_a_few_bytes(tmp_path):
+    compressed(tmp_path, [30])
+    whole = "shard-0.tar.gz"
+    size = (tmp_path / whole).stat().st_size
+    for name, length, fault in [("shard-0.tar", 10**6, None), (whole, size, None), (whole, size - 9, EOFError)]:
+        shard = tmp_path / name
+        command = f"pipe:head -c 1 {shard}; sleep 0.2; head -c {length} {shard} | tail -c +2"
+        with nullcontext() if fault is None else pytest.raises(fault):
+            assert [sample["__key__"] for sample in _read_shard(command)] == [f"{i:09d}" for i in range(30)]
+
+
+def test_the_command_of_a_stream_that_is_left_is_ended(tmp_path, monkeypatch):
+    compressed(tmp_path, [30])
+    monkeypatch.setattr("nar_scale.data.sequential.CLOSING_SECONDS", 0.1)
+    samples = _read_shard(f"pipe:cat {tmp_path}/shard-0.tar; sleep 3; touch {tmp_path}/waited_for")
+    assert next(samples)["__key__"] == "000000000"
+    samples.close()
+    assert not (tmp_path / "waited_for").exists()

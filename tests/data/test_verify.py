@@ -150,7 +150,7 @@ def test_indices_are_looked_for_in_both_places(tmp_path):
     write_info(tmp_path / "set")
     elsewhere = tmp_path / "indices"
     assert checked(tmp_path / "set").splits["train"].without_index == 2
-    DatasetIndex.open(tmp_path / "set", "train/*.tar", cache_directory=elsewhere, progress=False)
+    DatasetIndex.open(tmp_path / "set", "train/*.tar", index_directory=elsewhere, progress=False)
     assert checked(tmp_path / "set").splits["train"].without_index == 2
     assert checked(tmp_path / "set", index_directory=elsewhere).splits["train"].without_index == 0
     write_shards(tmp_path / "set", samples=[sample + 1 for sample in SAMPLES])
