@@ -451,7 +451,7 @@ def test_other_weights_in_the_past_are_refused(data: Data, alone: Alone) -> None
         message = alone.error(name)
         assert "has consumed" in message
         assert "samples of prose" in message
-        assert "data.curriculum from step 3 or later on" in message
+        assert "data.curriculum or a training.batch_size_warmup from step 3 or later on" in message
     assert "fingerprint" in alone.error("source gone")
     assert "the sources have different vocabularies: prose 270 of tokenizer.json, code 257 of byte" in alone.error(
         "other vocabulary"
