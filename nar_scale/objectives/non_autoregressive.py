@@ -247,18 +247,10 @@ class NonAutoregressiveWrapper(Denoiser):
         if prompt is None:
             prompt = torch.full((batch_size or 1, self.max_seq_len), self.mask_id, device=device)
         tokens = prompt.to(device).view(-1, prompt.shape[-1])
-        if tokens.shape[1] > self.max_seq_len:
-            raise ValueError(f"the prompt has {tokens.shape[1]} tokens, but max_seq_len is {self.max_seq_len}")
-        if guidance_scale != 1 and not self.conditional:
-            raise ValueError("guidance_scale needs a condition: num_classes or prefix_length")
-        if classes is not None:
-            self.check_classes(classes.view(-1).cpu(), len(tokens))
-            classes = classes.to(device).view(-1)
+        classes = None if classes is None else classes.to(device).view(-1)
+        documents = None if documents is None else documents.to(device).view(-1, documents.shape[-1])
+        self._check_generation(tokens, classes, documents, guidance_scale)
         if documents is not None:
-            if self.parts > 1:
-                raise ValueError("block diffusion generates one document a sequence; leave documents out")
-            documents = documents.to(device).view(-1, documents.shape[-1])
-            check_documents(documents, tokens, None)
             net_kwargs = self._within(documents, net_kwargs)
         noise = noise or Noise.draw(len(tokens), device)
 
@@ -287,6 +279,20 @@ class NonAutoregressiveWrapper(Denoiser):
         if single:
             result = Demasked(result.tokens[0], result.network_calls[0])
         return result if return_network_calls else result.tokens
+
+    def _check_generation(
+        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float
+    ) -> None:
+        if tokens.shape[1] > self.max_seq_len:
+            raise ValueError(f"the prompt has {tokens.shape[1]} tokens, but max_seq_len is {self.max_seq_len}")
+        if guidance_scale != 1 and not self.conditional:
+            raise ValueError("guidance_scale needs a condition: num_classes or prefix_length")
+        if classes is not None:
+            self.check_classes(classes.cpu(), len(tokens))
+        if documents is not None:
+            if self.parts > 1:
+                raise ValueError("block diffusion generates one document a sequence; leave documents out")
+            check_documents(documents, tokens, None)
 
     def _demask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Demasked:
         return demask(predict, tokens, **options)
