@@ -4,7 +4,7 @@ Ranks are killed with SIGKILL, one or all of them, at random instants and while 
 then a file of a checkpoint is truncated or deleted. In the end every step's loss must be that of the undisturbed run,
 to the last bit (fp32 on CPUs); after each kill the `latest` pointer must name a checkpoint that is whole.
 
-python benchmarks/chaos.py [--kills 50] [--ranks 2] [--steps 300] [--seed 0] [--asynchronous]
+python benchmarks/chaos.py [--kills 50] [--ranks 2] [--steps 600] [--seed 0] [--asynchronous]
 """
 
 from __future__ import annotations
@@ -132,13 +132,14 @@ def disturb(config: Path, run: Path, ranks: int, kills: int, seed: int, report: 
     chance = random.Random(seed)
     store = CheckpointStore(run / "checkpoints")
     while not report.finished:
-        before = store.steps()[-1] if store.steps() else 0
         job = Job(config, run, ranks, log)
         report.attempts += 1
+        killed = False
         if report.kills.total() < kills:
             when = chance.choice(("while starting", "between checkpoints", "while a checkpoint is written"))
             whom = chance.choice(("one rank", "all ranks"))
-            if _wait(job, run, store, when, chance, before):
+            killed = _wait(job, run, store, when, chance)
+            if killed:
                 victims = job.pids if whom == "all ranks" else [chance.choice(job.pids)]
                 job.kill(victims)
                 report.kills[f"{whom}, {when}"] += 1
@@ -150,15 +151,18 @@ def disturb(config: Path, run: Path, ranks: int, kills: int, seed: int, report: 
         report.finished = set(job.statuses.values()) == {0}
         report.damaged = {path for path in report.damaged if path.exists()}  # the rest has been set aside
         _check_pointer(store, report)
+        if not report.finished and not killed:
+            print(f"failed without being killed: {log.read_text()[-2000:]}", file=sys.stderr)
+            return
         if not report.finished and chance.random() < 0.25:
             _damage(store, chance, report)
 
 
-def _wait(job: Job, run: Path, store: CheckpointStore, when: str, chance: random.Random, before: int) -> bool:
+def _wait(job: Job, run: Path, store: CheckpointStore, when: str, chance: random.Random) -> bool:
     """Wait for the instant to kill; false if the run has ended before."""
     until = time.monotonic() + chance.uniform(0, 4)
-    after = time.monotonic() + chance.uniform(0, 3)
-    written = chance.randint(1, 3)
+    step = last_step(run) + chance.randint(1, 5)
+    written = chance.randint(1, 2)
     seen: set[Path] = set()
     while job.running():
         if when == "while starting" and time.monotonic() > until:
@@ -169,11 +173,8 @@ def _wait(job: Job, run: Path, store: CheckpointStore, when: str, chance: random
                 time.sleep(chance.uniform(0, 0.05))
                 return job.running()
             seen |= writing
-        if when == "between checkpoints":
-            if last_step(run) <= before:
-                after = time.monotonic() + chance.uniform(0, 3)
-            elif time.monotonic() > after:
-                return True
+        if when == "between checkpoints" and last_step(run) >= step:
+            return True
         time.sleep(0.002)
     return False
 
@@ -267,7 +268,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--asynchronous", action="store_true", help="write checkpoints beside the run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")

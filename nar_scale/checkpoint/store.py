@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -89,7 +90,7 @@ class CheckpointStore:
             write_atomically(writing / MANIFEST, json.dumps(records, indent=1).encode())
             sync_directory(writing)
             if path.exists():
-                shutil.rmtree(path)
+                set_aside(path)
             os.replace(writing, path)
             sync_directory(self.directory)
             write_atomically(self.directory / POINTER, f"{path.name}\n".encode())
@@ -142,7 +143,8 @@ class CheckpointStore:
         steps = self.steps()
         for step in steps[:-keep_last]:
             if step not in in_use and (not keep_every or step % keep_every):
-                shutil.rmtree(self.path(step), ignore_errors=True)
+                with suppress(OSError):
+                    set_aside(self.path(step))  # at once: a kill must not leave half of a checkpoint
         if steps:
             delete_set_aside(self.directory, steps[-1])
 

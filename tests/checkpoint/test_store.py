@@ -1,7 +1,9 @@
+import itertools
 import json
 import os
 import re
 import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -152,6 +154,44 @@ def test_retention(store, reports, keep_last, keep_every, kept):
     store.retain(keep_last, keep_every)
     assert store.steps() == kept
     assert store.newest_good(reports.append) == 7
+
+
+def killed_at_deletion(number, action):
+    """Do something in a process of its own that is killed where it deletes its n-th file; whether it came so far."""
+    pid = os.fork()
+    if pid == 0:
+        deletions = itertools.count(1)
+        unlink = os.unlink
+
+        def die_or_unlink(*arguments, **options):
+            if next(deletions) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            unlink(*arguments, **options)
+
+        os.unlink = die_or_unlink
+        action()
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("again", [None, 2])
+@pytest.mark.parametrize("keep_last", [1, 2, 3])
+def test_a_kill_leaves_no_half_of_a_checkpoint(store, keep_last, again, number):
+    for step in (1, 2, 3):
+        save(store, step)
+
+    def write_and_delete():
+        if again:
+            save(store, again)
+        store.retain(keep_last, None)
+
+    assert killed_at_deletion(number, write_and_delete) == (again is not None or keep_last < 3)
+    assert 3 in store.steps()
+    assert [find_damage(store.path(step)) for step in store.steps()] == [None] * len(store.steps())
+    save(store, 4)
+    store.retain(1, None)
+    assert (store.steps(), hidden(store)) == ([4], [])
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
