@@ -26,7 +26,6 @@ from pathlib import Path
 import yaml
 
 from nar_scale.checkpoint import CheckpointStore, TrainingState, find_damage
-from nar_scale.checkpoint.store import POINTER
 from nar_scale.data import prepare
 from nar_scale.training import launch
 from nar_scale.training.quiet import quieten_libraries
@@ -180,10 +179,10 @@ def _wait(job: Job, run: Path, store: CheckpointStore, when: str, chance: random
 
 
 def _check_pointer(store: CheckpointStore, report: Report) -> None:
-    pointer = store.directory / POINTER
-    if pointer.exists():
-        problem = find_damage(store.directory / pointer.read_text().strip())
-        if problem is not None and store.directory / pointer.read_text().strip() not in report.damaged:
+    if store.pointer.exists():
+        newest = store.directory / store.pointer.read_text().strip()
+        problem = find_damage(newest)
+        if problem is not None and newest not in report.damaged:
             report.bad_pointers += 1
             print(f"unloadable: {problem}", file=sys.stderr)
 

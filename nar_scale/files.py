@@ -3,6 +3,7 @@
 import errno
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -21,6 +22,21 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def create_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` unless it exists; of several processes at once one does, and none sees half of it.
+
+    Raises:
+        OSError: the directory is missing, full or not writable; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write_atomically(temporary, content)
+        with suppress(FileExistsError):
+            os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

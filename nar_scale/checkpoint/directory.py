@@ -51,10 +51,16 @@ def make_writing_directory(path: Path) -> Path:
     Raises:
         OSError: it cannot be made.
     """
+    delete_leftovers(path.parent, _ABANDONED_SECONDS)  # first, as they may fill the disk
     writing = path.with_name(f"{_WRITING}{path.name}-{uuid.uuid4().hex[:8]}")
     writing.mkdir(parents=True)
-    for leftover in path.parent.glob(f"{_WRITING}*"):
-        with suppress(FileNotFoundError):  # another process removes it, too
-            if time.time() - leftover.stat().st_mtime > _ABANDONED_SECONDS:
-                shutil.rmtree(leftover, ignore_errors=True)
     return writing
+
+
+def delete_leftovers(parent: Path, seconds: float = 0.0) -> None:
+    """Delete what was being written in a directory and has not been for so many seconds."""
+    for leftover in parent.glob(f"{_WRITING}*"):
+        with suppress(FileNotFoundError):  # another process removes it, too
+            last_written = max(path.stat().st_mtime for path in (leftover, *leftover.rglob("*")))
+            if time.time() - last_written >= seconds:
+                shutil.rmtree(leftover, ignore_errors=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import xxhash
 
-from nar_scale.checkpoint.directory import make_writing_directory
+from nar_scale.checkpoint.directory import delete_leftovers, make_writing_directory
 from nar_scale.errors import CheckpointError
 from nar_scale.files import remedy_for, sync_directory, write_atomically
 
@@ -44,6 +44,11 @@ class CheckpointStore:
     def path(self, step: int) -> Path:
         """Where the complete checkpoint of a step is."""
         return self.directory / f"step-{step:09d}"
+
+    @property
+    def pointer(self) -> Path:
+        """The file that names the newest checkpoint."""
+        return self.directory / POINTER
 
     def steps(self) -> list[int]:
         """Steps of the published checkpoints, ascending."""
@@ -93,7 +98,7 @@ class CheckpointStore:
                 set_aside(path)
             os.replace(writing, path)
             sync_directory(self.directory)
-            write_atomically(self.directory / POINTER, f"{path.name}\n".encode())
+            write_atomically(self.pointer, f"{path.name}\n".encode())
         except OSError as error:
             raise CheckpointError(
                 f"cannot publish the checkpoint {path}: {error.strerror}; "
@@ -127,10 +132,16 @@ class CheckpointStore:
             raise CheckpointError(f"no checkpoint in {self.directory} is good; newest: {damaged[0]}")
         return None
 
+    def clean_up(self, step: int) -> None:
+        """Delete what attempts that were killed have left behind, before a run goes on from `step`: it needs the space."""
+        delete_leftovers(self.directory)
+        delete_set_aside(self.directory, step)
+
     def supersede_after(self, step: int) -> None:
         """Hide the checkpoints of later steps, damaged or left behind by going back: a run goes on from `step`."""
-        if (self.directory / POINTER).exists():
-            write_atomically(self.directory / POINTER, f"{self.path(step).name}\n".encode())
+        name = f"{self.path(step).name}\n"
+        if self.pointer.exists() and self.pointer.read_text() != name:
+            write_atomically(self.pointer, name.encode())
         for later in self.steps():
             if later > step:
                 set_aside(self.path(later))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from nar_scale.checkpoint import LoadedModel, WeightKind, load_exported
 from nar_scale.errors import UserError
 from nar_scale.evaluation import encode_png, image_grid
-from nar_scale.files import write_atomically
+from nar_scale.files import create_atomically, write_atomically
 from nar_scale.generation.requests import Request, assign_classes
 from nar_scale.generation.sampling import Sample, SamplingOptions, generate_samples
 from nar_scale.objectives import NonAutoregressiveWrapper
@@ -77,7 +77,7 @@ def generate(
         "model": {"step": model.info.step, "steps": model.info.decode.steps, "schedule": model.info.decode.schedule},
         "sampling": options.as_dict(),
     }
-    _claim_output(output, manifest)
+    claim_output(output, manifest)
     paths = []
     own_parts = range(worker, -(-len(requests) // part_size), workers)
     for part in tqdm(own_parts, desc=f"worker {worker}/{workers}", unit="part", disable=None if progress else True):
@@ -102,13 +102,17 @@ def _draw(samples: Sequence[Sample], model: LoadedModel, path: Path) -> None:
         write_atomically(path, encode_png(image_grid(np.array(whole), shape, model.info.vocabulary_size)))
 
 
-def _claim_output(output: Path, manifest: dict[str, Any]) -> None:
-    """Record what this output directory is for; refuse one that is for something else."""
+def claim_output(output: Path, manifest: dict[str, Any]) -> None:
+    """Record what this output directory is for, as the first of several workers.
+
+    Raises:
+        UserError: it is for something else, or cannot be written.
+    """
     path = output / MANIFEST_FILE
     try:
         output.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            write_atomically(path, (json.dumps(manifest, indent=2) + "\n").encode())
+            create_atomically(path, (json.dumps(manifest, indent=2) + "\n").encode())
         found = json.loads(path.read_text())
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,9 +94,14 @@ def write_checkpoint(store: CheckpointStore, snapshot: Snapshot, world: World) -
         return dict(record_files(writing, names))
 
     records: dict[str, Any] = {}
-    for part in _together(world, store.directory, write):
-        records.update(part)
-    _together(world, store.directory, lambda: store.publish(writing, step, records) if world.is_main else None)
+    try:
+        for part in _together(world, store.directory, write):
+            records.update(part)
+        _together(world, store.directory, lambda: store.publish(writing, step, records) if world.is_main else None)
+    except CheckpointError:
+        if world.is_main:  # half of a checkpoint would keep a full disk full
+            shutil.rmtree(writing, ignore_errors=True)
+        raise
 
 
 def load_checkpoint(store: CheckpointStore, step: int, engine: Any, config: Config) -> TrainingState:

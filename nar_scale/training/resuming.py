@@ -60,7 +60,8 @@ def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[
     Raises:
         CheckpointError: there is none where one is asked for, none is good, or some are there that are not wanted.
     """
-    own_steps = world.broadcast(store.steps())  # a shared directory can look different to other nodes for a while
+    # a shared directory can look different to other nodes for a while
+    own_steps, pointer_exists = world.broadcast((store.steps(), store.pointer.exists()))
     if own_steps and int(os.environ.get("SLURM_RESTART_COUNT", 0)):
         resume = "auto"
     if resume == "never":
@@ -70,6 +71,10 @@ def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[
                 "them: remove them or set another training.run_directory"
             )
         return store, None
+    if resume == "auto" and pointer_exists and not own_steps:
+        raise CheckpointError(
+            f"{store.pointer} is there, but no checkpoint: restore them, or remove it to start from nothing"
+        )
     path = Path(resume)
     if resume == "auto" or (own_steps and path.parent.resolve() != store.directory.resolve()):
         return store, store.newest_good(

@@ -94,11 +94,14 @@ def _train(
     check_writable(store)
     data = open_training_data(config, world)
     source, step = find_checkpoint(store, resume, world)
+    own_step = step if source.directory.resolve() == store.directory.resolve() else None
+    if world.is_main:
+        store.clean_up(own_step or 0)
     engine, parameters = _build(config, world, data.sample_format.vocabulary_size)
     state = _start(config, world, engine, data, (source, step), init_from)
     saver = Saver(store, config, world, state.step)
-    if step is not None and source.directory.resolve() == store.directory.resolve():
-        saver.go_back(step)
+    if own_step is not None:
+        saver.go_back(own_step)
     monitor = None
     if world.is_main:
         print(_summary(config, world, parameters, data, state, directory), flush=True)

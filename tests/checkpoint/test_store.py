@@ -1,3 +1,4 @@
+import errno
 import itertools
 import json
 import os
@@ -71,6 +72,38 @@ def test_what_a_killed_attempt_left_behind_is_removed_in_time(store):
     store.prepare(2)
     assert young.exists()
     assert not old.exists()
+
+
+def test_what_is_being_written_for_long_is_no_leftover(store):
+    writing = store.prepare(1)
+    write(writing, b"abc")
+    os.utime(writing, times=(0, 0))  # which writing into an open file does not change
+    store.prepare(2)
+    assert writing.exists()
+
+
+def test_a_start_frees_what_killed_attempts_hold(store):
+    for step in (10, 20, 30):
+        save(store, step)
+    store.supersede_after(10)
+    store.prepare(20)
+    store.clean_up(20)
+    assert [path.name for path in store.directory.glob(".*")] == [".superseded-step-000000030"]
+    assert store.steps() == [10]
+
+
+def test_leftovers_are_removed_before_space_is_asked_for(store, monkeypatch):
+    old = store.prepare(1)
+    os.utime(old, times=(0, 0))
+    mkdir = Path.mkdir
+
+    def mkdir_on_a_full_disk(path, **options):
+        if old.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(path, **options)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir_on_a_full_disk)
+    assert store.prepare(2).is_dir()
 
 
 def test_a_checkpoint_can_be_written_again(store, reports):

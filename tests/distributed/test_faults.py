@@ -311,6 +311,7 @@ def test_a_disk_that_refuses_is_told_in_a_line(
     assert message in error
     assert f"{remedy}, or set another training.run_directory" in error
     assert launch.checkpoints(name).steps()[-1:] == ([] if saved is None else [saved])
+    assert not list(launch.checkpoints(name).directory.glob(".writing-*"))  # which would keep the disk full
     if saved is not None:
         assert launch.state(name).step == saved
 

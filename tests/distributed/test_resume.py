@@ -1,6 +1,7 @@
 """Signalled, killed and damaged runs go on as if nothing had happened."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -97,6 +98,12 @@ def test_damaged_newest_checkpoint_is_passed_over(config: Path, tmp_path: Path) 
     )
     for (_, output), steps in zip(outputs, ("4 of 5", "5 of 6", "5 of 6", "6 of 7"), strict=True):
         assert f"resuming at step {steps}" in output
+
+    for step in store.steps():
+        shutil.rmtree(store.path(step))
+    ((status, output),) = jobs.run_forked(tmp_path, (config, ["training.steps=7", *every_four], "auto"))
+    assert status == 2
+    assert f"train: error: {store.pointer} is there, but no checkpoint" in output
 
 
 def test_other_data_than_the_checkpoint_has_seen_is_refused(config: Path, tmp_path: Path) -> None:

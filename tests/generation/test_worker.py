@@ -4,7 +4,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -13,6 +15,7 @@ from nar_scale.data import ByteTokenizer
 from nar_scale.errors import UserError
 from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
 from nar_scale.generation.requests import fill_gaps
+from nar_scale.generation.worker import claim_output
 
 SCRIPT = Path(__file__).parents[2] / "launcher" / "generate.py"
 
@@ -56,6 +59,24 @@ def test_finished_parts_are_kept_and_missing_ones_made_again(checkpoints, tmp_pa
     run(checkpoints[KINDS[0]], tmp_path, requests, part_size=2)
     assert [path.read_text() for path in paths] == before
     assert paths[0].stat().st_mtime_ns == kept
+
+
+def test_of_two_workers_that_want_other_samples_at_once_one_is_refused(tmp_path):
+    def claim(output, seed, barrier):
+        barrier.wait(10)
+        try:
+            claim_output(output, {"sampling": {"seed": seed}})
+        except UserError as refused:
+            return str(refused)
+        return None
+
+    with ThreadPoolExecutor(2) as pool:
+        for number in range(40):
+            output, barrier = tmp_path / str(number), Barrier(2)
+            claims = [pool.submit(claim, output, seed, barrier) for seed in (0, 1)]
+            (refused,) = [claim.result() for claim in claims if claim.result() is not None]
+            assert "another sampling" in refused
+            assert [path.name for path in output.iterdir()] == ["generation.json"]
 
 
 def test_other_options_or_requests_are_refused(checkpoints, tmp_path):
