@@ -133,7 +133,7 @@ class CheckpointStore:
         return None
 
     def clean_up(self, step: int) -> None:
-        """Delete what attempts that were killed have left behind, before a run goes on from `step`: it needs the space."""
+        """Delete what killed attempts have left behind, before a run goes on from `step`: it needs the space."""
         delete_leftovers(self.directory)
         delete_set_aside(self.directory, step)
 

@@ -15,7 +15,7 @@ pytest.importorskip("aiohttp")
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(remote, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(remote, "TIMEOUT", 0.5)
+    monkeypatch.setattr(remote, "TIMEOUT", 2.0)
     with ObjectServer() as server:
         yield server
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -40,9 +41,12 @@ def write_config(path: Path, data: Path, **sections: Mapping[str, object]) -> Pa
 
 
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port to listen at later: none of those that the system gives to whoever asks for any, meanwhile."""
+    while True:
+        port = 10_000 + secrets.randbelow(10_000)
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            return port
 
 
 def deepspeed_command(ranks: int, script: Path, *arguments: str) -> list[str]:
