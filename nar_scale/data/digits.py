@@ -1,16 +1,17 @@
 """The handwritten digits that scikit-learn ships, as a data set of images with classes."""
 
+import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from nar_scale.data.info import TOKENS_FIELD, DatasetInfo, SplitInfo
 from nar_scale.data.joining import WrittenShard
-from nar_scale.data.publish import SPLITS, publish, refuse_existing_shards
+from nar_scale.data.publish import SPLITS, alone, publish, refuse_existing_shards
 from nar_scale.data.sample import Sample
 from nar_scale.data.shard_index import index_path, make_shard_index
 from nar_scale.data.shard_writer import write_shard
+from nar_scale.data.staging import remove_done, staging_directory
 from nar_scale.errors import DataError, UserError
 
 GREY_LEVELS = 17
@@ -35,27 +36,29 @@ def prepare_digits(output: Path, overwrite: bool = False) -> DatasetInfo:
         DataError: the output cannot be written.
     """
     images, digits = _load_digits()
-    output = Path(output)
-    if not overwrite:
-        refuse_existing_shards(output)
+    staging = staging_directory(Path(output), "digits")
     try:
-        output.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=output, prefix=".prepare-") as staging:
-            return _write(images, digits, Path(staging), output)
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        with alone(staging.parent):
+            remove_done(staging.parent)
+            refuse_existing_shards(staging, overwrite)
+            return _write(images, digits, staging)
     except OSError as error:
         raise DataError(f"cannot write {output}: {error.strerror}; choose a writable directory") from error
 
 
-def _write(images: np.ndarray, digits: np.ndarray, staging: Path, output: Path) -> DatasetInfo:
+def _write(images: np.ndarray, digits: np.ndarray, staging: Path) -> DatasetInfo:
+    written = staging / "shards"
+    shutil.rmtree(written, ignore_errors=True)  # what a killed run has left
     splits, shards = {}, {}
     for first, split in enumerate(SPLITS):
         rows = range(first, len(images), len(SPLITS))
-        (staging / split).mkdir()
-        shard = staging / split / "shard-000000.tar"
+        (written / split).mkdir(parents=True)
+        shard = written / split / "shard-000000.tar"
         write_shard(shard, ((f"{number:09d}", Sample(images[row], digits[row])) for number, row in enumerate(rows)))
         splits[split] = SplitInfo(len(rows), len(rows), len(rows) * images.shape[1], bytes=0, shards=1)
-        make_shard_index(str(shard), index_path(str(shard), None))
-        shards[split] = [WrittenShard(shard, shard.stat().st_size, len(rows))]
+        index = make_shard_index(str(shard), index_path(str(shard), None))
+        shards[split] = [WrittenShard(shard, index.stamp.digest, len(rows))]
     info = DatasetInfo(
         tokenizer=None,
         vocabulary_size=GREY_LEVELS,
@@ -66,7 +69,7 @@ def _write(images: np.ndarray, digits: np.ndarray, staging: Path, output: Path) 
         skipped={},
         num_classes=NUM_CLASSES,
     )
-    publish(output, shards, info, tokenizer=None)
+    publish(staging, shards, info, tokenizer=None)
     return info
 
 

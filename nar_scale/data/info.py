@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from nar_scale.data.remote import is_remote, read_small
+from nar_scale.data.staging import refuse_half_published
 from nar_scale.errors import DataError
 from nar_scale.files import write_atomically
 
@@ -76,14 +77,18 @@ class DatasetInfo:
         """Read `dataset.json` from a local or remote directory, if there is one.
 
         Raises:
-            DataError: there is no such local directory, or the file is damaged.
+            DataError: there is no such local directory, it is one that `prepare.py` has not finished, or the file is
+                damaged.
         """
         if is_remote(directory):
             path = f"{directory.rstrip('/')}/{INFO_FILE}"
             content = read_small(path, storage_options, MAX_INFO_BYTES)
             return None if content is None else cls._parse(content.decode("utf-8", errors="replace"), path)
         check_directory(directory)
-        return cls.load(directory) if (Path(directory) / INFO_FILE).exists() else None
+        if (Path(directory) / INFO_FILE).exists():
+            return cls.load(directory)
+        refuse_half_published(Path(directory))
+        return None
 
     @staticmethod
     def fetch(directory: str, name: str, storage_options: Mapping[str, Any], cache_directory: str | None) -> str:
@@ -115,6 +120,7 @@ class DatasetInfo:
         try:
             return cls._parse(path.read_text(encoding="utf-8"), str(path))
         except OSError as error:
+            refuse_half_published(Path(directory))
             raise DataError(
                 f"cannot read {path}: {error.strerror}; make the data set with launcher/prepare.py"
             ) from error

@@ -9,7 +9,7 @@ from tarfile import BLOCKSIZE, RECORDSIZE
 from typing import BinaryIO, NamedTuple
 
 from nar_scale.data.parallel import ordered_map, progress_bar
-from nar_scale.data.shard_index import index_path, make_shard_index
+from nar_scale.data.shard_index import index_path, load_shard_index, make_shard_index
 from nar_scale.data.tar_headers import TarDamage, tar_members
 from nar_scale.errors import DataError
 
@@ -17,10 +17,10 @@ SHARD_NAME = "shard-{:06d}.tar"
 
 
 class WrittenShard(NamedTuple):
-    """A shard on its way into place: where it is, its size in bytes, and its samples."""
+    """A shard on its way into place: where it is, the digest of its bytes, and its samples."""
 
     path: Path
-    size: int
+    digest: str
     samples: int
 
 
@@ -53,19 +53,25 @@ def join_small_shards(
     places = [directory / SHARD_NAME.format(number) for number in range(len(groups))]
     tasks = [(place, group) for place, group in zip(places, groups) if len(group) > 1]
     with progress_bar("merge", len(tasks), "shard", progress) as bar:
-        for _ in ordered_map(_join, tasks, max(min(workers, len(tasks)), 1)):
+        joined = []
+        for shard in ordered_map(_join, tasks, max(min(workers, len(tasks)), 1)):
+            joined.append(shard)
             bar.update(1)
-    return [
-        WrittenShard(place, place.stat().st_size, sum(shard.samples for shard in group)) if len(group) > 1 else group[0]
-        for place, group in zip(places, groups)
-    ]
+    following = iter(joined)
+    return [next(following) if len(group) > 1 else group[0] for group in groups]
 
 
-def _join(task: tuple[Path, list[WrittenShard]]) -> None:
+def _join(task: tuple[Path, list[WrittenShard]]) -> WrittenShard:
     place, shards = task
-    index = index_path(str(place), None)
-    if place.exists() and index.exists():
-        return
+    path = index_path(str(place), None)
+    index = load_shard_index(str(place), path) if place.exists() else None
+    if index is None:
+        _write_joined(place, shards)
+        index = make_shard_index(str(place), path)
+    return WrittenShard(place, index.stamp.digest, sum(shard.samples for shard in shards))
+
+
+def _write_joined(place: Path, shards: list[WrittenShard]) -> None:
     place.parent.mkdir(parents=True, exist_ok=True)
     unfinished = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     try:
@@ -79,7 +85,6 @@ def _join(task: tuple[Path, list[WrittenShard]]) -> None:
         os.replace(unfinished, place)
     finally:
         unfinished.unlink(missing_ok=True)
-    make_shard_index(str(place), index)
 
 
 def _append_members(shard: Path, joined: BinaryIO) -> None:

@@ -1,10 +1,13 @@
 """Locks between processes, by `flock`: the kernel takes them back when a process ends, however it ends."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # from file systems mounted without them
 
 
 @contextmanager
@@ -30,6 +33,18 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
             with suppress(OSError):
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+
+@contextmanager
+def locked_if_possible(path: Path, wait: bool = True) -> Iterator[None]:
+    """Do as `locked` does, or nothing on a file system without locks."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path, wait))
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
+        yield
 
 
 def _open(path: Path) -> int:

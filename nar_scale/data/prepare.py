@@ -1,10 +1,8 @@
 """Turning a corpus into a data set of WebDataset shards, on one machine or many."""
 
-import errno
-import shutil
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,19 +11,14 @@ from nar_scale.data.info import DOCUMENTS_FIELD, TOKENS_FIELD, DatasetInfo, Spli
 from nar_scale.data.input_formats import DEFAULT_TEXT_FIELD
 from nar_scale.data.inputs import is_token_file
 from nar_scale.data.joining import WrittenShard, join_small_shards
-from nar_scale.data.locks import locked
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
 from nar_scale.data.plan import Plan, Recipe, make_plan
-from nar_scale.data.publish import SPLITS, publish, refuse_existing_shards
+from nar_scale.data.publish import SPLITS, alone, publish, refuse_existing_shards
+from nar_scale.data.staging import discard, remove_done, staging_directory
 from nar_scale.data.tokenizer import ByteTokenizer, load_tokenizer
-from nar_scale.data.unit import UnitRecord, prepare_unit, unit_directory
+from nar_scale.data.unit import UnitRecord, prepare_unit, remove_leftovers, unit_directory
 from nar_scale.errors import DataError, UserError
 
-STAGING = ".prepare-"
-DONE = ".done"  # at the end of the name of a directory of units: its shards are in place
-MERGE_LOCK = ".merge.lock"
-WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # from file systems mounted without them
-PUBLISHING = "publishing"  # in the directory of units: shards are on their way into place
 MIN_UNIT_BYTES = 1 << 22
 UNITS_IN_MESSAGES = 10
 
@@ -67,7 +60,7 @@ def prepare(
         prepare_units(plan, output, workers=workers, overwrite=overwrite, progress=progress)
         return merge_units(plan, output, workers, overwrite, progress)
     except EmptySplit:
-        shutil.rmtree(_staging(plan, output))  # to go on from here would end in the same way
+        discard(_staging(plan, output))  # to go on from here would end in the same way
         raise
     finally:
         _remove_if_empty(_staging(plan, output))
@@ -180,10 +173,11 @@ def prepare_units(
         raise UserError(f"part is {part[0]}/{part[1]}; give I/N with I from 1 to N")
     units = plan.part(*part)
     staging = _staging(plan, output)
-    _remove_done(staging)
-    _refuse_others(staging, overwrite)
+    remove_done(staging.parent)
+    refuse_existing_shards(staging, overwrite)
     try:
         staging.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(staging)
         tasks = [(unit, plan.recipe, staging) for unit in units]
         workers = min(available_cores() if workers is None else workers, max(len(units), 1))
         with progress_bar("prepare", sum(unit.size for unit in units), "B", progress) as bar:
@@ -218,35 +212,17 @@ def merge_units(
         DataError: units are missing, a split is empty, or the output cannot be written.
     """
     try:
-        with _alone(Path(output)):
+        with alone(Path(output)):
             return _merge(plan, _staging(plan, output), workers, overwrite, progress)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
 
 
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Keep other merges out of a directory; two at once would take the shards of each other away."""
-    with ExitStack() as stack:
-        try:
-            if output.is_dir():  # else there is nothing to merge, which is told
-                stack.enter_context(locked(output / MERGE_LOCK, wait=False))
-        except BlockingIOError:
-            raise UserError(
-                f"another --merge is at work in {output}; wait for it to end, or if it was on a machine that is gone, "
-                f"delete {output / MERGE_LOCK}"
-            ) from None
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-        yield
-
-
 def _merge(plan: Plan, staging: Path, workers: int | None, overwrite: bool, progress: bool) -> DatasetInfo:
     output = staging.parent
-    _remove_done(staging)
-    _refuse_others(staging, overwrite)
+    remove_done(output)
+    refuse_existing_shards(staging, overwrite)
     records = {unit.number: UnitRecord.load(unit_directory(staging, unit.number)) for unit in plan.units}
     missing = [str(number + 1) for number, record in records.items() if record is None]
     if missing:
@@ -269,20 +245,16 @@ def _merge(plan: Plan, staging: Path, workers: int | None, overwrite: bool, prog
         )
         shards["validation"] = few
         info.splits["validation"] = replace(info.splits["validation"], shards=len(few))
-    _remove_others(staging)
-    (staging / PUBLISHING).touch()
-    publish(output, shards, info, tokenizer)
-    staging.rename(staging.with_name(staging.name + DONE))
-    _remove_done(staging)
+    publish(staging, shards, info, tokenizer)
     return info
 
 
 def _written_shards(plan: Plan, staging: Path, records: dict[int, UnitRecord], split: str) -> list[WrittenShard]:
     most = plan.recipe.samples_per_shard
     return [
-        WrittenShard(unit_directory(staging, number) / split / name, size, min(most, parts.samples - place * most))
+        WrittenShard(unit_directory(staging, number) / split / name, digest, min(most, parts.samples - place * most))
         for number, parts in ((number, record.splits[split]) for number, record in records.items())
-        for place, (name, size, _) in enumerate(parts.shards)
+        for place, (name, _, digest) in enumerate(parts.shards)
     ]
 
 
@@ -302,25 +274,7 @@ def _check_range(name: str, value: int, least: int) -> None:
 
 
 def _staging(plan: Plan, output: Path) -> Path:
-    return Path(output) / f"{STAGING}{plan.fingerprint}"
-
-
-def _refuse_others(staging: Path, overwrite: bool) -> None:
-    """Protect a data set from being overwritten, unless it is this one, on its way."""
-    if not overwrite and not (staging / PUBLISHING).exists():
-        refuse_existing_shards(staging.parent)
-
-
-def _remove_done(staging: Path) -> None:
-    for done_with in staging.parent.glob(f"{STAGING}*{DONE}"):
-        shutil.rmtree(done_with, ignore_errors=True)
-
-
-def _remove_others(staging: Path) -> None:
-    """Remove what runs with other settings have left: their records would not tell that their shards are replaced."""
-    for leftover in staging.parent.glob(f"{STAGING}*"):
-        if leftover != staging:
-            shutil.rmtree(leftover, ignore_errors=True)
+    return staging_directory(Path(output), plan.fingerprint)
 
 
 def _remove_if_empty(staging: Path) -> None:

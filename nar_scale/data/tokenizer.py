@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nar_scale.errors import DataError, UserError
+from nar_scale.files import write_atomically
 
 END_TOKEN_NAMES = ("<|endoftext|>", "</s>", "[SEP]", "<eos>")
 END_TOKEN_TEXT = "\n<|end|>\n"
@@ -102,7 +103,7 @@ class HuggingFaceTokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Copy the `tokenizer.json` it was read from, byte for byte, into the directory."""
-        (Path(directory) / TOKENIZER_FILE).write_bytes(self._text)
+        write_atomically(Path(directory) / TOKENIZER_FILE, self._text)
 
 
 def load_tokenizer(spec: str | Path, directory: str | Path = ".") -> Tokenizer:

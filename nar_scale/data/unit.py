@@ -6,6 +6,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
@@ -15,6 +16,7 @@ import numpy as np
 
 from nar_scale.data.input_formats import Skip, Source
 from nar_scale.data.inputs import read_piece
+from nar_scale.data.locks import locked, locked_if_possible
 from nar_scale.data.packing import Packer
 from nar_scale.data.plan import Recipe, Unit
 from nar_scale.data.sample import Sample
@@ -26,6 +28,7 @@ from nar_scale.files import sync_directory
 
 RECORD_FILE = "record.json"
 UNIT_SHARD_NAME = "shard-{:04d}.tar"
+LOCK_SUFFIX = ".lock"
 KEY = "{unit:06d}-{number:07d}"
 
 
@@ -86,23 +89,41 @@ def prepare_unit(task: tuple[Unit, Recipe, Path]) -> UnitRecord:
     record = UnitRecord.load(target)
     if record is not None:
         return record
-    working = staging / f".unit-{unit.number:06d}-{uuid.uuid4().hex[:8]}"
-    working.mkdir()
-    try:
-        record = _pack(unit, recipe, working)
-        with open(working / RECORD_FILE, "w") as file:
+    with _working_directory(staging, unit.number) as working:
+        packed = working / "packed"
+        packed.mkdir()
+        record = _pack(unit, recipe, packed)
+        with open(packed / RECORD_FILE, "w") as file:
             json.dump(asdict(record), file)
             file.flush()
             os.fsync(file.fileno())
+        if target.exists() and UnitRecord.load(target) is None:
+            os.rename(target, working / "incomplete")  # somebody has deleted a part of it
         try:
-            os.rename(working, target)
+            os.rename(packed, target)
         except OSError:
             if UnitRecord.load(target) is None:
                 raise
         sync_directory(staging)
-    finally:
-        shutil.rmtree(working, ignore_errors=True)
     return record
+
+
+def remove_leftovers(staging: Path) -> None:
+    """Remove what processes of this node were writing when they were killed; the locks of others may not be seen."""
+    for lock in staging.glob(f".unit-*-{os.uname().nodename}-*{LOCK_SUFFIX}"):
+        with suppress(OSError), locked(lock, wait=False):
+            shutil.rmtree(lock.with_name(lock.name.removesuffix(LOCK_SUFFIX)), ignore_errors=True)
+
+
+@contextmanager
+def _working_directory(staging: Path, number: int) -> Iterator[Path]:
+    working = staging / f".unit-{number:06d}-{os.uname().nodename}-{uuid.uuid4().hex[:8]}"
+    with locked_if_possible(working.with_name(working.name + LOCK_SUFFIX)):
+        working.mkdir()
+        try:
+            yield working
+        finally:
+            shutil.rmtree(working, ignore_errors=True)
 
 
 def _pack(unit: Unit, recipe: Recipe, directory: Path) -> UnitRecord:

@@ -1,6 +1,7 @@
 """The digits as shards: all of them, once, in two halves."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from sklearn.datasets import load_digits
 from nar_scale.data import DatasetIndex, DatasetInfo, prepare_digits
 from nar_scale.data.npy import decode_npy
 from nar_scale.errors import UserError
+
+from .corpora import check_whole
+from .killing import killed_before
 
 
 def test_the_halves_are_the_alternate_digits(tmp_path):
@@ -37,6 +41,16 @@ def test_digits_are_overwritten_on_demand_alone(tmp_path):
     prepare_digits(tmp_path, overwrite=True)
     assert shard.read_bytes() == before
     assert DatasetIndex.open(tmp_path, "train/*.tar", ["cls"], progress=False).num_samples == 899
+
+
+@pytest.mark.parametrize("moved", [0, 1, 2])
+def test_killed_on_the_way_into_place_the_same_command_goes_on(tmp_path, moved):
+    indexed = 2  # shards, each by one rename
+    assert killed_before(indexed + 2 * moved + 1, partial(prepare_digits, tmp_path), ["replace"])
+    info = prepare_digits(tmp_path)
+    check_whole(tmp_path)
+    assert info == DatasetInfo.load(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset.json", "train", "validation"]
 
 
 def test_without_scikit_learn_it_says_what_to_install(tmp_path, monkeypatch):

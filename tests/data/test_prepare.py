@@ -9,6 +9,8 @@ import io
 import json
 import os
 import re
+import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -540,6 +542,26 @@ def test_the_tokenizer_of_a_data_set_that_is_replaced_survives_a_kill(tmp_path, 
             made(tmp_path / "a.txt", tmp_path / "data", tokenizer=own, seq_len=4, overwrite=True)
     made(tmp_path / "a.txt", tmp_path / "data", tokenizer=own, seq_len=4, overwrite=True)
     assert decoded(tmp_path / "data") == "abc\n<|end|>\n"
+
+
+def test_a_tokenizer_that_is_saved_over_itself_survives_a_kill(tmp_path):
+    path = Path(write_tokenizer(tmp_path / "tokenizer.json"))
+    before = path.read_bytes()
+    process = os.fork()
+    if process == 0:
+        try:
+            tokenizer = load_tokenizer(path)
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # dies in the middle of writing
+            tokenizer.save(tmp_path)
+        finally:
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGXFSZ
+    assert path.read_bytes() == before
+    (tmp_path / "a.txt").write_text("abc")
+    made(tmp_path / "a.txt", tmp_path, tokenizer=str(path))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "dataset.json", "tokenizer.json", "train"]
 
 
 # The command

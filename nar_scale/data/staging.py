@@ -1,0 +1,53 @@
+"""The hidden directories beside a data set in which it is made, and what a kill may leave of them."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+from nar_scale.errors import DataError
+
+STAGING = ".prepare-"
+DONE = ".done"  # at the end of the name of a directory that may be deleted
+PUBLISHING = "publishing"  # in such a directory: its shards are on their way into place
+
+
+def staging_directory(output: Path, name: str) -> Path:
+    """Return where the shards of a data set are made; the name tells apart what is made of other inputs."""
+    return output / f"{STAGING}{name}"
+
+
+def refuse_half_published(output: Path) -> None:
+    """Protect from taking shards, of which some are old and some are new, for a data set.
+
+    Raises:
+        DataError: shards are on their way into place.
+    """
+    if any(mark.parent.suffix != DONE for mark in output.glob(f"{STAGING}*/{PUBLISHING}")):
+        raise DataError(
+            f"data set {output} is being put into place by prepare.py, or was when that was killed; run the same "
+            "launcher/prepare.py command again"
+        )
+
+
+def discard(staging: Path) -> None:
+    """Remove a directory, hidden by one rename first: a run that goes on must not find the half of it.
+
+    Raises:
+        OSError: it is not there, or cannot be renamed.
+    """
+    staging.rename(staging.with_name(staging.name + DONE))
+    remove_done(staging.parent)
+
+
+def discard_others(staging: Path) -> None:
+    """Remove what runs with other settings have left: their records would not tell that their shards are replaced."""
+    for leftover in staging.parent.glob(f"{STAGING}*"):
+        if leftover != staging and leftover.suffix != DONE:
+            with suppress(FileNotFoundError):  # whoever made it has removed it
+                discard(leftover)
+
+
+def remove_done(output: Path) -> None:
+    """Remove what was being deleted when a process was killed."""
+    for done_with in output.glob(f"{STAGING}*{DONE}"):
+        shutil.rmtree(done_with, ignore_errors=True)
