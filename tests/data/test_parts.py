@@ -593,28 +593,35 @@ def kill_after(process, output, steps, seconds):
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_killed_again_and_again_no_document_is_lost_or_doubled(corpus, unbroken, launchers, tmp_path, overwrite):
-    output = tmp_path / "data"
     chance = random.Random(int(overwrite))
-    arguments = ["--input", corpus, "--output", output, *FLAGS, "--workers", "2"]
-    if overwrite:
-        prepare([corpus], output, seq_len=64, validation=0.3, workers=1, progress=False)
-        arguments.append("--overwrite")
-    kills = 0
-    for _ in range(6):
+    for attempt in range(5):  # it may be done before it is killed three times, on a machine that stalls
+        output = tmp_path / f"data{attempt}"
+        arguments = ["--input", corpus, "--output", output, *FLAGS, "--workers", "2"]
+        if overwrite:
+            prepare([corpus], output, seq_len=64, validation=0.3, workers=1, progress=False)
+            arguments.append("--overwrite")
+        kills = kill_again_and_again(launchers, output, arguments, chance)
+        launchers.start(*arguments)
+        status = launchers.wait()
+        assert status == 0 or "already holds a data set" in launchers.log.read_text(), launchers.log.read_text()
+        assert tree_without_lock(output) == tree(unbroken)
+        assert count_documents(output) == count_documents(unbroken)
+        if kills > 2:
+            break
+    assert kills > 2  # 6 unless this machine is much too slow
+
+
+def kill_again_and_again(launchers, output, arguments, chance):
+    """How often the same command was killed, of up to 6 times, before it was done."""
+    for kills in range(6):
         process = launchers.start(*arguments)
         kill_after(process, output, chance.randrange(4), chance.uniform(0, 0.02))
         status = launchers.wait()
         check_whole(output)
         if status == 0:
-            break
+            return kills
         assert status in (-signal.SIGKILL, 2), launchers.log.read_text()
-        kills += 1
-    launchers.start(*arguments)
-    status = launchers.wait()
-    assert status == 0 or "already holds a data set" in launchers.log.read_text(), launchers.log.read_text()
-    assert tree_without_lock(output) == tree(unbroken)
-    assert count_documents(output) == count_documents(unbroken)
-    assert kills  # 6 unless the kills come too late on a machine that stalls
+    return 6
 
 
 def test_the_command_itself_goes_on_where_it_was_killed(corpus, unbroken, launchers, tmp_path):

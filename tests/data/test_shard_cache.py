@@ -123,11 +123,9 @@ def test_recovers(server, cache, fault, sized):
     url = server.put("/a.tar", data)
     server.fail("/a.tar", fault, fault)
     if fault in SILENCE:
-        cache.timeout = 0.5
+        cache.timeout = 2
     assert read(cache, url, *([SIZE, digest(data)] if sized else [])) == data
-    assert server.gets["/a.tar"] == 3 or (
-        fault in SILENCE and server.gets["/a.tar"] > 3
-    )  # on a machine that stalls, too
+    assert server.gets["/a.tar"] == 3
     assert names(cache) == ["a.tar"]
 
 
