@@ -27,8 +27,8 @@ import yaml
 
 from nar_scale.checkpoint import CheckpointStore, TrainingState, find_damage
 from nar_scale.data import prepare
+from nar_scale.logging_setup import quieten_libraries
 from nar_scale.training import launch
-from nar_scale.training.quiet import quieten_libraries
 
 SOURCE = Path(__file__).parents[1] / "nar_scale"
 SECONDS_TO_END = 5.0

@@ -28,12 +28,12 @@ import yaml
 from nar_scale.checkpoint import CheckpointStore, TrainingState
 from nar_scale.config import load_config
 from nar_scale.data import Batch
+from nar_scale.logging_setup import quieten_libraries
 from nar_scale.objectives import build_wrapper
 from nar_scale.training import connect
+from nar_scale.training.callbacks.checkpointer import Saver
 from nar_scale.training.distributed import World
-from nar_scale.training.engine import build_engine
-from nar_scale.training.quiet import quieten_libraries
-from nar_scale.training.saving import Saver
+from nar_scale.training.engine.build import build_engine
 
 ROUNDS = 3
 VOCABULARY = 32_000

@@ -22,11 +22,11 @@ import torch
 
 from nar_scale.config import Config, resolve_deepspeed_config, validate_config
 from nar_scale.data import Batch, prepare
+from nar_scale.logging_setup import quieten_libraries
 from nar_scale.objectives import build_wrapper
 from nar_scale.training import World, connect, disconnect, train
-from nar_scale.training.engine import sharded_from_birth
-from nar_scale.training.optimizer import build_optimizer
-from nar_scale.training.quiet import quieten_libraries
+from nar_scale.training.engine.build import sharded_from_birth
+from nar_scale.training.optimizers.build import build_optimizer
 from nar_scale.training.trainer import Trainer
 
 SOURCE = Path(__file__).parents[1] / "nar_scale"

@@ -9,7 +9,7 @@ from typing import get_args
 
 from nar_scale.checkpoint import WeightKind, load_exported
 from nar_scale.errors import ConfigError, UserError
-from nar_scale.exchange import export_llama, export_x_transformers
+from nar_scale.interop import export_llama, export_x_transformers
 
 
 def main(arguments: list[str] | None = None) -> int:

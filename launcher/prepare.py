@@ -17,12 +17,12 @@ from nar_scale.data import (
     merge_units,
     plan_dataset,
     prepare,
-    prepare_digits,
     prepare_units,
     train_tokenizer,
     verify,
 )
 from nar_scale.errors import DataError, UserError
+from nar_scale.examples.digits import prepare_digits
 
 MAX_FAULTS = 20  # lines about damaged shards
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nar_scale"
-BASEMENT = {"errors", "files"}
+BASEMENT = {"errors", "files", "logging_setup"}
 FLOORS = [
     {"config", "data", "masking", "model"},
     {"decoding"},
     {"objectives"},
-    {"evaluation", "checkpoint", "planning"},
-    {"training", "generation", "exchange"},
+    {"evaluation", "checkpoint"},
+    {"planning"},
+    {"training", "generation", "interop"},
+    {"examples"},
 ]
 FLOOR = {room: number for number, rooms in enumerate([BASEMENT, *FLOORS]) for room in rooms}
 MODULES = sorted(PACKAGE.rglob("*.py"))

@@ -1,21 +1,20 @@
 """Tokenizers, shards, their index, the sample order and the loader."""
 
-from nar_scale.data.batch import Batch
-from nar_scale.data.digits import prepare_digits
-from nar_scale.data.index import DatasetIndex
-from nar_scale.data.indexing import index_shards
-from nar_scale.data.info import DatasetInfo, SplitInfo
-from nar_scale.data.inspection import inspect
-from nar_scale.data.loader import TokenStream, sequential_batches
-from nar_scale.data.mixture import JoinedIndex, MixedOrder, Order, Stage, weights_by_temperature
-from nar_scale.data.order import SampleOrder
-from nar_scale.data.prepare import merge_units, plan_dataset, prepare, prepare_units
-from nar_scale.data.sample import Sample, SampleFormat, SampleIndex
-from nar_scale.data.sequential import SequentialStream, find_sequential_shards
-from nar_scale.data.shard_cache import ShardCache, cache_bytes
-from nar_scale.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from nar_scale.data.tokenizer_training import train_tokenizer
-from nar_scale.data.verify import verify
+from nar_scale.data.inspection.summary import inspect
+from nar_scale.data.inspection.verify import verify
+from nar_scale.data.loading.batch import Batch
+from nar_scale.data.loading.loader import TokenStream, sequential_batches
+from nar_scale.data.loading.mixture import JoinedIndex, MixedOrder, Order, Stage, weights_by_temperature
+from nar_scale.data.loading.order import SampleOrder
+from nar_scale.data.loading.sequential import SequentialStream, find_sequential_shards
+from nar_scale.data.preparation.pipeline import merge_units, plan_dataset, prepare, prepare_units
+from nar_scale.data.preparation.tokenizer_training import train_tokenizer
+from nar_scale.data.shards.build_index import index_shards
+from nar_scale.data.shards.dataset_index import DatasetIndex
+from nar_scale.data.shards.dataset_info import DatasetInfo, SplitInfo
+from nar_scale.data.shards.sample_format import Sample, SampleFormat, SampleIndex
+from nar_scale.data.storage.shard_cache import ShardCache, cache_bytes
+from nar_scale.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 
 __all__ = [
     "Batch",
@@ -43,7 +42,6 @@ __all__ = [
     "merge_units",
     "plan_dataset",
     "prepare",
-    "prepare_digits",
     "prepare_units",
     "sequential_batches",
     "train_tokenizer",

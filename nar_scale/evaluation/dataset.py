@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from nar_scale.data import DatasetIndex, DatasetInfo, SampleFormat, ShardCache, sequential_batches
-from nar_scale.data.publish import named_shards
+from nar_scale.data.shards.layout import named_shards
 from nar_scale.errors import DataError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
 from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper

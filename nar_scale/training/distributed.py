@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nar_scale.errors import UserError
 
+Result = TypeVar("Result")
 _DEFAULT_PORT = 29500
 _PATIENCE = timedelta(hours=6)
 
@@ -194,3 +195,39 @@ def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def on_main(world: World, find: Callable[[], Result]) -> Result:
+    """What the main process finds, on every rank; or the UserError it raises."""
+    problem: UserError | None = None
+    found: Any = None
+    if world.is_main:
+        try:
+            found = find()
+        except UserError as error:
+            problem = error
+    problem, found = world.broadcast((problem, found))
+    if problem is not None:
+        raise problem
+    return found
+
+
+class Votes:
+    """Sums over the ranks on their way to the host: copied while the step runs, so that reading does not wait for it.
+
+    Args:
+        totals: `[n]`, alike on all ranks.
+    """
+
+    def __init__(self, totals: Tensor) -> None:
+        self._values = totals.to("cpu", non_blocking=True)
+        self._arrived: torch.cuda.Event | None = None
+        if totals.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def read(self) -> tuple[float, ...]:
+        """The sums, alike on all ranks."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return tuple(self._values.tolist())

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from nar_scale.config import check_run, load_config
 from nar_scale.errors import UserError
+from nar_scale.logging_setup import quieten_libraries
+from nar_scale.planning.report import describe_run
 from nar_scale.training.distributed import connect, disconnect, map_launcher_environment
-from nar_scale.training.dry_run import describe_run
-from nar_scale.training.plain_words import PeerLostError
-from nar_scale.training.quiet import quieten_libraries
+from nar_scale.training.fault_tolerance.error_reporting import first_to_fail, tell_first
+from nar_scale.training.fault_tolerance.error_translation import PeerLostError
+from nar_scale.training.fault_tolerance.preemption import RESUMABLE_EXIT_STATUS, leave_when_asked
 from nar_scale.training.run import train
-from nar_scale.training.stop import RESUMABLE_EXIT_STATUS, leave_when_asked
-from nar_scale.training.voice import first_to_fail, tell_first
 
 
 def launch(

@@ -13,35 +13,35 @@ import torch
 from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState
 from nar_scale.config import Config, dump_config, load_config, resolve_deepspeed_config, steps_of_run
 from nar_scale.files import write_atomically
+from nar_scale.model.parameters import full_size
 from nar_scale.objectives import build_wrapper
-from nar_scale.training.checkpointing import check_writable, load_checkpoint
-from nar_scale.training.data import TrainingData, open_training_data
-from nar_scale.training.distributed import World
-from nar_scale.training.engine import build_engine, sharded_from_birth
-from nar_scale.training.evaluating import Evaluator
-from nar_scale.training.guard import Guard
-from nar_scale.training.monitor import Monitor
-from nar_scale.training.muon_groups import MuonCheck
-from nar_scale.training.performance import full_size
-from nar_scale.training.phase import Phase
-from nar_scale.training.plain_words import in_plain_words
-from nar_scale.training.profiling import Profiler
-from nar_scale.training.reporting import Reporter
-from nar_scale.training.resuming import (
+from nar_scale.training.callbacks.checkpointer import Saver
+from nar_scale.training.callbacks.evaluator import Evaluator
+from nar_scale.training.callbacks.metrics_reporter import Reporter
+from nar_scale.training.callbacks.muon_check import MuonCheck
+from nar_scale.training.callbacks.profiler import Profiler
+from nar_scale.training.callbacks.sampler import SampleWriter
+from nar_scale.training.checkpointing.io import check_writable, load_checkpoint
+from nar_scale.training.checkpointing.resume import (
     check_same_batch_sizes,
     check_same_model,
     check_same_stream,
     find_checkpoint,
     start_from_weights,
 )
-from nar_scale.training.samples import SampleWriter
-from nar_scale.training.saving import Saver
-from nar_scale.training.sequence import share_sequences
-from nar_scale.training.stop import StopRequest
-from nar_scale.training.stragglers import Stragglers
+from nar_scale.training.data.build import TrainingData, open_training_data
+from nar_scale.training.distributed import World
+from nar_scale.training.engine.build import build_engine, sharded_from_birth
+from nar_scale.training.engine.sequence_parallel import share_sequences
+from nar_scale.training.fault_tolerance.activity import Phase
+from nar_scale.training.fault_tolerance.divergence import Guard
+from nar_scale.training.fault_tolerance.error_reporting import own_store
+from nar_scale.training.fault_tolerance.error_translation import in_plain_words
+from nar_scale.training.fault_tolerance.preemption import StopRequest
+from nar_scale.training.fault_tolerance.watchdog import Watchdog, beyond_all_limits
+from nar_scale.training.metrics.stragglers import Stragglers
+from nar_scale.training.metrics.writer import Monitor
 from nar_scale.training.trainer import Hook, Trainer
-from nar_scale.training.voice import own_store
-from nar_scale.training.watchdog import Watchdog, beyond_all_limits
 
 
 def train(

@@ -15,19 +15,18 @@ from nar_scale.config import Config, batch_size_at, gradient_accumulation_steps,
 from nar_scale.data import Batch
 from nar_scale.errors import DataError, DivergenceError
 from nar_scale.masking import hash_counters
-from nar_scale.training.data import TrainingData
-from nar_scale.training.distributed import World
-from nar_scale.training.engine import set_accumulation, set_learning_rates
-from nar_scale.training.finite import spoil_gradient_of_bad_loss
-from nar_scale.training.guard import Guard
-from nar_scale.training.optimizer import learning_rate_factor
-from nar_scale.training.performance import Stopwatch
-from nar_scale.training.phase import Phase
-from nar_scale.training.stop import StopRequest
-from nar_scale.training.stragglers import OwnTime
-from nar_scale.training.update_ratio import UpdateRatio
-from nar_scale.training.votes import Votes
-from nar_scale.training.window import LossWindow
+from nar_scale.training.data.build import TrainingData
+from nar_scale.training.distributed import Votes, World
+from nar_scale.training.engine.build import set_accumulation, set_learning_rates
+from nar_scale.training.engine.nonfinite import spoil_gradient_of_bad_loss
+from nar_scale.training.fault_tolerance.activity import Phase
+from nar_scale.training.fault_tolerance.divergence import Guard
+from nar_scale.training.fault_tolerance.preemption import StopRequest
+from nar_scale.training.metrics.accumulator import LossWindow
+from nar_scale.training.metrics.stragglers import OwnTime
+from nar_scale.training.metrics.throughput import Stopwatch
+from nar_scale.training.metrics.update_ratio import UpdateRatio
+from nar_scale.training.optimizers.build import learning_rate_factor
 
 
 class Hook(Protocol):

@@ -3,8 +3,6 @@ import shutil
 
 import pytest
 import torch
-from config.helpers import config_with
-from objectives.helpers import random_tokens
 from safetensors.torch import load_file, save_file
 
 from nar_scale.checkpoint import (
@@ -28,6 +26,8 @@ from nar_scale.checkpoint.exported import write_exported
 from nar_scale.config import dump_config
 from nar_scale.errors import CheckpointError
 from nar_scale.objectives import AutoregressiveWrapper, build_wrapper
+from tests.config.helpers import config_with
+from tests.objectives.helpers import random_tokens
 
 VOCABULARY = 257
 NAR = {"objective.schedule": "cosine", "objective.steps": 7, "training.run_directory": "runs/x"}

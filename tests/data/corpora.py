@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from nar_scale.data import DatasetIndex, DatasetInfo, SampleFormat
-from nar_scale.data.tokenizer import ByteTokenizer
+from nar_scale.data.tokenizers import ByteTokenizer
 
 
 def write_corpus(root: Path) -> list[bytes]:

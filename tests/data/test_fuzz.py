@@ -27,11 +27,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nar_scale.data import DatasetIndex
-from nar_scale.data.collate import BatchReader
-from nar_scale.data.inputs import read_piece, split_into_pieces
-from nar_scale.data.npy import decode_alike, decode_npy
-from nar_scale.data.sample import SampleFormat
-from nar_scale.data.shard_scan import scan_shard
+from nar_scale.data.formats.inputs import read_piece, split_into_pieces
+from nar_scale.data.formats.npy import decode_alike, decode_npy
+from nar_scale.data.loading.collate import BatchReader
+from nar_scale.data.shards.sample_format import SampleFormat
+from nar_scale.data.shards.shard_scan import scan_shard
 from nar_scale.errors import DataError, UserError
 
 from .shards import index_file
@@ -404,7 +404,7 @@ def directory(tmp_path_factory):
 def hurry():
     """No waiting for file systems to come back, nor for disks."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("nar_scale.data.shard_reader.RETRY_WAITS", ())
+        patch.setattr("nar_scale.data.shards.shard_reader.RETRY_WAITS", ())
         patch.setattr("os.fsync", lambda descriptor: None)
         yield
 
@@ -478,7 +478,7 @@ def test_the_seeds_are_read_as_the_standard_library_does(directory, seed):
 
 
 def check_against_standard_library(directory, content):
-    from nar_scale.data.tar_headers import tar_members
+    from nar_scale.data.formats.tar import tar_members
 
     with tarfile.open(fileobj=io.BytesIO(content), encoding="utf-8", errors="surrogateescape") as tar:
         expected = [(member.name.rstrip("/"), member.offset_data, member.size) for member in tar if member.isreg()]

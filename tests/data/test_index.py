@@ -10,7 +10,7 @@ import pytest
 import webdataset
 
 from nar_scale.data import DatasetIndex
-from nar_scale.data.npy import decode_npy
+from nar_scale.data.formats.npy import decode_npy
 from nar_scale.errors import DataError
 
 from .shards import numbered_index, write_samples
@@ -316,7 +316,7 @@ def test_a_passing_read_error_is_retried(tmp_path, monkeypatch):
         return real(*arguments)
 
     monkeypatch.setattr(os, "pread", pread)
-    monkeypatch.setattr("nar_scale.data.shard_reader.RETRY_WAITS", (0, 0))
+    monkeypatch.setattr("nar_scale.data.shards.shard_reader.RETRY_WAITS", (0, 0))
     assert rows(index) == [[0, 1], [1, 2]]
     failures = iter([OSError(5, "Input/output error")] * 3)
     with pytest.raises(DataError, match=r"sample 000000001 cannot be read: .*Input/output error"):

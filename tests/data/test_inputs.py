@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nar_scale.data.inputs import Piece, Skip, Source, is_token_file, read_piece, split_into_pieces
+from nar_scale.data.formats.inputs import Piece, Skip, Source, is_token_file, read_piece, split_into_pieces
 from nar_scale.errors import DataError, UserError
 
 COMPRESSORS = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor(write_checksum=True).compress}

@@ -9,7 +9,7 @@ import pytest
 import webdataset
 
 from nar_scale.data import DatasetInfo, SplitInfo, inspect, prepare
-from nar_scale.data.inspection import MAX_LINE_LETTERS
+from nar_scale.data.inspection.summary import MAX_LINE_LETTERS
 from nar_scale.errors import DataError, UserError
 
 from .shards import write_samples

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nar_scale.data import JoinedIndex, MixedOrder, SampleOrder, Stage, weights_by_temperature
-from nar_scale.data.mixture import BLOCK_SAMPLES, MIXTURE_ORDER, _sum_of_floors
-from nar_scale.data.order import hash_words
+from nar_scale.data.loading.mixture import BLOCK_SAMPLES, MIXTURE_ORDER, _sum_of_floors
+from nar_scale.data.loading.order import hash_words
 from nar_scale.errors import ConfigError
 
 from .shards import numbered_index

@@ -25,7 +25,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nar_scale.data import SampleOrder
-from nar_scale.data.order import hash_words, permute
+from nar_scale.data.loading.order import hash_words, permute
 from nar_scale.errors import DataError
 
 COUNTS = [

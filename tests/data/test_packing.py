@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nar_scale.data.packing import Packer
+from nar_scale.data.preparation.packing import Packer
 
 documents_of_tokens = st.lists(st.integers(1, 40), max_size=20).map(
     lambda lengths: [np.arange(100 * i, 100 * i + length) for i, length in enumerate(lengths)]

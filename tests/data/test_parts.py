@@ -20,7 +20,7 @@ import pytest
 import webdataset
 
 from nar_scale.data import DatasetInfo, merge_units, plan_dataset, prepare, prepare_units
-from nar_scale.data.locks import locked
+from nar_scale.data.storage.locks import locked
 from nar_scale.errors import DataError, UserError
 
 from .corpora import check_whole, count_documents, read_split, tree, write_corpus
@@ -160,7 +160,7 @@ def test_parts_are_done_by_several_processes_at_once(corpus, unbroken, tmp_path,
 def test_what_is_done_is_not_done_again(corpus, unbroken, tmp_path, monkeypatch):
     output = tmp_path / "data"
     prepare_units(plan(corpus, output), output, workers=1, progress=False)
-    monkeypatch.setattr("nar_scale.data.unit._pack", None)
+    monkeypatch.setattr("nar_scale.data.preparation.work_item._pack", None)
     prepare([corpus], output, **SETTINGS, workers=1, progress=False)
     check_equal(output, unbroken)
 

@@ -27,8 +27,8 @@ import webdataset
 import zstandard
 
 from nar_scale.data import ByteTokenizer, DatasetIndex, DatasetInfo, load_tokenizer, plan_dataset, prepare, verify
-from nar_scale.data.input_formats import Source
-from nar_scale.data.inputs import read_piece
+from nar_scale.data.formats.input_formats import Source
+from nar_scale.data.formats.inputs import read_piece
 from nar_scale.errors import DataError, UserError
 
 from .corpora import count_documents, read_documents, read_split, tree, write_corpus
@@ -537,7 +537,7 @@ def test_the_tokenizer_of_a_data_set_that_is_replaced_survives_a_kill(tmp_path, 
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr("nar_scale.data.publish._move", killed)
+        patch.setattr("nar_scale.data.preparation.publish._move", killed)
         with pytest.raises(Killed):
             made(tmp_path / "a.txt", tmp_path / "data", tokenizer=own, seq_len=4, overwrite=True)
     made(tmp_path / "a.txt", tmp_path / "data", tokenizer=own, seq_len=4, overwrite=True)
@@ -744,7 +744,7 @@ def test_damaged_shards_do_not_keep_others_from_their_indices(launcher, tmp_path
         write_samples(folder / f"{number}.tar", [np.arange(4)] * 3)
     for number in (0, 1):
         os.truncate(folder / f"{number}.tar", 2000)
-    monkeypatch.setattr("nar_scale.data.index.available_cores", None)  # all cores are not asked for
+    monkeypatch.setattr("nar_scale.data.shards.dataset_index.available_cores", None)  # all cores are not asked for
     assert launcher.main(["--index", str(folder), "", str(folder / "2.tar"), "--workers", "1"]) == 2
     said = capsys.readouterr()
     assert said.out.splitlines() == [

@@ -3,8 +3,8 @@ import threading
 
 import pytest
 
-from nar_scale.data import remote
-from nar_scale.data.remote import find_remote, is_remote, read_small, shown
+from nar_scale.data.storage import remote
+from nar_scale.data.storage.remote import find_remote, is_remote, read_small, shown
 from nar_scale.errors import DataError, UserError
 from tests.data.object_server import ObjectServer
 

@@ -134,7 +134,7 @@ def test_indices_are_built_before_training_asks_for_them(server, local, tmp_path
         "41 samples in 2 shards, all indexed",
         "100 samples in 4 shards, all indexed",
     ]
-    monkeypatch.setattr("nar_scale.data.index.make_shard_index", None)  # nothing is left to build
+    monkeypatch.setattr("nar_scale.data.shards.dataset_index.make_shard_index", None)  # nothing is left to build
     opened = DatasetIndex.open(local_shards, "*.tar", index_directory=indices, progress=False)
     remote = DatasetIndex.open(url, SHARDS, index_directory=indices, cache=ShardCache(cache, 10**7), progress=False)
     assert opened.fingerprint == remote.fingerprint == local.fingerprint

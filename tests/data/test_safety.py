@@ -20,10 +20,10 @@ import yaml
 
 from nar_scale.config import load_config, validate_config
 from nar_scale.data import DatasetIndex, DatasetInfo, SampleFormat, SequentialStream, SplitInfo, find_sequential_shards
-from nar_scale.data.collate import BatchReader
-from nar_scale.data.inputs import read_piece, split_into_pieces
+from nar_scale.data.formats.inputs import read_piece, split_into_pieces
+from nar_scale.data.loading.collate import BatchReader
 from nar_scale.errors import ConfigError, DataError, UserError
-from nar_scale.training.data import open_training_data
+from nar_scale.training.data.build import open_training_data
 
 SEQUENCE = np.arange(8, dtype=np.uint16)
 ESCAPES = "\x1b[2J\x1b]0;title\x07\n\r\u202ek\udcff"
@@ -531,9 +531,9 @@ watching = False
 sys.addaudithook(watch)
 import numpy as np
 from nar_scale.data import DatasetIndex
-from nar_scale.data.collate import BatchReader
-from nar_scale.data.inputs import read_piece, split_into_pieces
-from nar_scale.data.sample import SampleFormat
+from nar_scale.data.loading.collate import BatchReader
+from nar_scale.data.formats.inputs import read_piece, split_into_pieces
+from nar_scale.data.shards.sample_format import SampleFormat
 from nar_scale.errors import UserError
 os.write(1, b"start\\n")
 watching = True

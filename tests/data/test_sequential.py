@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nar_scale.data import SampleFormat, SequentialStream, find_sequential_shards
-from nar_scale.data.sequential import _read_shard
+from nar_scale.data.loading.sequential import _read_shard
 from nar_scale.errors import ConfigError, DataError
 
 from .shards import write_samples
@@ -127,7 +127,7 @@ def test_a_command_may_begin_with_a_few_bytes(tmp_path):
 
 def test_the_command_of_a_stream_that_is_left_is_ended(tmp_path, monkeypatch):
     compressed(tmp_path, [30])
-    monkeypatch.setattr("nar_scale.data.sequential.CLOSING_SECONDS", 0.1)
+    monkeypatch.setattr("nar_scale.data.loading.sequential.CLOSING_SECONDS", 0.1)
     samples = _read_shard(f"pipe:cat {tmp_path}/shard-0.tar; sleep 3; touch {tmp_path}/waited_for")
     assert next(samples)["__key__"] == "000000000"
     samples.close()

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from nar_scale.data import remote
-from nar_scale.data.shard_cache import CacheFull, ShardCache
+from nar_scale.data.storage import remote
+from nar_scale.data.storage.shard_cache import CacheFull, ShardCache
 from nar_scale.errors import DataError
 from tests.data.object_server import ObjectServer
 
@@ -533,7 +533,7 @@ def test_works_where_a_loop_is_running(server, cache):
 
 def test_a_process_ends_when_it_is_done(server, tmp_path):
     url = server.put("/a.tar", content(1))
-    script = f"""from nar_scale.data.shard_cache import ShardCache
+    script = f"""from nar_scale.data.storage.shard_cache import ShardCache
 shard = ShardCache({str(tmp_path)!r}, 10**9).open({url!r})"""
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, cwd=Path.cwd())
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -10,7 +10,7 @@ from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
 from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, ShardCache, TokenStream
-from nar_scale.data.remote import find_remote, read_small
+from nar_scale.data.storage.remote import find_remote, read_small
 from nar_scale.errors import DataError
 
 from .shards import numbered_index

@@ -3,13 +3,13 @@ from itertools import pairwise, product
 
 import pytest
 import torch
-from masking.helpers import chi_square_excess, requests, rows_of
-from model.helpers import TableNet
-from objectives.helpers import random_tokens, small_nar
 
 from nar_scale.decoding import Demasked, demask
 from nar_scale.errors import ConfigError
 from nar_scale.masking import get_schedule
+from tests.masking.helpers import chi_square_excess, requests, rows_of
+from tests.model.helpers import TableNet
+from tests.objectives.helpers import random_tokens, small_nar
 
 N, NUM_TOKENS, MASK_ID = 6, 5, 2
 FRACTIONS = {"linear": lambda t: 1 - t, "cosine": lambda t: math.cos(math.pi * t / 2)}

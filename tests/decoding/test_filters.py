@@ -2,11 +2,11 @@ import math
 
 import pytest
 import torch
-from masking.helpers import chi_square_excess, requests
 
 from nar_scale.decoding import contrastive, get_filter, min_p, sample, top_a, top_k, top_p
 from nar_scale.decoding.filters import FILTERS
 from nar_scale.errors import ConfigError
+from tests.masking.helpers import chi_square_excess, requests
 
 LOGITS = 3 * torch.randn(50, 20, generator=torch.Generator().manual_seed(0))
 

@@ -3,13 +3,13 @@ from itertools import combinations, product
 
 import pytest
 import torch
-from masking.helpers import chi_square_excess, requests, rows_of
-from model.helpers import TableNet, small_net
-from objectives.helpers import random_tokens, small_ar
 
 from nar_scale.errors import ConfigError
 from nar_scale.model import Decoder
 from nar_scale.objectives import AutoregressiveWrapper
+from tests.masking.helpers import chi_square_excess, requests, rows_of
+from tests.model.helpers import TableNet, small_net
+from tests.objectives.helpers import random_tokens, small_ar
 
 LENGTHS = [5, 1, 9, 3, 5]
 POSITIONS = [{}, {"rotary": False}]

@@ -23,14 +23,14 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launcher/train.py do
 
 import torch
 
-import nar_scale.training.checkpointing
-import nar_scale.training.engine
+import nar_scale.training.callbacks.checkpointer
+import nar_scale.training.callbacks.sampler
+import nar_scale.training.checkpointing.io
+import nar_scale.training.engine.build
 import nar_scale.training.run
-import nar_scale.training.samples
-import nar_scale.training.saving
 from nar_scale.checkpoint import CheckpointStore
+from nar_scale.logging_setup import quieten_libraries
 from nar_scale.training import launch
-from nar_scale.training.quiet import quieten_libraries
 
 from .jobs import free_port
 
@@ -80,14 +80,14 @@ class Faults:
 
 def lay_out_in_turn() -> None:
     """Let DeepSpeed have a setting that is refused, as if it were one of those nobody knows."""
-    resolve = nar_scale.training.engine.resolve_deepspeed_config
+    resolve = nar_scale.training.engine.build.resolve_deepspeed_config
 
     def resolve_otherwise(*arguments: Any) -> dict[str, Any]:
         resolved = resolve(*arguments)
         resolved["zero_optimization"]["round_robin_gradients"] = True
         return resolved
 
-    nar_scale.training.engine.resolve_deepspeed_config = resolve_otherwise
+    nar_scale.training.engine.build.resolve_deepspeed_config = resolve_otherwise
 
 
 def fill(path: Path) -> None:
@@ -192,9 +192,9 @@ def put_in(faults: Faults) -> list[FaultyEngine]:
         setattr(module, name, strike_first)
 
     nar_scale.training.run.build_engine = build_faulty_engine  # type: ignore[assignment]
-    faulty(nar_scale.training.saving, "write_checkpoint", "save")
-    faulty(nar_scale.training.checkpointing, "write_partitions", "partitions")
-    faulty(nar_scale.training.samples, "generate_tokens", "sampling")
+    faulty(nar_scale.training.callbacks.checkpointer, "write_checkpoint", "save")
+    faulty(nar_scale.training.checkpointing.io, "write_partitions", "partitions")
+    faulty(nar_scale.training.callbacks.sampler, "generate_tokens", "sampling")
     return engines
 
 

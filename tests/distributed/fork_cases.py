@@ -9,8 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from nar_scale.logging_setup import quieten_libraries
 from nar_scale.training import launch
-from nar_scale.training.quiet import quieten_libraries
 
 
 def run_forked(

@@ -14,9 +14,9 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from nar_scale.config import load_config
+from nar_scale.logging_setup import quieten_libraries
 from nar_scale.model import TransformerWrapper
 from nar_scale.training import connect, disconnect, train
-from nar_scale.training.quiet import quieten_libraries
 
 seen: list[str] = []
 

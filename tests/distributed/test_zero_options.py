@@ -12,9 +12,10 @@ from nar_scale.checkpoint import CheckpointStore, consolidate, load_exported
 from nar_scale.config import Config, batch_size_at, load_config, steps_of_run
 from nar_scale.data import Batch
 from nar_scale.errors import CheckpointError
+from nar_scale.model.parameters import muon_matrices
 from nar_scale.objectives import build_wrapper
-from nar_scale.training.dry_run import describe_run
-from nar_scale.training.optimizer import learning_rate_factor, muon_matrices, parameter_groups
+from nar_scale.planning.report import describe_run
+from nar_scale.training.optimizers.build import learning_rate_factor, parameter_groups
 
 from . import jobs
 from .whole_batches import whole_batches

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 from nar_scale.config import load_config
+from nar_scale.logging_setup import quieten_libraries
 from nar_scale.training import connect, disconnect, train
-from nar_scale.training.quiet import quieten_libraries
 from nar_scale.training.trainer import Trainer
 
 STOP_AFTER = "stop_after="

@@ -3,12 +3,12 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from model.helpers import TableNet
-from objectives.helpers import batch_of, nelbo_by_all_orders, random_tokens, rows_of, small_ar, small_nar
 
 from nar_scale.errors import DataError
 from nar_scale.evaluation import Likelihood, evaluate_likelihood
 from nar_scale.objectives import NonAutoregressiveWrapper
+from tests.model.helpers import TableNet
+from tests.objectives.helpers import batch_of, nelbo_by_all_orders, random_tokens, rows_of, small_ar, small_nar
 
 N, ROWS = 12, 40
 LENGTHS = torch.tensor([12, 5, 1, 12, 8, 12, 12, 3]).repeat(5)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from generation.helpers import export
 from nar_scale.checkpoint import load_exported
 from nar_scale.errors import UserError
 from nar_scale.evaluation import image_grid
 from nar_scale.generation import SamplingOptions, assign_classes, generate, read_requests, samples_from_scratch
 from nar_scale.masking import Noise
+from tests.generation.helpers import export
 
 CLASSES, LEVELS, SHAPE = 3, 5, (4, 6)
 CONDITIONAL = {

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from distributed import jobs
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
+
+from tests.distributed import jobs
 
 SAMPLES, PART = 200, 50
 LAUNCHER = jobs.REPOSITORY / "launcher"

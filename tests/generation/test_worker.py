@@ -10,12 +10,12 @@ from threading import Barrier
 
 import pytest
 
-from generation.helpers import KINDS, export
 from nar_scale.data import ByteTokenizer
 from nar_scale.errors import UserError
 from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
 from nar_scale.generation.requests import fill_gaps
 from nar_scale.generation.worker import claim_output
+from tests.generation.helpers import KINDS, export
 
 SCRIPT = Path(__file__).parents[2] / "launcher" / "generate.py"
 

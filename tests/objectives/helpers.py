@@ -4,12 +4,12 @@ import math
 from itertools import permutations
 
 import torch
-from model.helpers import TableNet, small_net
 from torch import Tensor
 
 from nar_scale.data import Batch
 from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import AutoregressiveWrapper, NonAutoregressiveWrapper
+from tests.model.helpers import TableNet, small_net
 
 
 def batch_of(tokens: Tensor, lengths: Tensor | None = None, first: int = 0, classes: Tensor | None = None) -> Batch:

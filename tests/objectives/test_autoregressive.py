@@ -1,11 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from model.helpers import TableNet, small_net
 
 from nar_scale.errors import ConfigError
 from nar_scale.model import Encoder
 from nar_scale.objectives import AutoregressiveWrapper
+from tests.model.helpers import TableNet, small_net
 
 from .helpers import batch_of, random_tokens, small_ar
 

@@ -5,12 +5,12 @@ from itertools import permutations
 
 import pytest
 import torch
-from model.helpers import small_net
 
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import Decoder, Encoder, KeyValueCache
 from nar_scale.objectives import BlockDiffusionWrapper, NonAutoregressiveWrapper
+from tests.model.helpers import small_net
 
 from .helpers import batch_of, mean_and_error, random_tokens, rows_of
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from masking.helpers import SCHEDULES
-from model.helpers import TableNet
 
 from nar_scale.objectives import NonAutoregressiveWrapper
+from tests.masking.helpers import SCHEDULES
+from tests.model.helpers import TableNet
 
 from .helpers import batch_of, mean_and_error, nelbo_by_all_orders
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from config.helpers import config_with
 
 from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import AutoregressiveWrapper, BlockDiffusionWrapper, NonAutoregressiveWrapper, build_wrapper
+from tests.config.helpers import config_with
 
 VOCABULARY = 30
 KINDS = {

@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from model.helpers import small_net
 
 from nar_scale.masking import Noise
 from nar_scale.model import Encoder
 from nar_scale.objectives import BlockDiffusionWrapper
+from tests.model.helpers import small_net
 
 from .helpers import batch_of, random_tokens, rows_of, small_nar
 

@@ -5,9 +5,9 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from data.shards import write_samples
 
 from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, TokenStream
+from tests.data.shards import write_samples
 
 from .helpers import small_nar
 

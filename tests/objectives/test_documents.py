@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from model.helpers import small_net
 from torch._dynamo.backends.debugging import aot_eager
 
 from nar_scale.evaluation import evaluate_likelihood
 from nar_scale.model import Encoder
 from nar_scale.objectives import BlockDiffusionWrapper
 from nar_scale.objectives.documents import document_positions
+from tests.model.helpers import small_net
 
 from .helpers import batch_of, random_tokens, small_ar, small_nar
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from masking.helpers import SCHEDULES
 
 from benchmarks.sources import MarkovSource
 from nar_scale import BlockDiffusionWrapper, Encoder, NonAutoregressiveWrapper, TransformerWrapper
 from nar_scale.evaluation import evaluate_likelihood
+from tests.masking.helpers import SCHEDULES
 
 from .helpers import batch_of
 

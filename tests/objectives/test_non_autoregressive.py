@@ -1,11 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from model.helpers import small_net
 
 from nar_scale.errors import ConfigError
 from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import NonAutoregressiveWrapper
+from tests.model.helpers import small_net
 
 from .helpers import batch_of, random_tokens, rows_of, small_nar
 

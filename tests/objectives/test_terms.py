@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from model.helpers import small_net
 
 from nar_scale.model import Encoder
+from tests.model.helpers import small_net
 
 from .helpers import batch_of, random_tokens, rows_of, small_ar, small_nar
 

@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from generation.helpers import export
 
 from nar_scale.generation import SamplingOptions, generate, samples_from_scratch
+from tests.generation.helpers import export
 
 from .cluster import Cluster
 

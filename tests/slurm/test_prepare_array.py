@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from data.corpora import check_whole, tree, write_corpus
 
 from nar_scale.data import prepare
+from tests.data.corpora import check_whole, tree, write_corpus
 
 from .cluster import Cluster
 

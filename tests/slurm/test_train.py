@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from distributed.jobs import losses
+
+from tests.distributed.jobs import losses
 
 from .cluster import Cluster
 

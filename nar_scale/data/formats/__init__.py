@@ -1,0 +1,1 @@
+"""Reading foreign files: tar headers, arrays, text and tables."""

@@ -1,0 +1,175 @@
+"""The files in a tar, found by its headers alone.
+
+Tars come from anywhere, and tarfile of the standard library trusts them: a negative size sends it round in circles,
+and a header of a megabyte can make it take memory without end. Here no header costs more than its own length.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import BinaryIO, NamedTuple
+
+BLOCK_BYTES = 512
+END = bytes(BLOCK_BYTES)
+MAX_PADDING_BYTES = 1 << 20  # writers fill up their last record, of 10 KiB as a rule
+MAX_EXTENDED_BYTES = 1 << 20  # of a header that holds a long name or attributes
+OCTAL = re.compile(rb"[0-7]{1,12}")
+DECIMAL = re.compile(rb"[0-9]{1,18}")
+REGULAR, SPARSE, LONG_NAME, LONG_LINK = (b"0", b"\0", b"7"), b"S", b"L", b"K"
+LINKS_AND_PLACES = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories and pipes: no content
+PAX, PAX_OF_ALL = (b"x", b"X"), b"g"
+
+
+class TarDamage(Exception):
+    """A tar that is cut or damaged.
+
+    Attributes:
+        phrase: what can be said of it, such as "is damaged at byte 2048"; the message is the reason alone.
+    """
+
+    def __init__(self, reason: str, phrase: str | None = None):
+        super().__init__(reason)
+        self.phrase = phrase or f"is truncated, damaged or not an uncompressed tar ({reason})"
+
+
+class TarMember(NamedTuple):
+    """A regular file in a tar: its name, not to be used as a path; where its content lies; where the next begins."""
+
+    name: str
+    offset: int
+    size: int
+    end: int
+
+
+def tar_members(file: BinaryIO, file_bytes: int) -> Iterator[TarMember]:
+    """Yield the regular files one by one; the file may be read elsewhere in between.
+
+    Raises:
+        TarDamage: after the last whole member, if there is no end of the archive behind it.
+        OSError: the file cannot be read.
+    """
+    start, of_all = 0, dict[bytes, bytes]()
+    while True:
+        position, attributes, long_name = start, dict[bytes, bytes](), None
+        while True:
+            header = _read(file, position, BLOCK_BYTES, file_bytes)
+            if header == END and position == start:
+                _check_rest(file, position, file_bytes)
+                return
+            _check_sum(header, position, position == start > 0)
+            kind, size = header[156:157], _size(header[124:136])
+            position += BLOCK_BYTES
+            if kind not in (*PAX, PAX_OF_ALL, LONG_NAME, LONG_LINK):
+                break
+            content = _read_extension(file, position, size, file_bytes)
+            position += _padded(size)
+            if kind == LONG_NAME:
+                long_name = content.split(b"\0", 1)[0]
+            elif kind != LONG_LINK:
+                (of_all if kind == PAX_OF_ALL else attributes).update(_pax_records(content))
+        attributes = {**of_all, **attributes}
+        name = attributes.get(b"path") or long_name or _name(header)
+        if kind == SPARSE or b"sparse" in attributes:
+            raise TarDamage(f"a sparse file at byte {start}", f"has a sparse file at byte {start}, which is not read")
+        if kind in LINKS_AND_PLACES or (kind == b"\0" and _name(header).endswith(b"/")):
+            start = position
+            continue
+        if attributes.get(b"size"):
+            size = _decimal(attributes[b"size"])
+        end = position + _padded(size)
+        if position + size > file_bytes:
+            raise _cut(file_bytes)
+        if kind in REGULAR:
+            yield TarMember(name.decode("utf-8", errors="surrogateescape"), position, size, end)
+        start = end
+
+
+def _check_rest(file: BinaryIO, position: int, file_bytes: int) -> None:
+    # an interrupted copy may have its full length, and zeros where the rest should be
+    rest = file_bytes - position
+    if rest > MAX_PADDING_BYTES:
+        raise TarDamage(
+            "no end", f"has {rest} bytes after its end at byte {position}: a part is missing, or two joined"
+        )
+    file.seek(position)
+    if file.read(rest).strip(b"\0"):
+        raise TarDamage("no end", f"is damaged at byte {position}: there is more after its end")
+
+
+def _read(file: BinaryIO, position: int, size: int, file_bytes: int) -> bytes:
+    content = b""
+    if position + size <= file_bytes:
+        file.seek(position)
+        content = file.read(size)
+    if len(content) < size:
+        raise TarDamage("empty file" if file_bytes == 0 else "truncated header") if position == 0 else _cut(file_bytes)
+    return content
+
+
+def _cut(file_bytes: int) -> TarDamage:
+    return TarDamage(f"it ends at byte {file_bytes}", f"is truncated at byte {file_bytes}")
+
+
+def _check_sum(header: bytes, position: int, may_be_end: bool) -> None:
+    field = header[148:156]
+    unsigned = sum(header) - sum(field) + 8 * ord(" ")
+    signed = unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:]) if not header.isascii() else 0
+    if _octal(field) not in (unsigned, signed or unsigned):
+        # where the archive could have ended, all that is certain is the place
+        raise TarDamage(f"bad checksum at byte {position}", f"is damaged at byte {position}" if may_be_end else None)
+
+
+def _octal(field: bytes) -> int | None:
+    digits = field.split(b"\0", 1)[0].strip()
+    return int(digits, 8) if OCTAL.fullmatch(digits) else None if digits else 0
+
+
+def _decimal(digits: bytes) -> int:
+    if not DECIMAL.fullmatch(digits):
+        raise TarDamage(f"{digits[:20]!r} is no size")
+    return int(digits)
+
+
+def _size(field: bytes) -> int:
+    if field[0] == 0x80:  # GNU: too large for octal digits
+        return int.from_bytes(field[1:], "big")
+    size = _octal(field)
+    if size is None:
+        raise TarDamage("a size is no number, or negative")
+    return size
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def _name(header: bytes) -> bytes:
+    name, prefix = header[:100].split(b"\0", 1)[0], header[345:500].split(b"\0", 1)[0]
+    is_gnu = header[257:263] == b"ustar "  # which keeps times in the place of the prefix
+    return prefix + b"/" + name if prefix and not is_gnu else name
+
+
+def _read_extension(file: BinaryIO, position: int, size: int, file_bytes: int) -> bytes:
+    if size > MAX_EXTENDED_BYTES:
+        raise TarDamage(f"a header of {size} bytes")
+    return _read(file, position, size, file_bytes)
+
+
+def _pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The records that matter: "path", "size", and "sparse" if there is any of a sparse file."""
+    position = 0
+    while position < len(content) and content[position]:
+        space = content.find(b" ", position, position + 20)
+        end = position + _decimal(content[position:space] if space > 0 else b"")
+        key, equals, value = content[space + 1 : end].partition(b"=")
+        if not equals or not value.endswith(b"\n") or end > len(content):
+            raise TarDamage("a damaged pax header")
+        if key in (b"path", b"size"):
+            yield key, value[:-1]
+        elif key.startswith(b"GNU.sparse."):
+            yield b"sparse", b""
+        position = end
+
+
+# WebDataset's rule: the key is the path up to the first dot of the file name, the field is what follows. Written so
+# that a long name takes time in proportion to its length; a hidden file is a field of its folder, as it is there.
+MEMBER_NAME = re.compile(r"((?:.*/|)(?:[^./]+|[^./]*/))\.([^/]*)", re.DOTALL)

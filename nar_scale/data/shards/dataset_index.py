@@ -1,0 +1,272 @@
+"""All samples of a set of shards, by number."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from glob import glob, has_magic
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from nar_scale.data.formats.field_names import TOKENS_FIELD
+from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
+from nar_scale.data.shards.shard_index import (
+    ShardIndex,
+    copy_shard_index,
+    index_path,
+    is_unchanged,
+    load_shard_index,
+    make_shard_index,
+    raise_damage,
+)
+from nar_scale.data.shards.shard_reader import MAX_OPEN_SHARDS, KnownShard, ShardReader
+from nar_scale.data.storage.prefetch import ShardPrefetcher
+from nar_scale.data.storage.remote import expand_braces, find_remote, is_remote
+from nar_scale.data.storage.shard_cache import ShardCache
+from nar_scale.data.text import printable
+from nar_scale.errors import DataError
+
+PIPE = "pipe:"
+COMPRESSED_SUFFIXES = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".lz4", ".zip")
+LOOKING_THREADS = 16  # looking at many small files waits for the file system, not for the processor
+
+
+class DatasetIndex:
+    """The samples of a set of shards, numbered through in sorted order of the shards' names.
+
+    Open it with `DatasetIndex.open`. Costs about 50 bytes a shard and the length of its name, and the memory-mapped
+    tables of the shards in use. Another process, on another node too, may get it pickled: it makes what it misses.
+
+    Attributes:
+        counts: int64 [shards], samples in each.
+        num_samples: samples in all.
+        fingerprint: hex digest of the names, sizes, contents and counts of all shards; two data sets with the same
+            fingerprint give the same sample for every sample id.
+        damages: what is wrong with damaged shards, one line each; empty unless they were to be skipped.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        indexes: Sequence[ShardIndex],
+        index_directory: Path | None = None,
+        cache: ShardCache | None = None,
+        memory_map: bool = True,
+        max_open_shards: int = MAX_OPEN_SHARDS,
+    ):
+        names = [_relative(index.shard, directory).encode() for index in indexes]
+        self._directory, self._index_directory = directory, index_directory
+        self._names = np.array(names)
+        self._sizes = np.array([index.stamp.size for index in indexes], dtype=np.int64)
+        self._digests = np.frombuffer(b"".join(bytes.fromhex(index.stamp.digest) for index in indexes), dtype="V16")
+        self.counts = np.array([index.count for index in indexes], dtype=np.int64)
+        self.num_samples = int(self.counts.sum())
+        self.damages = [f"shard {index.shard} {index.damage}" for index in indexes if index.damage is not None]
+        self.fingerprint = self._fingerprint()
+        self._ends = np.cumsum(self.counts)
+        self._starts = self._ends - self.counts
+        self._reader = ShardReader(self._known_shard, cache, memory_map, max_open_shards)
+        self._cache = cache
+        self._prefetcher = ShardPrefetcher(self._fetch)
+
+    @classmethod
+    def open(
+        cls,
+        directory: str | Path,
+        pattern: str | Sequence[str],
+        fields: Sequence[str] = (TOKENS_FIELD,),
+        index_directory: str | Path | None = None,
+        progress: bool = True,
+        cache: ShardCache | None = None,
+        skip_faults: bool = False,
+        memory_map: bool = True,
+        max_open_shards: int = MAX_OPEN_SHARDS,
+        workers: int | None = None,
+    ) -> "DatasetIndex":
+        """Open shards, building the index of those that have none, several at a time.
+
+        Several processes may open the same shards at once. When there are many, let one of them build first. What is
+        built stays, so a build that is killed goes on where it was.
+
+        Args:
+            directory: where relative patterns start; a path or URL.
+            pattern: glob such as "train/shard-*.tar", or a list of globs and file names, each of which must exist.
+            fields: the WebDataset fields that every sample must have: what follows the first dot in a member's name.
+            index_directory: where to keep the index files; beside the shards if None, and for remote shards in the
+                directory of the cache.
+            progress: show a progress bar while building, if stderr is a terminal.
+            cache: where copies of remote shards are kept on this node.
+            skip_faults: take what is whole of damaged shards, and samples without a field, which are errors when read.
+            memory_map, max_open_shards: how samples are read, see `ShardReader`.
+            workers: processes that build; by default as many as there are cores.
+
+        Raises:
+            DataError: no shard matches, a listed one is missing, one is truncated or lacks a field, one changed
+                since its index was built, none holds a sample, or an index cannot be written.
+        """
+        if is_remote(str(directory)) and index_directory is None and cache is not None:
+            index_directory = cache.directory / "indices"
+        place = None if index_directory is None else Path(index_directory)
+        patterns = [pattern] if isinstance(pattern, str) else pattern
+        shards = _find_shards(str(directory), patterns, cache)
+        tasks = [(shard, index_path(shard, place), cache, skip_faults) for shard in shards]
+        with ThreadPoolExecutor(LOOKING_THREADS) as pool:
+            indexes = list(pool.map(_look, tasks))
+        unread = [row for row, index in enumerate(indexes) if index is None]
+        built = _read_shards([tasks[row] for row in unread], workers or available_cores(), progress)
+        for row, index in zip(unread, built):
+            indexes[row] = index
+        known = [index for index in indexes if index is not None]
+        if not skip_faults:
+            _check(known, fields)
+        dataset = cls(str(directory), known, place, cache, memory_map, max_open_shards)
+        if dataset.num_samples == 0:
+            _check(known, ())  # shards of which nothing is whole
+            raise DataError(f"the {len(shards)} shards of {pattern} in {directory} hold no sample; write them again")
+        return dataset
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards."""
+        return len(self._names)
+
+    def shard(self, number: int) -> str:
+        """Return the path or URL of a shard."""
+        name = self._names[number].decode()
+        return name if is_remote(name) or Path(name).is_absolute() else f"{self._directory.rstrip('/')}/{name}"
+
+    def read(self, sample_id: int, field: str = TOKENS_FIELD) -> bytes:
+        """Return a field of a sample, as it is stored.
+
+        Args:
+            sample_id: in [0, num_samples).
+            field: which field.
+
+        Raises:
+            DataError: naming shard, key and reason, if it cannot be read.
+        """
+        return self._reader.read(*self._place(sample_id), field)
+
+    def read_many(self, sample_ids: np.ndarray, field: str = TOKENS_FIELD) -> list[bytes]:
+        """Return a field of several samples, int64 [n], in one go; errors as in `read`."""
+        shards = np.searchsorted(self._ends, sample_ids, side="right")
+        rows = sample_ids - self._starts[shards]
+        contents = [b""] * len(sample_ids)
+        for chosen in group(shards):
+            read = self._reader.read_many(int(shards[chosen[0]]), rows[chosen], field)
+            for place, content in zip(chosen.tolist(), read):
+                contents[place] = content
+        return contents
+
+    def prefetch(self, sample_ids: np.ndarray) -> None:
+        """Start to fetch the remote shards of samples, int64 [n], that will be read soon."""
+        if self._cache is not None:
+            shards = np.unique(np.searchsorted(self._ends, sample_ids, side="right")).tolist()
+            self._prefetcher.want(shard for shard in shards if is_remote(self.shard(shard)))
+
+    def _fetch(self, shard: int) -> None:
+        known = self._known_shard(shard)
+        assert self._cache is not None
+        self._cache.open(known.location, known.size, known.digest).close()
+
+    def name(self, sample_id: int) -> str:
+        """Return "shard PATH, sample KEY" for messages about a sample."""
+        return self._reader.name(*self._place(sample_id))
+
+    def _place(self, sample_id: int) -> tuple[int, int]:
+        if not 0 <= sample_id < self.num_samples:
+            raise IndexError(f"sample {sample_id} of {self.num_samples}")
+        shard = int(np.searchsorted(self._ends, sample_id, side="right"))
+        return shard, int(sample_id - self._starts[shard])
+
+    def _known_shard(self, number: int) -> KnownShard:
+        location = self.shard(number)
+        digest = self._digests[number].tobytes().hex()
+        return KnownShard(location, index_path(location, self._index_directory), int(self._sizes[number]), digest)
+
+    def _fingerprint(self) -> str:
+        hasher = blake2b(digest_size=16)
+        for name, size, digest, count in zip(self._names, self._sizes, self._digests, self.counts):
+            hasher.update(f"{name.decode()}\0{size}\0{digest.tobytes().hex()}\0{count}\n".encode())
+        return hasher.hexdigest()
+
+
+def group(numbers: np.ndarray) -> list[np.ndarray]:
+    """Return the places, int64, of each different number."""
+    order = np.argsort(numbers, kind="stable")
+    ends = [*(np.flatnonzero(np.diff(numbers[order])) + 1).tolist(), len(order)]
+    return [order[start:end] for start, end in zip([0, *ends], ends)]
+
+
+_Task = tuple[str, Path, ShardCache | None, bool]
+
+
+def _find_shards(directory: str, patterns: Sequence[str], cache: ShardCache | None) -> list[str]:
+    shards: set[str] = set()
+    for pattern in patterns:
+        if pattern.startswith(PIPE) or directory.startswith(PIPE):
+            raise DataError(
+                f"{printable(pattern if pattern.startswith(PIPE) else directory)} is a command; set data.sequential: "
+                "true to have a shell run it, with data.train naming it: the stream is then inexact"
+            )
+        location = pattern if is_remote(pattern) else f"{directory.rstrip('/')}/{pattern}"
+        if is_remote(location):
+            if cache is None:
+                raise DataError(
+                    f"{location} is remote; give --cache-directory or data.cache_directory, a directory on this node"
+                )
+            shards.update(find_remote(location, cache.storage_options))
+            continue
+        for name in expand_braces(pattern):
+            names = glob(name, root_dir=directory, recursive=True) if has_magic(name) else [name]
+            matches = [str(path) for path in (Path(directory) / match for match in names) if path.is_file()]
+            if not matches:
+                raise DataError(f"no shard {name} in {directory}; prepare the data set or correct the path")
+            shards.update(matches)
+    for shard in shards:
+        if shard.lower().endswith(COMPRESSED_SUFFIXES):
+            raise DataError(
+                f"shard {shard} is compressed, so its samples cannot be read one by one; unpack it, or set "
+                "data.sequential: true for .tar.gz: the stream is then inexact"
+            )
+    # part by part, as a folder comes before what lies in it
+    return sorted(shards, key=lambda shard: shard.split("/"))
+
+
+def _relative(shard: str, directory: str) -> str:
+    if is_remote(shard):
+        return shard.removeprefix(directory.rstrip("/") + "/")
+    relative = os.path.relpath(shard, directory)
+    return os.path.abspath(shard) if relative.startswith("..") else relative
+
+
+def _look(task: _Task) -> ShardIndex | None:
+    shard, path, _, allow_damage = task
+    index = load_shard_index(shard, path) or copy_shard_index(shard, path)
+    if index is None or not is_unchanged(index) or (index.damage is not None and not allow_damage):
+        return None
+    return index
+
+
+def _read_shards(tasks: Sequence[_Task], workers: int, progress: bool) -> Iterator[ShardIndex]:
+    if not tasks:
+        return
+    with progress_bar("index", len(tasks), "shard", progress) as bar:
+        for index in ordered_map(_read_shard, tasks, min(workers, len(tasks))):
+            bar.set_postfix_str(f"{printable(Path(index.shard).name)}, {index.count:,} samples")
+            bar.update(1)
+            yield index
+
+
+def _read_shard(task: _Task) -> ShardIndex:
+    return make_shard_index(*task)
+
+
+def _check(indexes: Sequence[ShardIndex], fields: Sequence[str]) -> None:
+    for index in indexes:
+        if index.damage is not None:
+            raise_damage(index.shard, index.damage)
+        if index.count:
+            for field in fields:
+                index.check_complete(field)

@@ -1,0 +1,153 @@
+"""What a prepared data set says of itself: `dataset.json`."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from nar_scale.data.shards.publish_marker import refuse_half_published
+from nar_scale.data.storage.remote import is_remote, read_small
+from nar_scale.errors import DataError
+from nar_scale.files import write_atomically
+
+INFO_FILE = "dataset.json"
+TOKENIZERS = ("byte", "tokenizer.json", None)  # never a path: it would be read, and copied into checkpoints
+MAX_INFO_BYTES = 1 << 28  # tokenizers are a few MB
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """The size of one split.
+
+    Attributes:
+        documents: number of documents.
+        samples: number of samples; all but the last hold `seq_len` tokens.
+        tokens: number of tokens, one end token per document included.
+        bytes: size of the source text, 0 if there is none.
+        shards: number of tar files.
+    """
+
+    documents: int
+    samples: int
+    tokens: int
+    bytes: int
+    shards: int
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Length of the text behind a token; None where there is no text."""
+        return self.bytes / self.tokens if self.bytes else None
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """The contents of `dataset.json`.
+
+    Attributes:
+        tokenizer: "byte" or "tokenizer.json"; read it with `load_tokenizer(info.tokenizer, directory)`. None where
+            tokens are not of text.
+        vocabulary_size: number of token ids, the end token included.
+        end_token: the id that ends a document; None if there is none.
+        seq_len: tokens in a sample.
+        field: the WebDataset field that holds the tokens.
+        splits: sizes of "train" and, unless none was asked for, "validation".
+        skipped: files and documents left out, counted by reason ("hidden", "binary", "empty", "no text").
+        document_field: the field with the document of each token; None if it was not asked for.
+        num_classes: one more than the largest class; None where samples have no class.
+    """
+
+    tokenizer: str | None
+    vocabulary_size: int
+    end_token: int | None
+    seq_len: int
+    field: str
+    splits: dict[str, SplitInfo]
+    skipped: dict[str, int]
+    document_field: str | None = None
+    num_classes: int | None = None
+
+    @classmethod
+    def find(cls, directory: str, storage_options: Mapping[str, Any]) -> "DatasetInfo | None":
+        """Read `dataset.json` from a local or remote directory, if there is one.
+
+        Raises:
+            DataError: there is no such local directory, it is one that `prepare.py` has not finished, or the file is
+                damaged.
+        """
+        if is_remote(directory):
+            path = f"{directory.rstrip('/')}/{INFO_FILE}"
+            content = read_small(path, storage_options, MAX_INFO_BYTES)
+            return None if content is None else cls._parse(content.decode("utf-8", errors="replace"), path)
+        check_directory(directory)
+        if (Path(directory) / INFO_FILE).exists():
+            return cls.load(directory)
+        refuse_half_published(Path(directory))
+        return None
+
+    @staticmethod
+    def fetch(directory: str, name: str, storage_options: Mapping[str, Any], cache_directory: str | None) -> str:
+        """Return the absolute path of a file that belongs to a data set, fetching it into the cache if it is remote.
+
+        Raises:
+            DataError: it is not there.
+        """
+        if not is_remote(directory):
+            return str((Path(directory) / name).resolve())
+        content = read_small(f"{directory.rstrip('/')}/{name}", storage_options, MAX_INFO_BYTES)
+        if content is None:
+            raise DataError(f"{directory} has no {name}, which its {INFO_FILE} names; copy it there")
+        if cache_directory is None:
+            raise DataError(f"{directory} is remote; set data.cache_directory to a directory on this node")
+        place = Path(cache_directory) / blake2b(content, digest_size=8).hexdigest()
+        place.mkdir(parents=True, exist_ok=True)
+        write_atomically(place / name, content)
+        return str((place / name).resolve())
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "DatasetInfo":
+        """Read `dataset.json` from a prepared directory.
+
+        Raises:
+            DataError: the file is missing or damaged.
+        """
+        path = Path(directory) / INFO_FILE
+        try:
+            return cls._parse(path.read_text(encoding="utf-8"), str(path))
+        except OSError as error:
+            refuse_half_published(Path(directory))
+            raise DataError(
+                f"cannot read {path}: {error.strerror}; make the data set with launcher/prepare.py"
+            ) from error
+
+    @classmethod
+    def _parse(cls, text: str, path: str) -> "DatasetInfo":
+        try:
+            content = json.loads(text)
+            if content["tokenizer"] not in TOKENIZERS:
+                raise ValueError(f"its tokenizer is none of {', '.join(map(str, TOKENIZERS))}")
+            splits = {name: SplitInfo(**sizes) for name, sizes in content.pop("splits").items()}
+            return cls(**content, splits=splits)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise DataError(f"{path} is damaged ({error}); run launcher/prepare.py --overwrite again") from error
+
+    def save(self, directory: str | Path) -> None:
+        """Write `dataset.json`, whole or not at all.
+
+        Raises:
+            OSError: the directory cannot be written.
+        """
+        text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        write_atomically(Path(directory) / INFO_FILE, text.encode("utf-8"))
+
+
+def check_directory(directory: str) -> None:
+    """Raise a DataError if there is no such local directory."""
+    if Path(directory).is_file():
+        raise DataError(f"data directory {directory} is a file; give the folder that it is in")
+    if not Path(directory).is_dir():
+        raise DataError(
+            f"data directory {directory} does not exist; correct the path, or make it with launcher/prepare.py"
+        )

@@ -1,0 +1,27 @@
+"""Where the shards of a prepared data set lie in its directory."""
+
+from pathlib import Path
+
+from nar_scale.data.shards.dataset_info import DatasetInfo
+from nar_scale.data.storage.remote import is_remote
+
+SHARD_NAME = "shard-{:06d}.tar"
+
+
+SPLITS = ("train", "validation")
+
+
+def named_shards(directory: str, pattern: str, info: DatasetInfo | None) -> str:
+    """Return a pattern of shards; on a web server, which lists nothing, `SPLIT/*.tar` is those dataset.json counts."""
+    split = pattern.removesuffix("/*.tar")
+    if info is None or split not in info.splits or not directory.startswith(("http://", "https://")):
+        return pattern
+    last = info.splits[split].shards - 1
+    return f"{split}/{SHARD_NAME.format(0)}" if last == 0 else f"{split}/shard-{{000000..{last:06d}}}.tar"
+
+
+def shard_patterns(directory: str, info: DatasetInfo | None) -> list[str]:
+    """Return patterns of the shards of a folder: one a split, or of all there are where there is no split."""
+    if is_remote(directory):
+        return [named_shards(directory, f"{split}/*.tar", info) for split in info.splits] if info else ["**/*.tar"]
+    return [f"{split}/*.tar" for split in SPLITS if any((Path(directory) / split).glob("*.tar"))] or ["**/*.tar"]

@@ -1,0 +1,193 @@
+"""What a sample must look like, and reading one that does."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from nar_scale.data.formats.field_names import TOKENS_FIELD
+from nar_scale.data.formats.npy import decode_alike, decode_npy
+from nar_scale.errors import DataError
+
+
+class SampleIndex(Protocol):
+    """Samples by number: a `DatasetIndex`, or several as one (`JoinedIndex`)."""
+
+    num_samples: int
+    fingerprint: str
+
+    def read(self, sample_id: int, field: str) -> bytes:
+        """Return a field of a sample as it is stored."""
+
+    def read_many(self, sample_ids: np.ndarray, field: str) -> list[bytes]:
+        """Return a field of several samples, int64 [n], in one go."""
+
+    def prefetch(self, sample_ids: np.ndarray) -> None:
+        """Start to fetch what samples, int64 [n], that will be read soon need."""
+
+    def name(self, sample_id: int) -> str:
+        """Return "shard PATH, sample KEY" for messages."""
+
+
+class Sample(NamedTuple):
+    """A checked sample.
+
+    Attributes:
+        tokens: int [length], of whatever integer type it is stored in.
+        label: its class, if the format has one.
+        documents: int [length], if the format has them.
+    """
+
+    tokens: np.ndarray
+    label: int | None = None
+    documents: np.ndarray | None = None
+
+
+class AlikeSamples(NamedTuple):
+    """Checked samples of one length.
+
+    Attributes:
+        tokens: int [batch, length].
+        labels: int64 [batch], if the format has classes.
+        documents: int [batch, length], if the format has them.
+    """
+
+    tokens: np.ndarray
+    labels: np.ndarray | None
+    documents: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class SampleFormat:
+    """The fields of a sample and what they may hold.
+
+    Attributes:
+        sequence_length: n, the most tokens a sample may have; a batch is padded to it.
+        vocabulary_size: every token must be below it.
+        field: the member with the tokens, a one-dimensional `.npy` of integers.
+        class_field: the member with the class, an integer as text (WebDataset's `cls`) or, where its name ends in
+            `npy`, an array of one element; None if classes are not read.
+        num_classes: every class must be below it.
+        document_field: the member with the document of each token, as `tokens`; None if they are not read.
+    """
+
+    sequence_length: int
+    vocabulary_size: int
+    field: str = TOKENS_FIELD
+    class_field: str | None = None
+    num_classes: int | None = None
+    document_field: str | None = None
+
+    @cached_property
+    def fields(self) -> tuple[str, ...]:
+        """All members that are read."""
+        return tuple(field for field in (self.field, self.class_field, self.document_field) if field is not None)
+
+    def read(self, index: SampleIndex, sample_id: int) -> Sample:
+        """Read a sample.
+
+        Raises:
+            DataError: naming shard, key and reason, if it cannot be read or is not of this format.
+        """
+        contents = {field: index.read(sample_id, field) for field in self.fields}
+        try:
+            return self.parse(contents)
+        except ValueError as error:
+            raise DataError(f"{index.name(sample_id)}: {error}") from None
+
+    def parse(self, contents: Mapping[str, bytes]) -> Sample:
+        """Return the sample in the contents of its fields.
+
+        Raises:
+            ValueError: with reason and remedy, if they are not of this format.
+        """
+        tokens = self._parse_row(contents[self.field], self.field)
+        if len(tokens) == 0:
+            raise ValueError("it holds no token; leave empty samples out when writing the shard")
+        if len(tokens) > self.sequence_length:
+            raise ValueError(
+                f"it has {len(tokens)} tokens, more than the sequence length {self.sequence_length}; "
+                "raise the sequence length or prepare the data set again"
+            )
+        lowest, highest = int(tokens.min()), int(tokens.max())
+        if lowest < 0 or highest >= self.vocabulary_size:
+            raise ValueError(
+                f"token {lowest if lowest < 0 else highest} is outside the vocabulary of {self.vocabulary_size}; "
+                "use the tokenizer the data set was made with, or raise the vocabulary size"
+            )
+        label = None if self.class_field is None else self._parse_class(contents[self.class_field])
+        documents = None
+        if self.document_field is not None:
+            documents = self._parse_documents(contents[self.document_field], tokens)
+        return Sample(tokens, label, documents)
+
+    def parse_alike(self, contents: Mapping[str, Sequence[bytes]]) -> AlikeSamples | None:
+        """Return samples of one length and type in one go, as most data sets have them.
+
+        Returns:
+            the samples; None if they are not alike, or one is not of this format.
+        """
+        tokens = decode_alike(contents[self.field])
+        if tokens is None or tokens.dtype.kind not in "iu" or not 0 < tokens.shape[1] <= self.sequence_length:
+            return None
+        if tokens.min() < 0 or tokens.max() >= self.vocabulary_size:
+            return None
+        labels = documents = None
+        if self.class_field is not None:
+            labels = np.array([self._parse_class(content) for content in contents[self.class_field]], dtype=np.int64)
+        if self.document_field is not None:
+            documents = decode_alike(contents[self.document_field])
+            if documents is None or documents.dtype.kind not in "iu" or documents.shape != tokens.shape:
+                return None
+            if (documents[:, 1:] < documents[:, :-1]).any():
+                return None
+        return AlikeSamples(tokens, labels, documents)
+
+    def _parse_class(self, content: bytes) -> int:
+        try:
+            label = _parse_scalar(content) if str(self.class_field).endswith("npy") else int(content)
+            if not -(2**63) <= label < 2**63:
+                raise ValueError("it has more than 64 bits")
+        except ValueError as error:
+            raise ValueError(
+                f"field {self.class_field!r} is not an integer ({error}); name another data.class_field or write the "
+                "shard again"
+            ) from None
+        if self.num_classes is not None and not 0 <= label < self.num_classes:
+            raise ValueError(
+                f"class {label} is outside 0..{self.num_classes - 1}; raise objective.num_classes or write the shard "
+                "again"
+            )
+        return label
+
+    def _parse_documents(self, content: bytes, tokens: np.ndarray) -> np.ndarray:
+        documents = self._parse_row(content, str(self.document_field))
+        if len(documents) != len(tokens):
+            raise ValueError(
+                f"field {self.document_field!r} has {len(documents)} numbers for {len(tokens)} tokens; write the shard "
+                "again, one number a token"
+            )
+        if (documents[1:] < documents[:-1]).any():
+            raise ValueError(f"the numbers in field {self.document_field!r} fall; write the shard again")
+        return documents
+
+    def _parse_row(self, content: bytes, field: str) -> np.ndarray:
+        try:
+            row = decode_npy(content)
+        except ValueError as error:
+            raise ValueError(f"field {field!r} cannot be read: {error}; copy or write the shard again") from None
+        if row.dtype.kind in "iu" and row.ndim == 1:
+            return row
+        what = "tokens are" if field == self.field else f"field {field!r} is"
+        if row.dtype.kind not in "iu":
+            raise ValueError(f"{what} {str(row.dtype)[:80]}, not integers; write the shard again with an integer dtype")
+        raise ValueError(f"{what} of shape {row.shape}, not of one dimension; write the shard again, one row a sample")
+
+
+def _parse_scalar(content: bytes) -> int:
+    array = decode_npy(content)
+    if array.dtype.kind not in "iu" or array.size != 1:
+        raise ValueError(f"it is {str(array.dtype)[:80]} of shape {array.shape}")
+    return int(array.item())

@@ -1,0 +1,1 @@
+"""Remote object stores, the cache of a node, prefetching and file locks."""

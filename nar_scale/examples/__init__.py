@@ -1,0 +1,1 @@
+"""Example data sets, made of what Python packages ship."""

@@ -1,0 +1,17 @@
+"""Models from and to other libraries."""
+
+from nar_scale.interop.llama import export_llama
+from nar_scale.interop.x_transformers import (
+    XTransformersExport,
+    export_x_transformers,
+    from_x_transformers,
+    to_x_transformers,
+)
+
+__all__ = [
+    "XTransformersExport",
+    "export_llama",
+    "export_x_transformers",
+    "from_x_transformers",
+    "to_x_transformers",
+]

@@ -1,0 +1,127 @@
+"""Autoregressive models as Hugging Face Llama directories, for the programs that read those."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nar_scale.checkpoint.directory import written_whole
+from nar_scale.checkpoint.exported import LoadedModel
+from nar_scale.checkpoint.shards import SHARD_BYTES, save_weights
+from nar_scale.data.tokenizers import TOKENIZER_FILE
+from nar_scale.errors import ConfigError
+from nar_scale.model import TransformerWrapper
+from nar_scale.objectives import AutoregressiveWrapper
+
+_TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast"}
+_OF_MODEL = {
+    "token_emb.weight": "model.embed_tokens.weight",
+    "attn_layers.final_norm.weight": "model.norm.weight",
+    "to_logits.weight": "lm_head.weight",
+}
+_OF_BLOCK = {
+    "attention_norm.weight": ("input_layernorm.weight",),
+    "attention.to_queries.weight": ("self_attn.q_proj.weight",),
+    "attention.to_keys.weight": ("self_attn.k_proj.weight",),
+    "attention.to_values.weight": ("self_attn.v_proj.weight",),
+    "attention.to_out.weight": ("self_attn.o_proj.weight",),
+    "feedforward_norm.weight": ("post_attention_layernorm.weight",),
+    "feedforward.to_hidden.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
+    "feedforward.to_out.weight": ("mlp.down_proj.weight",),
+}
+
+
+@torch.no_grad()
+def export_llama(model: LoadedModel, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
+    """Write `config.json`, the weights and the tokenizer, if it is a `tokenizer.json`.
+
+    `transformers.LlamaForCausalLM.from_pretrained(directory)` computes the same logits. Rotary channels are paired
+    there as here, and query heads share key heads alike, so no weight is permuted.
+
+    Raises:
+        ConfigError: the model has what Llama cannot represent.
+        CheckpointError: the directory exists or cannot be written.
+    """
+    if not isinstance(model.wrapper, AutoregressiveWrapper):
+        raise ConfigError("Llama has no non-autoregressive models; export one of objective.kind autoregressive")
+    net = model.wrapper.net
+    for refused, reason in _refusals(net):
+        if refused:
+            raise ConfigError(f"Llama has no {reason}")
+    config = {**_describe(net), "bos_token_id": None, "eos_token_id": model.info.decode.end_token}
+    with written_whole(Path(directory)) as writing:
+        save_weights(writing, _rename(net), "model", shard_bytes)
+        (writing / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if model.tokenizer is not None:
+            model.tokenizer.save(writing)
+        if (writing / TOKENIZER_FILE).exists():  # not Llama's own tokenizer, then
+            (writing / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER, indent=2) + "\n")
+
+
+def _refusals(net: TransformerWrapper) -> list[tuple[bool, str]]:
+    stack = net.attn_layers
+    block: Any = stack.blocks[0]
+    rotary, feedforward = stack.rotary, block.feedforward
+    kind = "geglu" if feedforward.gated else "gelu"
+    return [
+        (not stack.causal, "Encoder, in which tokens see both sides"),
+        (not isinstance(stack.final_norm, nn.RMSNorm), "norm layernorm, only rmsnorm"),
+        (feedforward.activation is not F.silu, f"feedforward {kind}, only swiglu"),
+        (feedforward.to_out.bias is not None, "feedforward_bias"),
+        (isinstance(block.attention.query_norm, nn.RMSNorm), "qk_norm"),
+        (rotary is None, "learned positions, only rotary ones"),
+        (rotary is not None and rotary.dim != stack.dim_head, f"rotary_dim other than dim_head {stack.dim_head}"),
+        (stack.dim % stack.heads != 0, f"dim {stack.dim} that heads {stack.heads} do not divide"),
+        (stack.window is not None, "window"),
+        (stack.cross_attend, "cross_attend"),
+        (net.to_logits.input_scale != 1, "tie_embedding_scale other than 1"),
+        (net.to_logits.out_features != net.num_tokens, f"logits_dim other than num_tokens {net.num_tokens}"),
+        (net.add_continuous_pred_head, "continuous head (add_continuous_pred_head)"),
+    ]
+
+
+def _describe(net: TransformerWrapper) -> dict[str, Any]:
+    stack = net.attn_layers
+    block: Any = stack.blocks[0]
+    rotary, dtype = stack.rotary, str(net.token_emb.weight.dtype).removeprefix("torch.")
+    assert rotary is not None
+    scaled = rotary.interpolation_factor != 1
+    scaling = {"rope_type": "linear", "factor": rotary.interpolation_factor} if scaled else None
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": net.num_tokens,
+        "hidden_size": stack.dim,
+        "intermediate_size": block.feedforward.to_out.in_features,
+        "num_hidden_layers": stack.depth,
+        "num_attention_heads": stack.heads,
+        "num_key_value_heads": block.attention.kv_heads,
+        "head_dim": stack.dim_head,
+        "hidden_act": "silu",
+        "rms_norm_eps": stack.final_norm.eps,
+        "attention_bias": False,
+        "attention_dropout": block.attention.dropout,
+        "mlp_bias": False,
+        "max_position_embeddings": net.max_seq_len,
+        "rope_theta": rotary.theta,  # up to transformers 4; what follows is for 5
+        "rope_scaling": scaling,
+        "rope_parameters": {**(scaling or {"rope_type": "default"}), "rope_theta": rotary.theta},
+        "tie_word_embeddings": net.tie_embedding,
+        "dtype": dtype,
+        "torch_dtype": dtype,
+    }
+
+
+def _rename(net: TransformerWrapper) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = dict(net.named_parameters())
+    renamed = {theirs: weights.pop(ours) for ours, theirs in _OF_MODEL.items() if ours in weights}
+    for name, weight in weights.items():
+        _, _, layer, ours = name.split(".", 3)
+        parts = weight.chunk(len(_OF_BLOCK[ours]))
+        renamed |= {f"model.layers.{layer}.{theirs}": part for theirs, part in zip(_OF_BLOCK[ours], parts)}
+    return renamed

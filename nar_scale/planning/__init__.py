@@ -1,0 +1,1 @@
+"""What a configuration costs on a number of devices, computed without them."""

@@ -1,0 +1,75 @@
+"""What follows from a configuration and what its data sets say of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from nar_scale.config import Config, DataConfig, SourceConfig, samples_before
+from nar_scale.data.loading.mixture import MixedOrder, Stage, weights_by_temperature
+from nar_scale.data.loading.order import SampleOrder
+from nar_scale.data.shards.dataset_info import DatasetInfo
+from nar_scale.errors import ConfigError, DataError
+
+
+def check_lengths(
+    max_seq_len: int, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
+) -> None:
+    """Raise a DataError if samples are longer than sequences of the model."""
+    for name, info in infos.items():
+        if info is not None and info.seq_len > max_seq_len:
+            raise DataError(
+                f"{sources[name].directory} was prepared with {info.seq_len} tokens a sample, more than "
+                f"model.max_seq_len {max_seq_len}; raise that, or prepare the data with a shorter --seq-len"
+            )
+
+
+def vocabulary_of(
+    data: DataConfig, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
+) -> tuple[int, str | None, int | None]:
+    """The number of token ids, the tokenizer as `byte`, a path in the data set or None, and the end token.
+
+    Raises:
+        DataError: the sources differ.
+        ConfigError: the number of token ids is not known, or the tokenizer is not there.
+    """
+    known = {name: info for name, info in infos.items() if info is not None}
+    kinds = {(info.vocabulary_size, info.tokenizer, info.end_token) for info in known.values()}
+    if len(kinds) > 1:
+        sizes = ", ".join(f"{name} {info.vocabulary_size} of {info.tokenizer}" for name, info in known.items())
+        raise DataError(f"the sources have different vocabularies: {sizes}; prepare them with one tokenizer")
+    size, name, end_token = kinds.pop() if kinds else (None, None, None)
+    size, name = data.vocabulary_size or size, data.tokenizer or name
+    if data.tokenizer not in (None, "byte") and not Path(data.tokenizer).is_file():
+        raise ConfigError(f"data.tokenizer {data.tokenizer} is no file; give a tokenizer.json, or byte")
+    if size is None:
+        directories = ", ".join(source.directory for source in sources.values())
+        raise ConfigError(f"data.vocabulary_size is needed, as {directories} has no dataset.json")
+    return size, name, end_token
+
+
+def mixture_of(config: Config, counts: Mapping[str, np.ndarray]) -> MixedOrder:
+    """The order of several sources, of which the samples in each shard are known, int64 [shards]."""
+    data, seed = config.data, config.training.seed
+    sizes = [int(of_source.sum()) for of_source in counts.values()]
+    given = [(source.weight, source.epochs) for source in data.sources.values()]
+    if given[0][0] is not None:
+        weights = tuple(float(weight or 0) for weight, _ in given)
+    elif given[0][1] is not None:
+        weights = tuple(size * float(epochs or 0) for size, (_, epochs) in zip(sizes, given))
+    else:
+        weights = weights_by_temperature(sizes, data.temperature)
+    stages = [
+        Stage(samples_before(config.training, stage.from_step), tuple(stage.weights.get(n, 0.0) for n in counts))
+        for stage in data.curriculum
+    ]
+    if not stages or stages[0].start > 0:
+        stages.insert(0, Stage(0, weights))
+    # sources of equal shards must not come in equal orders
+    orders = [
+        SampleOrder(of_source, seed + (number << 32), data.shuffle_window)
+        for number, of_source in enumerate(counts.values())
+    ]
+    return MixedOrder(orders, stages, seed)

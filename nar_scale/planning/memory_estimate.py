@@ -1,0 +1,141 @@
+"""How much memory a rank needs, by arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from nar_scale.config import Config
+from nar_scale.model import TransformerWrapper
+from nar_scale.model.layers import hidden_width
+from nar_scale.model.parameters import full_size, muon_matrices
+
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the memory of a rank.
+
+    Attributes:
+        name: what it holds.
+        size: in bytes.
+        place: `device`, `cpu` or `nvme`.
+    """
+
+    name: str
+    size: float
+    place: str = "device"
+
+    def __str__(self) -> str:
+        where = {"device": "", "cpu": " (offloaded to memory)", "nvme": " (offloaded to disk)"}[self.place]
+        return f"{self.name:<18}{self.size / GIBIBYTE:>10.3f} GiB{where}"
+
+
+def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any], ranks: int) -> list[Part]:
+    """What a rank holds at the end of a forward pass and in the step after it.
+
+    With P parameters on R ranks, and b bytes an element in forward and backward pass (4 in fp32, else 2):
+
+    - weights: P b; P b / R under ZeRO 3, where the two largest blocks are also there whole, and P b / hpz more with a
+      secondary partition.
+    - gradients: P b under ZeRO 0 and 1, and P float32 more where ZeRO 1 sums in that beside bfloat16; under ZeRO 2
+      and 3 P / R elements of `grad_accum_dtype` and the bucket that is being reduced, at most P elements.
+    - master weights: P / R elements of float32 (or of bfloat16 if so configured), P under ZeRO 0; none where
+      weights are of that type and stepped themselves, under ZeRO 0, and under ZeRO 3 without offload.
+    - moments: two such copies for AdamW, one for Lion and for what Muon moves; the moving average is one in float32.
+    - activations: see `activation_elements`, b bytes an element, and one chunk of logits in compute precision and
+      twice, with its gradient, in float32.
+
+    Not counted are CUDA's own memory (about 0.5 GiB), NCCL's buffers, fragmentation, and copies of the data.
+
+    Args:
+        wrapper: on any device, also `meta`.
+        resolved: the DeepSpeed config.
+    """
+    stage = resolved["zero_optimization"]["stage"]
+    width = _FP32 if config.training.precision == "fp32" else 2
+    master_width = 2 if config.training.master_weights == "bf16" else _FP32
+    parameters = sum(map(full_size, wrapper.parameters()))
+    shard = parameters / ranks if stage > 0 else parameters
+    accumulated = _FP32 if resolved["data_types"]["grad_accum_dtype"] == "fp32" else 2
+    optimizer_place, weights_place = _place(config.zero.offload_optimizer), _place(config.zero.offload_parameters)
+    if stage < 3:
+        weights = [Part("weights", parameters * width)]
+    else:
+        block = max(sum(map(full_size, block.parameters())) for block in _net(wrapper).attn_layers.blocks)
+        weights = [Part("weights", shard * width, weights_place), Part("gathered weights", 2 * block * width)]
+        if config.zero.hpz_partition_size > 1:
+            weights.append(Part("secondary weights", parameters * width / config.zero.hpz_partition_size))
+    if stage < 2:
+        apart = stage == 1 and accumulated > width and optimizer_place == "device"
+        gradients = [Part("gradients", parameters * (width + apart * accumulated))]
+    else:
+        bucket = min(parameters, resolved["zero_optimization"]["reduce_bucket_size"])
+        gradients = [Part("gradients", shard * accumulated, optimizer_place), Part("gradient bucket", bucket * width)]
+    stepped_itself = width == master_width and (stage == 0 or (stage == 3 and optimizer_place == "device"))
+    masters = [] if stepped_itself else [Part("master weights", shard * master_width, optimizer_place)]
+    moments = [Part("moments", _moments(wrapper, config) * shard * master_width, optimizer_place)]
+    average = [Part("moving average", shard * _FP32, optimizer_place)] if config.training.ema_decay else []
+    return [*weights, *gradients, *masters, *moments, *average, *_activations(wrapper, config, width)]
+
+
+def activation_elements(config: Config, tokens: int) -> float:
+    """Elements that the blocks keep of so many tokens for the backward pass.
+
+    A block of width d, with a channels in its queries, k in its keys, and h hidden ones, keeps of each token, where g
+    is 1 for a gated feed-forward layer and 0 for another,
+
+        4 d + 3 a + 2 k + (2 + 2 g) h
+
+    elements: inputs and results of its two norms, queries, keys, values and twice what attention gives, and around the
+    feed-forward's activation its input and result and where it is gated the gate and the product. To those come, with
+    normed queries and keys, a + k. `selective` recomputation keeps the inputs of norms and results of matrix products,
+    4 d + 3 a + 2 k + (1 + g) h; `full` keeps the block's input, d, and needs one block's all at a time.
+    """
+    model = config.model
+    channels = model.dim_head or model.dim // model.heads
+    queries, keys = channels * model.heads, channels * (model.kv_heads or model.heads)
+    gated = int(model.feedforward != "gelu")
+    hidden = model.feedforward_dim or hidden_width(model.dim, model.feedforward_mult, model.feedforward)
+    block = 4 * model.dim + 3 * queries + 2 * keys + (2 + 2 * gated) * hidden + model.qk_norm * (queries + keys)
+    if model.activation_checkpointing == "full":
+        return tokens * (model.depth * model.dim + block)
+    if model.activation_checkpointing == "selective":
+        kept = 4 * model.dim + 3 * queries + 2 * keys + (1 + gated) * hidden
+        return tokens * (model.depth * kept + block - kept)
+    return tokens * model.depth * block
+
+
+def _activations(wrapper: nn.Module, config: Config, width: int) -> list[Part]:
+    training, net = config.training, _net(wrapper)
+    tokens = training.micro_batch_size * config.model.max_seq_len // training.sequence_parallel_size
+    copies = 2 if config.objective.kind == "block_diffusion" else 1  # the masked and the true one
+    around = 3 * net.emb_dim * tokens  # embedding, final norm, and what the head is given
+    logits = min(config.model.logits_chunk_size, tokens * net.num_tokens)
+    return [
+        Part("activations", (activation_elements(config, copies * tokens) + around) * width),
+        Part("logits", logits * (width + 2 * _FP32)),
+    ]
+
+
+def _place(offload: str) -> str:
+    return "device" if offload == "none" else offload
+
+
+def _moments(wrapper: nn.Module, config: Config) -> float:
+    """Copies of the weights that the optimizer keeps."""
+    if config.optimizer.kind != "muon":
+        return {"adamw": 2.0, "lion": 1.0}[config.optimizer.kind]
+    return 2.0 - sum(map(full_size, muon_matrices(wrapper).values())) / sum(map(full_size, wrapper.parameters()))
+
+
+def _net(wrapper: nn.Module) -> TransformerWrapper:
+    net = wrapper.net
+    assert isinstance(net, TransformerWrapper)
+    return net
+
+
+GIBIBYTE = 2**30

@@ -1,0 +1,1 @@
+"""Writing and reading training checkpoints, and the rules of resuming from them."""

@@ -1,0 +1,1 @@
+"""Opening the data sets of a run, for training and for validation."""

@@ -1,0 +1,1 @@
+"""Divergence, hangs, preemption and errors: what is detected, and how a run ends or goes on."""

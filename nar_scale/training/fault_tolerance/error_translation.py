@@ -1,0 +1,80 @@
+"""What the user can mend, told in a line, though a library has raised it as something else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from nar_scale.config import Config
+from nar_scale.errors import UserError
+from nar_scale.files import remedy_for
+from nar_scale.training.fault_tolerance.activity import Phase
+from nar_scale.training.metrics.throughput import memory
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
+_PEER_LOST = (
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "connection was reset", "recvBytes"),
+    *("remote process exited", "Connection refused", "failed to recv", "Connection was likely closed"),
+)
+
+
+class PeerLostError(Exception):
+    """Another process of the job has ended without a word."""
+
+
+@contextmanager
+def in_plain_words(phase: Phase, config: Config, device: torch.device) -> Iterator[None]:
+    """A `with` block out of which come errors that the user understands.
+
+    Raises:
+        UserError: memory or disk is exhausted, or a directory cannot be written.
+        PeerLostError: a connection to another rank is lost.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (MemoryError, OSError, RuntimeError) as error:
+        problem = explain(error, phase, config, device)
+        if problem is None:
+            raise
+        raise problem from None
+
+
+def explain(error: BaseException, phase: Phase, config: Config, device: torch.device) -> Exception | None:
+    """The same error in plain words; None for one that says nothing to the user."""
+    text = str(error)
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(part in text for part in _OUT_OF_MEMORY):
+        return UserError(_out_of_memory(phase, config, device))
+    if isinstance(error, OSError) and (remedy := remedy_for(error)):
+        return UserError(
+            f"{error.filename or config.training.run_directory}: {error.strerror}; {remedy}, or set another "
+            "training.run_directory"
+        )
+    if any(part in text for part in _PEER_LOST):
+        return PeerLostError(
+            f"the connection to another process was lost in '{phase.name}'; it was killed or its node is gone (the "
+            "system's log may tell, perhaps that memory was exhausted); run again, to go on from the last checkpoint"
+        )
+    return None
+
+
+def _out_of_memory(phase: Phase, config: Config, device: torch.device) -> str:
+    training, model = config.training, config.model
+    changes = []
+    if training.micro_batch_size > 1:
+        changes.append(f"training.micro_batch_size below {training.micro_batch_size}")
+    if model.activation_checkpointing != "full":
+        changes.append("model.activation_checkpointing full")
+    if training.zero_stage < 3:
+        changes.append(f"training.zero_stage {training.zero_stage + 1} or more")
+    if config.zero.offload_optimizer == "none":
+        changes.append("zero.offload_optimizer cpu")
+    changes.append(f"model.logits_chunk_size below {model.logits_chunk_size}")
+    place = "GPU" if device.type == "cuda" else "host"
+    return (
+        f"out of {place} memory in '{phase.name}', with micro-batches of {training.micro_batch_size} x "
+        f"{model.max_seq_len} tokens and a peak of {memory(device)['memory_gib']:.1f} GiB; try {', '.join(changes)}"
+    )

@@ -1,0 +1,122 @@
+"""Where a run reports to: the metrics log, TensorBoard, and the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nar_scale.config import Config, dump_config
+from nar_scale.evaluation import encode_png
+from nar_scale.files import write_atomically
+from nar_scale.training.metrics.jsonl import MetricsLog
+from nar_scale.training.metrics.progress import Progress
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+METRICS_FILE = "metrics.jsonl"
+_JUDGED_BY = "train/loss"
+
+
+class Monitor:
+    """Writes metrics and samples of one run; only the main process has one.
+
+    Args:
+        directory: the run directory.
+        step: the step that the run starts or resumes from; what an interrupted attempt reported after it is
+            dropped.
+        steps: the length of the run.
+
+    Raises:
+        OSError: by each method, where the disk refuses.
+    """
+
+    def __init__(self, directory: Path, step: int, steps: int):
+        self._log = MetricsLog(directory / METRICS_FILE, step)
+        self._tensorboard, self._samples = directory / "tensorboard", directory / "samples"
+        self._step, self._writer = step, self._write_after(step)
+        self.progress = Progress(step, steps)
+
+    def _write_after(self, step: int) -> SummaryWriter:
+        """A writer to TensorBoard, which does not show what was written after the step before."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self._tensorboard), purge_step=step + 1)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was reported after a step: the run has gone back to it."""
+        self._log.rewind(step)
+        self._writer.close()
+        self._writer = self._write_after(step)
+
+    def settings(self, config: Config, resolved: Mapping[str, Any]) -> None:
+        """Record the resolved configuration of a run, as text and as hyperparameters to compare runs by.
+
+        The HParams tab shows the last losses beside them, since it looks for scalars of these names in the same run.
+        """
+        from torch.utils.tensorboard.summary import hparams
+
+        measured = [_JUDGED_BY]
+        if config.logging.evaluate_every:
+            measured += [f"{validation_group(source)}/nats_per_token" for source in config.data.sources or ("",)]
+        events: Any = self._writer.file_writer
+        for summary in hparams(dict(_flattened(config.model_dump(mode="json"))), dict.fromkeys(measured, 0.0))[:2]:
+            events.add_summary(summary)
+        self._writer.add_text("config", _verbatim(dump_config(config)), self._step)
+        self._writer.add_text("deepspeed", _verbatim(json.dumps(resolved, indent=2)), self._step)
+        self._writer.flush()
+
+    def scalars(self, step: int, values: Mapping[str, float], group: str = "train") -> None:
+        """Record named values of a step."""
+        prefix = "" if group == "train" else f"{group}_"
+        self._log.write(step, {f"{prefix}{name}": value for name, value in values.items()})
+        for name, value in values.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+        # after a kill the run goes on from its last checkpoint, and nobody could report these steps again
+        self._writer.flush()
+
+    def texts(self, step: int, texts: list[str]) -> None:
+        """Record generated samples of a step, in TensorBoard and as a file."""
+        for number, text in enumerate(texts):
+            self._writer.add_text(f"samples/{number}", _verbatim(text), step)
+        self._samples.mkdir(exist_ok=True)
+        write_atomically(self._samples / f"step-{step:09d}.txt", "\n\n=====\n\n".join(texts).encode())
+
+    def image(self, step: int, image: np.ndarray) -> None:
+        """Record a picture of the samples of a step, uint8 [height, width], in TensorBoard and as a file."""
+        self._writer.add_image("samples", image, step, dataformats="HW")
+        self._samples.mkdir(exist_ok=True)
+        write_atomically(self._samples / f"step-{step:09d}.png", encode_png(image))
+
+    def close(self) -> None:
+        """Write out everything."""
+        self.progress.close()
+        self._log.close()
+        self._writer.close()
+
+
+def validation_group(source: str) -> str:
+    """The group of the scalars of held-out data; a single source has no name."""
+    return f"validation_{source}" if source else "validation"
+
+
+def _verbatim(text: str) -> str:
+    """Markdown that shows the text as it is."""
+    return "\n".join("    " + line for line in text.splitlines())
+
+
+def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """`section.key` and value, for everything that is set."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{key}.")
+        elif isinstance(value, (bool, int, float, str)):
+            yield f"{prefix}{key}", value
+        elif value is not None:
+            yield f"{prefix}{key}", json.dumps(value)

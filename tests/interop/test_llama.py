@@ -1,0 +1,163 @@
+import json
+
+import pytest
+import torch
+import transformers
+
+from launcher.export import main as launch
+from nar_scale.checkpoint import LoadedModel, ModelInfo, describe_decoding, load_exported, run_probe
+from nar_scale.checkpoint.exported import write_exported
+from nar_scale.data import load_tokenizer
+from nar_scale.errors import CheckpointError, ConfigError
+from nar_scale.interop import export_llama
+from nar_scale.model import Decoder, Encoder
+from nar_scale.objectives import AutoregressiveWrapper, NonAutoregressiveWrapper, build_wrapper
+from tests.config.helpers import config_with
+from tests.model.helpers import small_net
+
+VOCABULARY, END = 21, 20
+AR = {"objective.kind": "autoregressive", "training.run_directory": "runs/x", "model.max_seq_len": 24}
+MODELS = {
+    "default": {},
+    "grouped": {"model.heads": 4, "model.kv_heads": 2, "model.dim_head": 6, "model.rotary_theta": 500.0},
+    "tied": {"model.tie_embeddings": True, "model.feedforward_dim": 24, "model.norm_eps": 1e-3},
+    "linear_scaling": {"model.rotary_interpolation_factor": 2.0},
+    "rescaled_base": {"model.rotary_base_rescale_factor": 4.0, "model.kv_heads": 1},
+}
+every_model = pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
+
+
+def built(**settings):
+    """A loaded model in which no parameter is as it was born."""
+    torch.manual_seed(0)
+    config = config_with(**AR, **settings)
+    wrapper = build_wrapper(config, VOCABULARY).eval()
+    for parameter in wrapper.parameters():
+        mean, std = (1.0, 0.3) if parameter.ndim == 1 else (0.0, parameter.shape[1] ** -0.5)
+        torch.nn.init.normal_(parameter, mean, std)
+    info = ModelInfo(VOCABULARY, None, 30, 240, "fp32", describe_decoding(config, wrapper, END))
+    return LoadedModel(wrapper, config, info, None)
+
+
+def loaded(directory):
+    model, report = transformers.LlamaForCausalLM.from_pretrained(directory, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+@every_model
+@torch.no_grad()
+def test_llama_computes_and_generates_the_same(tmp_path, settings):
+    model = built(**settings)
+    export_llama(model, tmp_path / "llama")
+    llama = loaded(tmp_path / "llama")
+    ids = torch.randint(VOCABULARY, (3, 24), generator=torch.Generator().manual_seed(1))
+    logits = llama(ids).logits
+    assert 0.3 < logits.std() < 10
+    assert (model.wrapper.net(ids) - logits).abs().max() <= 1e-5
+    expected = llama.generate(ids[:, :4], do_sample=False, max_new_tokens=20, eos_token_id=None, pad_token_id=0)
+    assert model.wrapper.generate(ids[:, :4], 20, temperature=0.0).equal(expected)
+    assert len(expected[:, 4:].unique()) > 2
+
+
+def test_the_config_says_what_the_model_is(tmp_path):
+    export_llama(built(**MODELS["grouped"], **MODELS["linear_scaling"]), tmp_path / "llama")
+    config = json.loads((tmp_path / "llama" / "config.json").read_text())
+    expected = {
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": VOCABULARY,
+        "hidden_size": 16,
+        "num_key_value_heads": 2,
+        "head_dim": 6,
+        "max_position_embeddings": 24,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 500.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+        "tie_word_embeddings": False,
+        "eos_token_id": END,
+        "bos_token_id": None,
+        "dtype": "float32",
+    }
+    assert {name: config[name] for name in expected} == expected
+
+
+@torch.no_grad()
+def test_large_weights_are_split(tmp_path):
+    model = built()
+    export_llama(model, tmp_path / "llama", shard_bytes=5000)
+    assert len(list((tmp_path / "llama").glob("model-*-of-*.safetensors"))) > 1
+    ids = torch.arange(VOCABULARY)[None]
+    torch.testing.assert_close(loaded(tmp_path / "llama")(ids).logits, model.wrapper.net(ids), rtol=0, atol=1e-5)
+
+
+REFUSED = {
+    "norm layernorm": {"norm": "layernorm"},
+    "feedforward gelu": {"feedforward": "gelu"},
+    "feedforward geglu": {"feedforward": "geglu"},
+    "feedforward_bias": {"feedforward_bias": True},
+    "qk_norm": {"qk_norm": True},
+    "learned positions": {"rotary": False},
+    "rotary_dim": {"rotary_dim": 4},
+    "dim 16 that heads 3 do not divide": {"heads": 3, "dim_head": 4},
+    "window": {"window": 3},
+    "cross_attend": {"cross_attend": True},
+    "tie_embedding_scale": {"tie_embedding": True, "tie_embedding_scale": 0.5},
+    "logits_dim": {"logits_dim": 5},
+    "continuous head": {"add_continuous_pred_head": True},
+}
+
+
+@pytest.mark.parametrize(("named", "options"), REFUSED.items(), ids=REFUSED)
+def test_what_llama_lacks_is_named(tmp_path, named, options):
+    model = built()
+    wrapper = AutoregressiveWrapper(small_net(Decoder, **options))
+    with pytest.raises(ConfigError, match=f"Llama has no {named}"):
+        export_llama(LoadedModel(wrapper, model.config, model.info, None), tmp_path / "llama")
+    assert not list(tmp_path.iterdir())
+
+
+def test_non_autoregressive_models_are_refused(tmp_path):
+    model = built()
+    wrapper = NonAutoregressiveWrapper(small_net(Encoder), mask_id=10)
+    with pytest.raises(ConfigError, match=r"objective\.kind autoregressive"):
+        export_llama(LoadedModel(wrapper, model.config, model.info, None), tmp_path / "llama")
+
+
+def test_nothing_is_overwritten(tmp_path):
+    (tmp_path / "llama").mkdir()
+    with pytest.raises(CheckpointError, match="exists already"):
+        export_llama(built(), tmp_path / "llama")
+
+
+def save_tokenizer(path):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    vocabulary = {**{letter: number for number, letter in enumerate("abcdefghijklmnopqrsĠ")}, "</s>": END}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(path))
+
+
+@torch.no_grad()
+def test_the_launcher(tmp_path, capsys):
+    model = built()
+    info = ModelInfo(**{**vars(model.info), "tokenizer": "tokenizer.json"})
+    save_tokenizer(tmp_path / "tokenizer.json")
+    probe = run_probe(model.wrapper)
+    write_exported(tmp_path / "model", model.wrapper, model.config, info, probe, tmp_path / "tokenizer.json")
+    command = ["--checkpoint", str(tmp_path / "model"), "--output", str(tmp_path / "llama"), "--format", "llama"]
+    assert launch([*command, "--ignore-norm-eps"]) == 2
+    assert "--ignore-norm-eps" in capsys.readouterr().err
+    assert launch(command) == 0
+    assert launch(command) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert (tmp_path / "llama" / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
+    ids = torch.arange(VOCABULARY)[None]
+    expected = load_exported(tmp_path / "model").wrapper.net(ids)
+    torch.testing.assert_close(loaded(tmp_path / "llama")(ids).logits, expected, rtol=0, atol=1e-5)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama")
+    ours, text = load_tokenizer(tmp_path / "tokenizer.json"), "a cab is dear"
+    assert tokenizer.encode(text) == ours.encode(text.encode()).tolist()
+    assert tokenizer.decode(tokenizer.encode(text)) == text

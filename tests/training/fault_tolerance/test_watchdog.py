@@ -1,0 +1,74 @@
+"""Each case in a fork, as a watchdog ends the process. Two ranks: tests/distributed/test_faults.py."""
+
+import os
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+
+from nar_scale.config import FaultsConfig
+from nar_scale.training.fault_tolerance.activity import Phase
+from nar_scale.training.fault_tolerance.watchdog import Watchdog
+
+
+def ending_of(directory, work, **limits):
+    """The exit status of a process that does this, watched."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # or it says so where the name of the host is not known
+            store = dist.HashStore()
+            dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+            phase = Phase()
+            with Watchdog(phase, SimpleNamespace(rank=0, size=1), directory, FaultsConfig(**limits)):
+                work(phase)
+            os._exit(0)
+        finally:
+            os._exit(99)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def sleep_in(name, seconds, steps=1):
+    def work(phase):
+        phase.steps = steps
+        phase.enter(name)
+        time.sleep(seconds)
+
+    return work
+
+
+def test_a_part_of_a_step_that_takes_too_long(tmp_path, capfd):
+    work = sleep_in("backward pass", 60)
+    assert ending_of(tmp_path, work, step_timeout_seconds=0.3, long_timeout_seconds=1000.0) == 1
+    assert "in work" in (tmp_path / "stacks" / "rank-0.txt").read_text()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("train: error: nothing has moved for ")
+    assert f"in 'backward pass'; the stacks of all ranks are in {tmp_path}/stacks;" in line
+
+
+@pytest.mark.parametrize(("name", "steps"), [("backward pass", 0), ("saving a checkpoint", 1), ("evaluation", 1)])
+def test_the_first_step_and_what_is_no_step_have_more_time(tmp_path, name, steps):
+    work = sleep_in(name, 0.5, steps)
+    assert ending_of(tmp_path, work, step_timeout_seconds=0.1, long_timeout_seconds=1000.0) == 0
+    assert not (tmp_path / "stacks").exists()
+
+
+def test_but_not_for_ever(tmp_path):
+    work = sleep_in("evaluation", 60)
+    assert ending_of(tmp_path, work, step_timeout_seconds=0.1, long_timeout_seconds=0.3) == 1
+
+
+def test_starting_up_may_take_as_long_as_it_likes(tmp_path):
+    limits = {"step_timeout_seconds": 0.1, "long_timeout_seconds": 0.1}
+    assert ending_of(tmp_path, lambda phase: time.sleep(0.5), **limits) == 0
+
+
+def test_many_short_phases_are_fine(tmp_path):
+    def work(phase):
+        phase.steps = 1
+        for _ in range(12):
+            phase.enter("forward pass")
+            time.sleep(0.05)
+
+    assert ending_of(tmp_path, work, step_timeout_seconds=30.0, long_timeout_seconds=30.0) == 0
