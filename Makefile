@@ -1,5 +1,6 @@
 # make demo    the whole job on this machine: corpus to samples
 # make test    the tests         make check   formatter, linter, types
+# make structure  how the package is built, in numbers beside their targets
 #
 # TORCH chooses another torch; anything `pip install` takes, or `installed` for the one that PYTHON already has:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -21,7 +22,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export DS_ACCELERATOR := cpu
 endif
 
-.PHONY: demo test check format install clean
+.PHONY: demo test check format structure install clean
 
 install: $(INSTALLED)
 
@@ -63,6 +64,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+structure: $(INSTALLED)
+	$(BIN)/python -m tests.structure
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""The house of the design: which room may use which, and what an import may cost."""
+"""Which package may import which, and what an import may load."""
 
 import ast
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nar_scale"
-BASEMENT = {"errors", "files", "logging_setup"}
+GROUND = {"errors", "files", "logging_setup"}
 FLOORS = [
     {"config", "data", "masking", "model"},
     {"decoding"},
@@ -18,11 +18,11 @@ FLOORS = [
     {"training", "generation", "interop"},
     {"examples"},
 ]
-FLOOR = {room: number for number, rooms in enumerate([BASEMENT, *FLOORS]) for room in rooms}
+FLOOR = {package: number for number, packages in enumerate([GROUND, *FLOORS]) for package in packages}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
-def room_of(module):
+def package_of(module):
     return module.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
@@ -39,22 +39,22 @@ def imported(module):
             yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def rooms_used(module):
+def packages_used(module):
     names = (name.split(".") for name in imported(module))
     return {name[1] for name in names if name[0] == PACKAGE.name and len(name) > 1 and name[1] in FLOOR}
 
 
-def test_every_room_is_on_a_floor():
-    assert {room_of(module) for module in MODULES} - {"__init__"} <= set(FLOOR)
+def test_every_package_has_a_floor():
+    assert {package_of(module) for module in MODULES} - {"__init__"} <= set(FLOOR)
     assert len(MODULES) > 40
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: str(module.relative_to(PACKAGE)))
-def test_rooms_use_lower_floors_alone(module):
-    room = room_of(module)
-    if room == "__init__":
+def test_packages_import_from_lower_floors_only(module):
+    package = package_of(module)
+    if package == "__init__":
         return
-    assert {used for used in rooms_used(module) - {room} if FLOOR[used] >= FLOOR[room]} == set()
+    assert {used for used in packages_used(module) - {package} if FLOOR[used] >= FLOOR[package]} == set()
 
 
 def test_nothing_uses_the_scripts():
@@ -76,7 +76,7 @@ def test_the_reader_of_imports_sees_all_kinds(tmp_path, monkeypatch):
         "def f():\n    from nar_scale.training import train",
     ):
         module.write_text(line)
-        assert rooms_used(module) == {"training"}
+        assert packages_used(module) == {"training"}
 
 
 def loaded_by(statement):
@@ -86,7 +86,7 @@ def loaded_by(statement):
 
 
 def test_using_a_model_needs_no_training_library():
-    rooms = "import nar_scale, nar_scale.checkpoint, nar_scale.decoding, nar_scale.evaluation, nar_scale.generation"
-    loaded = loaded_by(rooms)
+    packages = "import nar_scale, nar_scale.checkpoint, nar_scale.decoding, nar_scale.evaluation, nar_scale.generation"
+    loaded = loaded_by(packages)
     assert "nar_scale" in loaded
     assert not loaded & {"deepspeed", "webdataset", "tensorboard", "transformers", "x_transformers", "sklearn", "PIL"}

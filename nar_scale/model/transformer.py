@@ -145,13 +145,7 @@ class TransformerWrapper(nn.Module):
         if share.size > 1 and (cache is not None or prepend_embeds is not None):
             raise ValueError("sequences that ranks share have no cache and no prepended embeddings")
         positions = share.part(positions, dim=-1)
-        embeds = self.token_emb(share.part(x))
-        if sum_embeds is not None:
-            embeds = embeds + sum_embeds
-        if prepend_embeds is not None:
-            embeds = torch.cat((prepend_embeds.to(embeds.dtype), embeds), dim=1)
-        if self.pos_emb is not None:
-            embeds = embeds + self.pos_emb(positions)
+        embeds = self._embed(share.part(x), positions, sum_embeds, prepend_embeds)
         embeddings, z_loss = self.attn_layers(
             embeds,
             positions,
@@ -170,6 +164,16 @@ class TransformerWrapper(nn.Module):
             return embeddings
         logits = self.to_logits(embeddings)
         return (logits, embeddings) if return_logits_and_embeddings else logits
+
+    def _embed(self, x: Tensor, positions: Tensor, sum_embeds: Tensor | None, prepend_embeds: Tensor | None) -> Tensor:
+        embeds = self.token_emb(x)
+        if sum_embeds is not None:
+            embeds = embeds + sum_embeds
+        if prepend_embeds is not None:
+            embeds = torch.cat((prepend_embeds.to(embeds.dtype), embeds), dim=1)
+        if self.pos_emb is not None:
+            embeds = embeds + self.pos_emb(positions)
+        return embeds
 
     def _check_length(self, length: int) -> None:
         if self.pos_emb is not None and length > self.max_seq_len:
