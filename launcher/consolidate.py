@@ -8,9 +8,6 @@ python launcher/consolidate.py --run runs/quickstart_nar --output exported/quick
 import argparse
 import sys
 
-from nar_scale.checkpoint import consolidate
-from nar_scale.errors import UserError
-
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -18,6 +15,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest good one)")
     parser.add_argument("--output", required=True, metavar="DIR", help="the directory to create")
     options = parser.parse_args(arguments)
+
+    # after the arguments have been checked: it takes seconds
+    from nar_scale.checkpoint import consolidate
+    from nar_scale.errors import UserError
+
     try:
         difference = consolidate(options.run, options.output, options.step)
     except UserError as error:

@@ -10,13 +10,6 @@ import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import get_args
-
-from nar_scale.checkpoint import WeightKind, load_exported
-from nar_scale.data import ShardCache, cache_bytes
-from nar_scale.errors import UserError
-from nar_scale.evaluation import evaluate_dataset
-from nar_scale.files import write_atomically
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,10 +24,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cache-directory", metavar="DIR", help="for copies of remote shards")
     parser.add_argument("--cache-gib", type=float, default=100, metavar="N", help="of these, at most (default: 100)")
     parser.add_argument(
-        "--weights", default="model", choices=get_args(WeightKind), help="ema: the moving average (default: model)"
+        "--weights", default="model", choices=["model", "ema"], help="ema: the moving average (default: model)"
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     options = parser.parse_args(arguments)
+
+    # after the arguments have been checked: it takes seconds
+    from nar_scale.checkpoint import load_exported
+    from nar_scale.data import ShardCache, cache_bytes
+    from nar_scale.errors import UserError
+    from nar_scale.evaluation import evaluate_dataset
+    from nar_scale.files import write_atomically
+
     try:
         model = load_exported(options.checkpoint, options.device, weights=options.weights)
         cache = None

@@ -5,11 +5,6 @@ python launcher/export.py --checkpoint exported/quickstart_ar --format llama --o
 
 import argparse
 import sys
-from typing import get_args
-
-from nar_scale.checkpoint import WeightKind, load_exported
-from nar_scale.errors import ConfigError, UserError
-from nar_scale.interop import export_llama, export_x_transformers
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,7 +13,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", required=True, choices=["llama", "x-transformers"])
     parser.add_argument("--output", required=True, metavar="DIR", help="the directory to create")
     parser.add_argument(
-        "--weights", default="model", choices=get_args(WeightKind), help="ema: the moving average (default: model)"
+        "--weights", default="model", choices=["model", "ema"], help="ema: the moving average (default: model)"
     )
     parser.add_argument(
         "--ignore-norm-eps",
@@ -26,6 +21,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="x-transformers: accept that its norms have another epsilon, so that results differ slightly",
     )
     options = parser.parse_args(arguments)
+
+    # after the arguments have been checked: it takes seconds
+    from nar_scale.checkpoint import load_exported
+    from nar_scale.errors import ConfigError, UserError
+    from nar_scale.interop import export_llama, export_x_transformers
+
     try:
         model = load_exported(options.checkpoint, weights=options.weights)
         if options.format == "llama":

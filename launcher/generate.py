@@ -11,12 +11,6 @@ OUTPUT/part-NNNNN.jsonl and, where tokens are pixels, part-NNNNN.png.
 import argparse
 import json
 import sys
-from typing import get_args
-
-from nar_scale.checkpoint import WeightKind
-from nar_scale.decoding import Sampler
-from nar_scale.errors import UserError
-from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
 
 
 def parse_worker(text: str) -> tuple[int, int]:
@@ -36,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--sampler",
         default="confidence",
-        choices=get_args(Sampler),
+        choices=["confidence", "random"],
         help="non-autoregressive: reveal the surest tokens first, cooling down, or random ones (default: confidence)",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="non-autoregressive: network calls (default: the run's)")
@@ -49,11 +43,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--part-size", type=int, default=64, metavar="N", help="samples in a file (default: 64)")
     parser.add_argument("--worker", type=parse_worker, default=(0, 1), metavar="I/N", help="do share I of N, from 0")
     parser.add_argument(
-        "--weights", default="model", choices=get_args(WeightKind), help="ema: the moving average (default: model)"
+        "--weights", default="model", choices=["model", "ema"], help="ema: the moving average (default: model)"
     )
     parser.add_argument("--device", help="cpu or cuda (default: cuda if there is one)")
     parser.add_argument("--print", action="store_true", help="show the results on the terminal too")
     options = parser.parse_args(arguments)
+
+    # after the arguments have been checked: it takes seconds
+    from nar_scale.errors import UserError
+    from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
+
     try:
         requests = read_requests(options.prompts) if options.prompts else samples_from_scratch(options.num_samples)
         parts = generate(

@@ -11,8 +11,6 @@ from typing import NoReturn
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it is imported
 
-from nar_scale.training import dry_run, launch
-
 
 class _Parser(argparse.ArgumentParser):
     """Tells what is wrong in one line, and of all processes that were started with the same arguments on the first."""
@@ -53,6 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--ranks takes a number from 1 on, with --dry-run")
     if options.dry_run and options.resume != "auto":
         parser.error("--dry-run does not look at checkpoints to resume; leave --resume out")
+    from nar_scale.training import dry_run, launch  # after the arguments have been checked: it takes seconds
+
     if options.dry_run:
         return dry_run(options.config, options.overrides, options.ranks, options.init_from)
     return launch(options.config, options.overrides, options.resume, options.verbose, options.init_from)
