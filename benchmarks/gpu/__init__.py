@@ -26,7 +26,7 @@ What a stage keeps to:
 - `--rehearse`: the same code on CPUs with tiny shapes in a few seconds, so that a typo does not cost a GPU.
 - No network, no change of the GPU's settings. Files only below `tempfile.gettempdir()`, which the runner removes
   afterwards, and FILE.json. The prepared data set of bytes is at `stage.kit_data()`: samples of 2,048 tokens with
-  `document.npy` beside them. The environment variable NAR_SCALE_REHEARSE is "1" in a rehearsal, for tests/gpu.
+  `documents.npy` beside them. The environment variable NAR_SCALE_REHEARSE is "1" in a rehearsal, for tests/gpu.
 
 `benchmarks.gpu.stage` has the arguments and the writing of FILE.json:
 
