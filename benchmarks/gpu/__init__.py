@@ -14,8 +14,8 @@ in this order (`benchmarks.gpu.run.STAGES` has the time limits):
 
 What a stage keeps to:
 
-- FILE.json is an object {"measurements": [...], "notes": [...]}, rewritten atomically after every single measurement, so
-  that a stage which is killed loses nothing. A measurement is {"name": str, "value": number or str, "unit": str} and
+- FILE.json is an object {"measurements": [...], "notes": [...]}, rewritten atomically after every single measurement,
+  so that a stage which is killed loses nothing. A measurement is {"name": str, "value": number or str, "unit": str} and
   any further keys (shapes, seconds, messages) that JSON can hold; its name is unique within the stage. One with
   "headline": true also stands in the short table that ends the command's output: at most 10 a stage. A note is a
   sentence for the reader.

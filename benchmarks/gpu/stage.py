@@ -8,9 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from nar_scale.files import write_atomically
+from benchmarks.gpu import report
 
 ROOT = Path(__file__).parents[2]
+KIT_VARIABLE = "NAR_SCALE_GPU_KIT"
+REHEARSE_VARIABLE = "NAR_SCALE_REHEARSE"
 
 
 def arguments(description: str | None) -> argparse.Namespace:
@@ -24,7 +26,7 @@ def arguments(description: str | None) -> argparse.Namespace:
 
 def kit_data() -> Path:
     """The directory of the prepared data set that `make gpu-kit` made."""
-    return Path(os.environ.get("NAR_SCALE_GPU_KIT", ROOT / ".gpu")) / "data"
+    return Path(os.environ.get(KIT_VARIABLE, ROOT / ".gpu")) / "data"
 
 
 class Record:
@@ -56,4 +58,4 @@ class Record:
 
     def _write(self) -> None:
         content = {"measurements": list(self.measurements.values()), "notes": self.notes}
-        write_atomically(self.path, json.dumps(content, indent=1).encode() + b"\n")
+        report.write(self.path, json.dumps(content, indent=1) + "\n")
