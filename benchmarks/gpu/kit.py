@@ -72,7 +72,7 @@ def pins(names: Iterable[str], constraints: Path) -> dict[str, str]:
         KitError: a package has none.
     """
     versions = dict(line.split("==") for line in constraints.read_text().split() if "==" in line)
-    found = {canonicalize_name(name): version for name, version in versions.items()}
+    found: dict[str, str] = {canonicalize_name(name): version for name, version in versions.items()}
     for name in names:
         if name not in found:
             raise KitError(f"{constraints} pins no version of {name}, which the kit needs")
