@@ -49,7 +49,7 @@ def make_environment(wheels: Path, directory: Path, python_path: Path) -> tuple[
         options = ["--no-index", "--no-deps", "--no-compile", "--no-warn-script-location", "--target", str(directory)]
         command = [sys.executable, "-m", "pip", "--isolated", "install", "--quiet", *options, *fitting]
         # no configuration file, which might name an index or constraints
-        environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull, "PIP_ROOT_USER_ACTION": "ignore"}
+        environment = {**os.environ, "PIP_CONFIG_FILE": os.devnull}
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             raise KitError(f"pip could not install the wheels of {wheels}: {done.stdout.strip().splitlines()[-1:]}")
