@@ -235,6 +235,23 @@ def test_the_commit_comes_from_the_kit_where_git_has_none(tmp_path: Path) -> Non
     assert commit(tree, tmp_path) == f"{head}-dirty"
 
 
+def test_the_gpu_of_the_machine_stands_in_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'NVIDIA H100 80GB HBM3, 81559 MiB, 580.159.04, 700.00 W'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    found = gpus()
+    assert [(gpu["name"], gpu["driver_version"]) for gpu in found] == [("NVIDIA H100 80GB HBM3", "580.159.04")]
+    use = runner(tmp_path)
+    use.common["hardware"]["gpus"] = found
+    use.common["rehearsal"] = False
+    use.run(small("one", 'record.add("a|b", "x", "")'), 120)
+    table = (tmp_path / "output" / report.TABLE).read_text()
+    assert "NVIDIA H100 80GB HBM3 (driver 580.159.04), commit abc; torch 2.0" in table
+    assert table.startswith("# Results on a GPU")
+    assert "| a/b | x |  |  |" in table
+
+
 def test_a_use_without_a_kit_or_gpu_is_refused_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
