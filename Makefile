@@ -1,6 +1,7 @@
 # make demo    the whole job on this machine: corpus to samples
 # make test    the tests         make check   formatter, linter, types
 # make structure  how the package is built, in numbers beside their targets
+# make gpu-kit    what a GPU machine without network lacks, in .gpu/; there: bash benchmarks/gpu.sh
 #
 # TORCH chooses another torch; anything `pip install` takes, or `installed` for the one that PYTHON already has:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -22,7 +23,7 @@ ifeq ($(shell command -v nvidia-smi),)
 export DS_ACCELERATOR := cpu
 endif
 
-.PHONY: demo test check format structure install clean
+.PHONY: demo test check format structure gpu-kit install clean
 
 install: $(INSTALLED)
 
@@ -71,6 +72,9 @@ structure: $(INSTALLED)
 format: $(INSTALLED)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+gpu-kit: $(INSTALLED)
+	@$(BIN)/python -m benchmarks.gpu.kit
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(if $(filter installed,$(TORCH)),--system-site-packages) .venv
