@@ -27,7 +27,7 @@ import yaml
 
 from nar_scale.checkpoint import CheckpointStore, TrainingState, find_damage
 from nar_scale.data import prepare
-from nar_scale.logging_setup import quieten_libraries
+from nar_scale.logging_setup import silence_libraries
 from nar_scale.training import launch
 
 SOURCE = Path(__file__).parents[1] / "nar_scale"
@@ -272,7 +272,7 @@ def main() -> int:
     parser.add_argument("--asynchronous", action="store_true", help="write checkpoints beside the run")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
     options = parser.parse_args()
-    quieten_libraries()
+    silence_libraries()
     with tempfile.TemporaryDirectory() as directory:
         report = chaos(Path(directory), options.kills, options.ranks, options.steps, options.seed, options.asynchronous)
     print(report.table())

@@ -26,14 +26,17 @@ import torch
 import yaml
 
 from nar_scale.checkpoint import CheckpointStore, TrainingState
-from nar_scale.config import load_config
+from nar_scale.config import Config, load_config, resolve_deepspeed_config
 from nar_scale.data import Batch
-from nar_scale.logging_setup import quieten_libraries
+from nar_scale.logging_setup import silence_libraries
 from nar_scale.objectives import build_wrapper
 from nar_scale.training import connect
-from nar_scale.training.callbacks.checkpointer import Saver
+from nar_scale.training.callbacks.checkpointer import Checkpointer
 from nar_scale.training.distributed import World
-from nar_scale.training.engine.build import build_engine
+from nar_scale.training.engine.build import build_engine, initialize_deepspeed
+from nar_scale.training.engine.zero_engine import ZeroEngine
+from nar_scale.training.fault_tolerance.activity import Activity
+from nar_scale.training.metrics.step_metrics import StepMetrics
 
 ROUNDS = 3
 VOCABULARY = 32_000
@@ -47,7 +50,7 @@ def main() -> None:
     parser.add_argument("--depth", type=int, default=24)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    quieten_libraries()
+    silence_libraries()
     world = connect()
     directory = Path(world.broadcast(tempfile.mkdtemp() if world.is_main else None))
     engine, config = make_engine(directory, arguments.dim, arguments.depth, world)
@@ -59,7 +62,7 @@ def main() -> None:
     world.barrier()
 
 
-def make_engine(directory: Path, dim: int, depth: int, world: World) -> tuple[Any, Path]:
+def make_engine(directory: Path, dim: int, depth: int, world: World) -> tuple[ZeroEngine, Path]:
     """An engine that has taken a step."""
     settings = {
         "model": {"dim": dim, "depth": depth, "heads": dim // 64, "max_seq_len": 32},
@@ -80,36 +83,39 @@ def make_engine(directory: Path, dim: int, depth: int, world: World) -> tuple[An
     world.barrier()
     config = load_config(path)
     torch.manual_seed(0)
-    engine = build_engine(build_wrapper(config, VOCABULARY), config, world)
-    step(engine)
+    initialize_deepspeed()
+    resolved = resolve_deepspeed_config(config, world.size)
+    engine = build_engine(build_wrapper(config, VOCABULARY), config, resolved, world)
+    step(engine, world)
     return engine, path
 
 
-def step(engine: Any) -> None:
+def step(engine: ZeroEngine, world: World) -> None:
     """Take a training step on random tokens."""
-    tokens = torch.randint(VOCABULARY, (1, 32), device=engine.device)
-    one = torch.zeros(1, dtype=torch.int64, device=engine.device)
-    loss = engine(Batch(tokens, one + 32, one, one, one)).total()
-    engine.backward(loss, scale_wrt_gas=False)
+    tokens = torch.randint(VOCABULARY, (1, 32), device=world.device)
+    one = torch.zeros(1, dtype=torch.int64, device=world.device)
+    engine.backward(engine(Batch(tokens, one + 32, one, one, one)).total(), last=True)
     engine.step()
 
 
-def stalls(engine: Any, path: Path, directory: Path, world: World) -> None:
+def stalls(engine: ZeroEngine, path: Path, directory: Path, world: World) -> None:
     """Seconds that training stands still for a checkpoint, three ways in turns; the last ones stay."""
     seconds: dict[str, list[float]] = {"DeepSpeed": [], "nar_scale": [], "nar_scale, asynchronous": []}
-    step_seconds = statistics.median(timed(lambda: step(engine), world) for _ in range(3))
+    step_seconds = statistics.median(timed(lambda: step(engine, world), world) for _ in range(3))
     store = CheckpointStore(directory / "checkpoints")
-    savers = {}
+    checkpointers = {}
     for name, asynchronous in (("nar_scale", "false"), ("nar_scale, asynchronous", "true")):
         overrides = [f"checkpoint.asynchronous={asynchronous}", "checkpoint.keep_last=1"]
-        savers[name] = Saver(store, load_config(path, overrides), world, 0)
+        checkpointers[name] = Checkpointer(store, load_config(path, overrides), world, 0)
+        checkpointers[name].start_thread()
+    bare = engine._engine  # DeepSpeed's own
     for number in range(ROUNDS):
-        seconds["DeepSpeed"].append(timed(lambda: engine.save_checkpoint(str(directory / "deepspeed"), tag="x"), world))
-        for place, (name, saver) in enumerate(savers.items(), 1):
-            trainer = fake_trainer(engine, saver.config, world, 2 * number + place)
-            seconds[name].append(timed(partial(saver.after_step, trainer), world))
+        seconds["DeepSpeed"].append(timed(lambda: bare.save_checkpoint(str(directory / "deepspeed"), tag="x"), world))
+        for turn, (name, checkpointer) in enumerate(checkpointers.items(), 1):
+            run = run_at(engine, load_config(path), world, 2 * number + turn)
+            seconds[name].append(timed(partial(checkpointer.save, run), world))
             if name != "nar_scale":
-                written = timed(saver.settle, world)
+                written = timed(checkpointer.finish_writing, world)
                 say(world, f"asynchronous: on disk and verified {written:.1f} s later")
     baseline = statistics.median(seconds["DeepSpeed"])
     size = sum(file.stat().st_size for file in (directory / "deepspeed").rglob("*.pt")) / 1e9
@@ -119,17 +125,16 @@ def stalls(engine: Any, path: Path, directory: Path, world: World) -> None:
         say(world, f"{name}: training stands still for {median:.2f} s, {median / baseline:.2f} x")
 
 
-def fake_trainer(engine: Any, config: Any, world: World, number: int) -> Any:
-    """As much of a trainer as a saver looks at."""
+def run_at(engine: ZeroEngine, config: Config, world: World, number: int) -> Any:
+    """As much of a run as a checkpointer looks at."""
     state = TrainingState(number, number, "f", 0, world.size, world.size, 2, VOCABULARY, None, None)
     return SimpleNamespace(
         engine=engine,
         config=config,
         world=world,
         state=state,
-        timings={},
-        phase=SimpleNamespace(enter=lambda name: None),
-        due=lambda every: bool(every),
+        metrics=StepMetrics(world.device),
+        activity=Activity(),
     )
 
 

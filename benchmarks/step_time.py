@@ -1,6 +1,6 @@
 """The time of a step: our trainer against a bare DeepSpeed loop, the same model on the same kind of engine.
 
-Both are in the same processes and take turns: some steps of ours, with stream, schedule, votes, reports and all, then
+Both are in the same processes and take turns: some steps of ours, with stream, schedule, flags, reports and all, then
 as many of `engine(batch)`, `engine.backward`, `engine.step` on batches in memory. Each stretch of ours is compared with
 the mean of the bare ones just before and after it, so that a machine that slows down does so for both.
 
@@ -22,12 +22,13 @@ import torch
 
 from nar_scale.config import Config, resolve_deepspeed_config, validate_config
 from nar_scale.data import Batch, prepare
-from nar_scale.logging_setup import quieten_libraries
+from nar_scale.logging_setup import set_up_logging, silence_libraries
 from nar_scale.objectives import build_wrapper
 from nar_scale.training import World, connect, disconnect, train
-from nar_scale.training.engine.build import sharded_from_birth
+from nar_scale.training.callbacks.callback import Callback, RunView
+from nar_scale.training.data.build import open_training_data
+from nar_scale.training.engine.build import sharded_initialization
 from nar_scale.training.optimizers.build import build_optimizer
-from nar_scale.training.trainer import Trainer
 
 SOURCE = Path(__file__).parents[1] / "nar_scale"
 
@@ -46,7 +47,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=10, help="steps between our reports")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    quieten_libraries()
+    set_up_logging()
+    silence_libraries()
     world = connect()
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(world.broadcast(folder))
@@ -55,7 +57,7 @@ def main() -> None:
             prepare([SOURCE], directory / "shards", include="*.py", workers=1, progress=False, **sizes)
         world.barrier()
         comparison = Comparison(arguments.steps)
-        train(run_config(arguments, directory, world), world, more_hooks=[comparison])
+        train(run_config(arguments, directory, world), world, callbacks=[comparison])
         if world.is_main:
             comparison.report(arguments, world)
         world.barrier()
@@ -90,8 +92,8 @@ def run_config(arguments: argparse.Namespace, directory: Path, world: World) -> 
     )
 
 
-class Comparison:
-    """A hook that takes bare steps after every so many of ours, and times both."""
+class Comparison(Callback):
+    """Takes bare steps after every so many of ours, and times both."""
 
     def __init__(self, steps: int):
         self.steps = steps
@@ -99,24 +101,21 @@ class Comparison:
         self.ours: list[np.ndarray] = []
         self.bare: list[np.ndarray] = []
 
-    def after_step(self, trainer: Trainer) -> None:
+    def on_step_end(self, run: RunView) -> None:
         """End a stretch of ours, and have a bare one."""
-        if trainer.state.step % self.steps:
+        if run.state.step % self.steps:
             return
-        now = meet(trainer.world)
-        if trainer.state.step == self.steps:  # warm by now
-            self.engine = bare_engine(trainer)
-            self.batches = [trainer.load_micro_batches() for _ in range(self.steps)]
+        now = meet(run.world)
+        if run.state.step == self.steps:  # warm by now
+            self.engine = bare_engine(run)
+            self.batches = load_batches(run, self.steps)
             bare_steps(self.engine, self.batches)
         else:
             self.ours.append((now - self.start) / self.steps)
-        before = meet(trainer.world)
+        before = meet(run.world)
         bare_steps(self.engine, self.batches)
-        self.start = meet(trainer.world)
+        self.start = meet(run.world)
         self.bare.append((self.start - before) / self.steps)
-
-    def at_end(self, trainer: Trainer) -> None:
-        """Nothing is left to do."""
 
     def report(self, arguments: argparse.Namespace, world: World) -> None:
         """Print medians."""
@@ -142,14 +141,21 @@ def meet(world: World) -> np.ndarray:
     return np.array([time.perf_counter(), time.process_time()])
 
 
-def bare_engine(trainer: Trainer) -> Any:
-    config, world = trainer.config, trainer.world
-    with sharded_from_birth(config, world):
-        wrapper = build_wrapper(config, trainer.state.vocabulary_size)
-    optimizer = build_optimizer(wrapper.to(world.device), config.optimizer)
+def bare_engine(run: RunView) -> Any:
+    config, world = run.config, run.world
     resolved = resolve_deepspeed_config(config, world.size)
+    with sharded_initialization(resolved):
+        wrapper = build_wrapper(config, run.state.vocabulary_size)
+    optimizer = build_optimizer(wrapper.to(world.device), config.optimizer)
     engine, *_ = deepspeed.initialize(model=wrapper, optimizer=optimizer, config=resolved, dist_init_required=False)
     return engine
+
+
+def load_batches(run: RunView, steps: int) -> list[list[Batch]]:
+    """This rank's micro-batches of so many steps, on its device."""
+    stream = open_training_data(run.config, run.world).stream(run.config, run.world, 0, 0)
+    number = run.engine.accumulation
+    return [[next(stream).to(run.world.device) for _ in range(number)] for _ in range(steps)]
 
 
 def bare_steps(engine: Any, batches: list[list[Batch]]) -> None:

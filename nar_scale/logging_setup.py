@@ -1,14 +1,57 @@
-"""A terminal for the user: our lines, not the libraries'."""
+"""Logging to the terminal: this package's messages on it, those of the libraries below errors off it."""
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TextIO
 
 
-def quieten_libraries() -> None:
+class TerminalHandler(logging.Handler):
+    """Writes messages alone: warnings and errors to standard error, all others to standard output, flushed at once.
+
+    Attributes:
+        beside_bar: a `with` block for writing to a stream while a progress bar is on the terminal.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside_bar: Callable[[TextIO], AbstractContextManager[object]] = nullcontext
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message."""
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        try:
+            with self.beside_bar(stream):
+                stream.write(self.format(record) + "\n")
+                stream.flush()
+        except Exception:
+            self.handleError(record)
+
+
+_HANDLER = TerminalHandler()
+
+
+def set_up_logging() -> None:
+    """Show what the loggers below `nar_scale` log, from INFO on, on the terminal; for scripts, not for libraries."""
+    logger = logging.getLogger("nar_scale")
+    if _HANDLER not in logger.handlers:
+        logger.addHandler(_HANDLER)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def terminal_handler() -> TerminalHandler:
+    """The one handler for the terminal, whether or not `set_up_logging` has installed it."""
+    return _HANDLER
+
+
+def silence_libraries() -> None:
     """Silence the warnings and logs of torch, DeepSpeed and TensorBoard; errors still come through."""
     os.environ["DS_ACCELERATOR"] = _accelerator()
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -22,11 +65,11 @@ def quieten_libraries() -> None:
     logger.setLevel(logging.ERROR)
     for handler in logger.handlers:
         handler.setLevel(logging.ERROR)
-    threading.excepthook = _leave_to_main_thread
+    threading.excepthook = _leave_tensorboard_to_main_thread
 
 
-def _leave_to_main_thread(problem: threading.ExceptHookArgs) -> None:
-    """Say nothing of what TensorBoard's thread cannot write: the next call of its writer raises it again."""
+def _leave_tensorboard_to_main_thread(problem: threading.ExceptHookArgs) -> None:
+    """Report nothing that TensorBoard's thread cannot write: the next call of its writer raises it again."""
     if type(problem.thread).__module__.split(".")[0] != "tensorboard":
         threading.__excepthook__(problem)
 

@@ -46,7 +46,10 @@ class LossTerms(NamedTuple):
 class Objective(Protocol):
     """What the trainer and the evaluation need of a wrapper."""
 
-    training: bool
+    @property
+    def training(self) -> bool:
+        """Whether training-only noise is on."""
+        ...
 
     @property
     def term_names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Training: the step loop, the DeepSpeed engine, saving, monitoring and stopping."""
+"""Training: the loop, the DeepSpeed engine, callbacks, checkpoints, metrics and fault tolerance."""
 
 from nar_scale.training.distributed import World, connect, disconnect
 from nar_scale.training.fault_tolerance.preemption import RESUMABLE_EXIT_STATUS

@@ -1,4 +1,4 @@
-"""Who this process is among the others, whichever launcher started it."""
+"""This process and its peers, whichever launcher started them, and what they exchange."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nar_scale.errors import UserError
 
 Result = TypeVar("Result")
 _DEFAULT_PORT = 29500
-_PATIENCE = timedelta(hours=6)
+_CONTROL_TIMEOUT = timedelta(hours=6)
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,9 @@ class World:
         size: processes in the job.
         local_size: processes on this node.
         device: where this process computes.
-        control: a gloo group for objects and barriers, patient with what the main process does alone.
-        sequence_group: the consecutive processes that share sequences with this one; None if each has its own.
+        control: a gloo group for objects and barriers, whose timeout allows for what the main process does alone.
+        sp_group: the consecutive processes that share sequences with this one (sequence parallelism); None if each has
+            its own.
     """
 
     rank: int
@@ -41,57 +42,62 @@ class World:
     local_size: int
     device: torch.device
     control: dist.ProcessGroup
-    sequence_group: dist.ProcessGroup | None = None
+    sp_group: dist.ProcessGroup | None = None
 
     @property
-    def patience(self) -> timedelta:
+    def control_timeout(self) -> timedelta:
         """How long a group waits for what the main process does alone: six hours, or as long as any other if more."""
-        return max(_PATIENCE, dist.distributed_c10d.default_pg_timeout)
+        return max(_CONTROL_TIMEOUT, dist.distributed_c10d.default_pg_timeout)
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and speaks for all."""
+        """Whether this is rank 0, which writes files and logs for all."""
         return self.rank == 0
 
     @property
-    def sequence_size(self) -> int:
-        """Processes that share a sequence."""
-        return 1 if self.sequence_group is None else self.sequence_group.size()
+    def sp_size(self) -> int:
+        """Processes that share a sequence (the sequence-parallel size)."""
+        return 1 if self.sp_group is None else self.sp_group.size()
 
     @property
-    def sequence_rank(self) -> int:
-        """Number of this process among them."""
-        return self.rank % self.sequence_size
+    def sp_rank(self) -> int:
+        """Number of this process among those that share its sequences."""
+        return self.rank % self.sp_size
 
     @property
-    def data_size(self) -> int:
-        """Parts that a global batch is dealt out in."""
-        return self.size // self.sequence_size
+    def dp_size(self) -> int:
+        """Parts that a global batch is divided into (the data-parallel size)."""
+        return self.size // self.sp_size
 
     @property
-    def data_rank(self) -> int:
-        """Number of the part that this process works on."""
-        return self.rank // self.sequence_size
+    def dp_rank(self) -> int:
+        """Number of the part of the global batch that this process works on."""
+        return self.rank // self.sp_size
 
-    def sharing_sequences(self, processes: int) -> World:
-        """The same world in which so many processes, which divide its size, share sequences; all must ask for it."""
+    def with_sequence_parallel_groups(self, processes: int) -> World:
+        """The same world in which consecutive processes share sequences; creates process groups, on all ranks.
+
+        Args:
+            processes: how many share a sequence; a divisor of the world's size. 1 for none.
+        """
         if processes == 1:
             return self
         group, _ = dist.new_subgroups(processes)
-        return replace(self, sequence_group=group)
+        return replace(self, sp_group=group)
 
-    def wait_up_to(self, timeout: timedelta) -> None:
-        """How long collectives of this process wait for its peers from now on, before they fail; alike on all.
+    def set_collective_timeout(self, timeout: timedelta) -> None:
+        """Set how long collectives wait for their peers before they fail, in groups that exist and in later ones.
 
-        Groups do not inherit it, and DeepSpeed makes its own with torch's default: ten minutes for NCCL.
+        To be the same on all ranks. Groups do not inherit it, and DeepSpeed makes its own with torch's default: ten
+        minutes for NCCL.
         """
         c10d = dist.distributed_c10d
         c10d.default_pg_timeout = c10d.default_pg_nccl_timeout = timeout
         c10d._set_pg_timeout(timeout)
-        c10d._set_pg_timeout(self.patience, self.control)
+        c10d._set_pg_timeout(self.control_timeout, self.control)
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum `values` over all processes, in place."""
+    def all_reduce(self, values: Tensor) -> Tensor:
+        """Sum `values` over all processes, in place; returns them."""
         dist.all_reduce(values)
         return values
 
@@ -170,7 +176,7 @@ def connect() -> World:
         set_threads(os.environ)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    control = dist.new_group(backend="gloo", timeout=_PATIENCE)
+    control = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
     return World(dist.get_rank(), local_rank, dist.get_world_size(), local_size, device, control)
 
 
@@ -187,7 +193,7 @@ def _first_slurm_host(environment: MutableMapping[str, str]) -> str:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[0]
     except (OSError, subprocess.CalledProcessError, IndexError):
         raise UserError(
-            f"cannot tell the first host of SLURM's nodes {nodes!r}; export MASTER_ADDR in the batch script"
+            f"cannot find the first host of SLURM's nodes {nodes!r}; export MASTER_ADDR in the batch script"
         ) from None
 
 
@@ -198,7 +204,11 @@ def _free_port() -> int:
 
 
 def on_main(world: World, find: Callable[[], Result]) -> Result:
-    """What the main process finds, on every rank; or the UserError it raises."""
+    """The result of a function that only the main process calls, on every rank.
+
+    Raises:
+        UserError: on every rank, where the main process raises one.
+    """
     problem: UserError | None = None
     found: Any = None
     if world.is_main:
@@ -212,11 +222,11 @@ def on_main(world: World, find: Callable[[], Result]) -> Result:
     return found
 
 
-class Votes:
+class AllReducedFlags:
     """Sums over the ranks on their way to the host: copied while the step runs, so that reading does not wait for it.
 
     Args:
-        totals: `[n]`, alike on all ranks.
+        totals: `[n]`, the same on all ranks.
     """
 
     def __init__(self, totals: Tensor) -> None:
@@ -227,7 +237,7 @@ class Votes:
             self._arrived.record()
 
     def read(self) -> tuple[float, ...]:
-        """The sums, alike on all ranks."""
+        """The sums, the same on all ranks; waits until they have arrived."""
         if self._arrived is not None:
             self._arrived.synchronize()
         return tuple(self._values.tolist())

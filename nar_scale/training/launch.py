@@ -1,7 +1,8 @@
-"""A training job as a process: from command-line arguments to an exit status, with one voice for all ranks."""
+"""A training job as a process: from command-line arguments to an exit status, with each error reported once."""
 
 from __future__ import annotations
 
+import logging
 import os
 import traceback
 from collections.abc import Sequence
@@ -9,13 +10,16 @@ from pathlib import Path
 
 from nar_scale.config import check_run, load_config
 from nar_scale.errors import UserError
-from nar_scale.logging_setup import quieten_libraries
+from nar_scale.logging_setup import set_up_logging, silence_libraries
 from nar_scale.planning.report import describe_run
+from nar_scale.training.callbacks.callback import Callback
 from nar_scale.training.distributed import connect, disconnect, map_launcher_environment
-from nar_scale.training.fault_tolerance.error_reporting import first_to_fail, tell_first
+from nar_scale.training.fault_tolerance.error_reporting import first_to_fail, report_error_once
 from nar_scale.training.fault_tolerance.error_translation import PeerLostError
-from nar_scale.training.fault_tolerance.preemption import RESUMABLE_EXIT_STATUS, leave_when_asked
+from nar_scale.training.fault_tolerance.preemption import RESUMABLE_EXIT_STATUS, exit_on_signals
 from nar_scale.training.run import train
+
+_logger = logging.getLogger(__name__)
 
 
 def launch(
@@ -24,33 +28,43 @@ def launch(
     resume: str = "auto",
     verbose: bool = False,
     init_from: Path | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> int:
-    """Train in this process and its peers.
+    """Train in this process and its peers, logging to the terminal.
 
-    Whatever goes wrong is told once, by the first rank that notices: a line for what the user can mend, a
-    traceback for anything else.
+    An error is reported once, by the first rank that notices it: in a line if the user can fix it, with a traceback
+    otherwise.
+
+    Args:
+        config_file: the YAML file of the run.
+        overrides: `section.key=value` settings that win over the file.
+        resume: see `train`.
+        verbose: show the warnings and logs of libraries as well.
+        init_from: see `train`.
+        callbacks: see `train`.
 
     Returns:
         the exit status: 0 for a complete run, 85 for one that was stopped and has saved, 2 for a `UserError`,
         1 for anything else.
     """
-    leave_when_asked()
+    exit_on_signals()
+    set_up_logging()
     try:
         map_launcher_environment(os.environ)
         config = load_config(config_file, overrides)
         check_run(config)
         if not verbose:
-            quieten_libraries()
-        complete = train(config, connect(), resume, init_from)
+            silence_libraries()
+        complete = train(config, connect(), resume, init_from, callbacks)
     except UserError as error:
-        tell_first(str(error))
+        report_error_once(str(error))
         return 2
     except PeerLostError as error:
-        tell_first(str(error))
+        report_error_once(str(error))
         return 1
     except Exception:
         if first_to_fail():
-            traceback.print_exc()
+            _logger.error(traceback.format_exc().rstrip())
         return 1
     disconnect()
     return 0 if complete else RESUMABLE_EXIT_STATUS
@@ -59,15 +73,16 @@ def launch(
 def dry_run(
     config_file: str, overrides: Sequence[str] = (), ranks: int | None = None, init_from: Path | None = None
 ) -> int:
-    """Print what `launch` would do, once, and touch nothing.
+    """Log what `launch` would do, once, and write nothing.
 
     Args:
         ranks: how many processes there would be; as many as there are now if not given.
-        init_from: as of `launch`.
+        init_from: see `train`.
 
     Returns:
         the exit status: 0, or 2 for a `UserError`.
     """
+    set_up_logging()
     environment = {"MASTER_ADDR": "localhost", **os.environ}
     map_launcher_environment(environment)
     if environment["RANK"] != "0":
@@ -76,9 +91,9 @@ def dry_run(
         config = load_config(config_file, overrides)
         check_run(config)
         if config.deepspeed:
-            quieten_libraries()  # DeepSpeed is asked whether it knows the keys
-        print(describe_run(config, ranks or int(environment["WORLD_SIZE"]), init_from))
+            silence_libraries()  # DeepSpeed is asked whether it knows the keys
+        _logger.info(describe_run(config, ranks or int(environment["WORLD_SIZE"]), init_from))
     except UserError as error:
-        tell_first(str(error))
+        report_error_once(str(error))
         return 2
     return 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from nar_scale.config import Config, dump_config, load_config, resolve_deepspeed
 from nar_scale.files import write_atomically
 from nar_scale.model.parameters import full_size
 from nar_scale.objectives import build_wrapper
-from nar_scale.training.callbacks.checkpointer import Saver
+from nar_scale.training.callbacks.callback import Callback
+from nar_scale.training.callbacks.checkpointer import Checkpointer
 from nar_scale.training.callbacks.evaluator import Evaluator
-from nar_scale.training.callbacks.metrics_reporter import Reporter
+from nar_scale.training.callbacks.metrics_reporter import MetricsReporter
 from nar_scale.training.callbacks.muon_check import MuonCheck
 from nar_scale.training.callbacks.profiler import Profiler
-from nar_scale.training.callbacks.sampler import SampleWriter
+from nar_scale.training.callbacks.sampler import Sampler
 from nar_scale.training.checkpointing.io import check_writable, load_checkpoint
 from nar_scale.training.checkpointing.resume import (
     check_same_batch_sizes,
@@ -31,17 +33,20 @@ from nar_scale.training.checkpointing.resume import (
 )
 from nar_scale.training.data.build import TrainingData, open_training_data
 from nar_scale.training.distributed import World
-from nar_scale.training.engine.build import build_engine, sharded_from_birth
-from nar_scale.training.engine.sequence_parallel import share_sequences
-from nar_scale.training.fault_tolerance.activity import Phase
-from nar_scale.training.fault_tolerance.divergence import Guard
+from nar_scale.training.engine.build import build_engine, initialize_deepspeed, sharded_initialization
+from nar_scale.training.engine.machine import check_machine
+from nar_scale.training.engine.sequence_parallel import sequence_parallel_context
+from nar_scale.training.engine.zero_engine import ZeroEngine
+from nar_scale.training.fault_tolerance.activity import Activity
 from nar_scale.training.fault_tolerance.error_reporting import own_store
-from nar_scale.training.fault_tolerance.error_translation import in_plain_words
+from nar_scale.training.fault_tolerance.error_translation import translate_errors
 from nar_scale.training.fault_tolerance.preemption import StopRequest
-from nar_scale.training.fault_tolerance.watchdog import Watchdog, beyond_all_limits
-from nar_scale.training.metrics.stragglers import Stragglers
-from nar_scale.training.metrics.writer import Monitor
-from nar_scale.training.trainer import Hook, Trainer
+from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
+from nar_scale.training.fault_tolerance.watchdog import Watchdog, timeout_beyond_watchdog
+from nar_scale.training.metrics.writer import MetricsWriter
+from nar_scale.training.trainer import RunContext, Trainer
+
+_logger = logging.getLogger(__name__)
 
 
 def train(
@@ -49,46 +54,48 @@ def train(
     world: World,
     resume: str = "auto",
     init_from: Path | None = None,
-    more_hooks: Sequence[Hook] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> bool:
-    """Train as the config says, resuming where an earlier attempt stopped.
+    """Train as the config says, resuming where an earlier attempt stopped; on all ranks.
 
     Args:
         world: this process, connected to its peers.
         resume: `auto` for the newest good checkpoint of the run directory if there is one, `never`, or the
             path of a checkpoint (`RUN/checkpoints/step-000001000`).
         init_from: a consolidated or a training checkpoint whose weights a run that resumes nothing starts from.
-        more_hooks: called after those of the run itself.
+        callbacks: called after those of the run itself.
 
     Returns:
         whether the run is complete; if not, it was asked to stop and has saved.
 
     Raises:
-        UserError: anything the user can mend.
-        PeerLostError: another process has ended without a word.
+        UserError: anything the user can fix.
+        PeerLostError: another process has ended without reporting an error.
     """
-    phase = Phase()
+    activity = Activity()
     own_store()  # a connection that is there when others are not
-    world.wait_up_to(beyond_all_limits(config.faults))
-    with in_plain_words(phase, config, world.device):
-        stop = StopRequest(world.is_main, phase, config.faults.stop_deadline_seconds)
+    world.set_collective_timeout(timeout_beyond_watchdog(config.faults))
+    request = StopRequest(world.is_main, activity, config.faults.stop_deadline_seconds)
+    with translate_errors(activity, config, world.device):
+        request.install()
         try:
-            return _train(config, world, resume, init_from, phase, stop, more_hooks)
+            return _train(config, world, (resume, init_from), (activity, request), callbacks)
         finally:
-            stop.restore()
+            request.restore()
 
 
 def _train(
     config: Config,
     world: World,
-    resume: str,
-    init_from: Path | None,
-    phase: Phase,
-    stop: StopRequest,
-    more_hooks: Sequence[Hook],
+    start: tuple[str, Path | None],
+    process: tuple[Activity, StopRequest],
+    more_callbacks: Sequence[Callback],
 ) -> bool:
+    resume, init_from = start
+    activity, request = process
     resolved = resolve_deepspeed_config(config, world.size)
-    world = world.sharing_sequences(config.training.sequence_parallel_size)
+    check_machine(config, world.device)
+    world = world.with_sequence_parallel_groups(config.training.sequence_parallel_size)
     directory = Path(str(config.training.run_directory))
     store = CheckpointStore(directory / "checkpoints")
     check_writable(store)
@@ -97,125 +104,129 @@ def _train(
     own_step = step if source.directory.resolve() == store.directory.resolve() else None
     if world.is_main:
         store.clean_up(own_step or 0)
-    engine, parameters = _build(config, world, data.sample_format.vocabulary_size)
-    state = _start(config, world, engine, data, (source, step), init_from)
-    saver = Saver(store, config, world, state.step)
+
+    engine = _build_engine(config, resolved, world, data.sample_format.vocabulary_size)
+    state = _first_state(config, world, engine, data)
+    if step is not None:
+        state = _resume(config, engine, data, source, step, state)
+    elif init_from is not None:
+        start_from_weights(engine, init_from)
+    checkpointer = Checkpointer(store, config, world, state.step)
+    checkpointer.start_thread()
     if own_step is not None:
-        saver.go_back(own_step)
-    monitor = None
+        checkpointer.continue_from(own_step)
+
+    writer = _open_records(config, resolved, directory, state) if world.is_main else None
     if world.is_main:
-        print(_summary(config, world, parameters, data, state, directory), flush=True)
-        monitor = _begin_records(config, resolved, directory, state)
-    stream = data.stream(config, world, state.samples, state.step)
-    hooks: tuple[Hook, ...] = (
-        *([MuonCheck(engine)] if config.optimizer.kind == "muon" else []),
-        Reporter(monitor, Stragglers(config.faults.straggler_ratio)),
-        saver,  # before what may fail or take long
-        Evaluator(monitor),
-        SampleWriter(monitor),
-        Profiler(directory, config.logging, engine, world, monitor, state.step),
-        *more_hooks,
-    )
-
-    def reload() -> int | None:
-        saver.settle()
-        _, newest = find_checkpoint(store, "auto", world)
-        if newest is not None:
-            load_checkpoint(store, newest, engine, config)
-            saver.go_back(newest)
-            if monitor is not None:
-                monitor.rewind(newest)
-        return newest
-
-    guard = Guard(config.faults, engine, world, reload)
-    trainer = Trainer(config, engine, world, stream, data, state, hooks, stop, phase, guard)
+        _logger.info(_summary(config, world, engine, data, state, directory))
+    callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
+    context = RunContext(config, world, engine, data, activity, StopAgreement(request, world))
+    trainer = Trainer(context, state, checkpointer, callbacks)
     try:
-        with Watchdog(phase, world, directory, config.faults):
+        with Watchdog(activity, world, directory, config.faults):
             complete = trainer.run()
     finally:
-        saver.close()
-        if monitor is not None:
-            monitor.close()
+        for callback in callbacks:
+            callback.close()
+        if writer is not None:
+            writer.close()
     if world.is_main:
-        print(_farewell(config, complete, trainer.state, store), flush=True)
+        _logger.info(_farewell(config, complete, trainer.state, store))
     return complete
 
 
-def _build(config: Config, world: World, vocabulary_size: int) -> tuple[Any, int]:
-    """The engine with new weights, and how many they are."""
+def _build_engine(config: Config, resolved: Mapping[str, Any], world: World, vocabulary_size: int) -> ZeroEngine:
+    """The engine with new weights."""
     torch.manual_seed(config.training.seed)
-    with sharded_from_birth(config, world):
+    initialize_deepspeed()
+    with sharded_initialization(resolved):
         wrapper = build_wrapper(config, vocabulary_size)
-    parameters = sum(map(full_size, wrapper.parameters()))
-    engine = build_engine(wrapper, config, world)
-    if world.sequence_group is not None:
-        wrapper.share = share_sequences(world)
-    return engine, parameters
+    engine = build_engine(wrapper, config, resolved, world)
+    if world.sp_group is not None:
+        engine.module.share = sequence_parallel_context(world)
+    return engine
 
 
-def _start(
-    config: Config,
-    world: World,
-    engine: Any,
-    data: TrainingData,
-    checkpoint: tuple[CheckpointStore, int | None],
-    init_from: Path | None,
-) -> TrainingState:
-    """Give the engine what it starts from: a checkpoint, other weights, or nothing; returns where that is."""
-    source, step = checkpoint
-    state = TrainingState(
+def _first_state(config: Config, world: World, engine: ZeroEngine, data: TrainingData) -> TrainingState:
+    """Where a run starts that resumes nothing."""
+    return TrainingState(
         step=0,
         samples=0,
         fingerprint=data.fingerprint,
         seed=config.training.seed,
         global_batch_size=config.training.global_batch_size,
         world_size=world.size,
-        zero_stage=engine.zero_optimization_stage(),
+        zero_stage=engine.stage,
         vocabulary_size=data.sample_format.vocabulary_size,
         tokenizer=data.tokenizer,
         end_token=data.end_token,
         source_samples=data.consumed(0),
     )
-    if step is not None:
-        path = source.path(step)
-        before = load_config(path / CONFIG_FILE)
-        check_same_model(config, before, path)
-        check_same_batch_sizes(config, before, path, step)
-        saved = load_checkpoint(source, step, engine, config)
-        check_same_stream(saved, state, data.consumed(saved.samples), config.training, path)
-        # the ranks may be others, and a cache or a data set may be in another place than it was
-        return replace(
-            saved,
-            global_batch_size=state.global_batch_size,
-            world_size=state.world_size,
-            zero_stage=state.zero_stage,
-            tokenizer=data.tokenizer or saved.tokenizer,
-        )
-    if init_from is not None:
-        start_from_weights(engine, init_from)
-    return state
 
 
-def _begin_records(config: Config, resolved: dict[str, Any], directory: Path, state: TrainingState) -> Monitor:
-    """Write down and print the settings of the run, which the main process does, and go on with its logs."""
+def _resume(
+    config: Config, engine: ZeroEngine, data: TrainingData, source: CheckpointStore, step: int, first: TrainingState
+) -> TrainingState:
+    """Load a checkpoint into the engine; returns where the run goes on.
+
+    Args:
+        source: whose checkpoint of `step` it is.
+        first: where the run would start from nothing.
+
+    Raises:
+        CheckpointError: it cannot be read, or the run has other data or another model.
+    """
+    path = source.path(step)
+    before = load_config(path / CONFIG_FILE)
+    check_same_model(config, before, path)
+    check_same_batch_sizes(config, before, path, step)
+    saved = load_checkpoint(source, step, engine, config)
+    check_same_stream(saved, first, data.consumed(saved.samples), config.training, path)
+    # the ranks may be others, and a cache or a data set may have moved
+    return replace(
+        saved,
+        global_batch_size=first.global_batch_size,
+        world_size=first.world_size,
+        zero_stage=first.zero_stage,
+        tokenizer=first.tokenizer or saved.tokenizer,
+    )
+
+
+def _callbacks(
+    config: Config, data: TrainingData, directory: Path, writer: MetricsWriter | None, checkpointer: Checkpointer
+) -> tuple[Callback, ...]:
+    """Those of every run, in the order in which they are called."""
+    return (
+        *([MuonCheck()] if config.optimizer.kind == "muon" else []),
+        MetricsReporter(config, data.sources, writer),
+        checkpointer,  # before what may fail or take long
+        Evaluator(data.validation, writer),
+        Sampler(writer),
+        Profiler(directory),
+    )
+
+
+def _open_records(config: Config, resolved: Mapping[str, Any], directory: Path, state: TrainingState) -> MetricsWriter:
+    """Write the resolved settings of the run into its directory, and open its metrics, on the main process."""
     write_atomically(directory / "config.yaml", dump_config(config).encode())
     write_atomically(directory / "deepspeed.json", (json.dumps(resolved, indent=2) + "\n").encode())
-    print(f"config: {json.dumps(config.model_dump(mode='json'))}\ndeepspeed: {json.dumps(resolved)}", flush=True)
-    monitor = Monitor(directory, state.step, steps_of_run(config))
-    monitor.settings(config, resolved)
-    return monitor
+    writer = MetricsWriter(directory, state.step)
+    writer.settings(config, resolved)
+    return writer
 
 
 def _summary(
-    config: Config, world: World, parameters: int, data: TrainingData, state: TrainingState, directory: Path
+    config: Config, world: World, engine: ZeroEngine, data: TrainingData, state: TrainingState, directory: Path
 ) -> str:
     training = config.training
+    parameters = sum(map(full_size, engine.module.parameters()))
     tokens = training.global_batch_size * config.model.max_seq_len
-    accumulation = training.global_batch_size // (training.micro_batch_size * world.data_size)
+    accumulation = training.global_batch_size // (training.micro_batch_size * world.dp_size)
     start = f"resuming at step {state.step} of" if state.step else "training"
     ranks = f"{world.size} rank(s)"
-    if world.sequence_size > 1:
-        ranks = f"{world.data_size} group(s) of {world.sequence_size} ranks that share sequences"
+    if world.sp_size > 1:
+        ranks = f"{world.dp_size} group(s) of {world.sp_size} ranks that share sequences"
+    differences = json.dumps(config.model_dump(mode="json", exclude_defaults=True))
     return "\n".join(
         (
             f"{start} {steps_of_run(config):,} steps: {config.objective.kind.replace('_', '-')}, "
@@ -224,6 +235,7 @@ def _summary(
             f"{ranks} x {accumulation} micro-batch(es) of {training.micro_batch_size} x "
             f"{config.model.max_seq_len} tokens",
             f"run: {directory} (resolved configuration in config.yaml and deepspeed.json)",
+            f"config, where it differs from the defaults: {differences}",
         )
     )
 

@@ -1,11 +1,10 @@
-"""The step loop."""
+"""The training loop."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,70 +14,65 @@ from nar_scale.config import Config, batch_size_at, gradient_accumulation_steps,
 from nar_scale.data import Batch
 from nar_scale.errors import DataError, DivergenceError
 from nar_scale.masking import hash_counters
+from nar_scale.training.callbacks.callback import Callback
+from nar_scale.training.callbacks.checkpointer import Checkpointer
 from nar_scale.training.data.build import TrainingData
-from nar_scale.training.distributed import Votes, World
-from nar_scale.training.engine.build import set_accumulation, set_learning_rates
-from nar_scale.training.engine.nonfinite import spoil_gradient_of_bad_loss
-from nar_scale.training.fault_tolerance.activity import Phase
-from nar_scale.training.fault_tolerance.divergence import Guard
-from nar_scale.training.fault_tolerance.preemption import StopRequest
-from nar_scale.training.metrics.accumulator import LossWindow
-from nar_scale.training.metrics.stragglers import OwnTime
-from nar_scale.training.metrics.throughput import Stopwatch
-from nar_scale.training.metrics.update_ratio import UpdateRatio
+from nar_scale.training.distributed import AllReducedFlags, World
+from nar_scale.training.engine.zero_engine import ZeroEngine
+from nar_scale.training.fault_tolerance.activity import Activity
+from nar_scale.training.fault_tolerance.divergence import DivergenceHandler, unrecoverable
+from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
+from nar_scale.training.metrics.step_metrics import StepMetrics
 from nar_scale.training.optimizers.build import learning_rate_factor
 
+_logger = logging.getLogger(__name__)
 
-class Hook(Protocol):
-    """What is done beside the steps, on all ranks alike: reporting, evaluating, sampling, saving."""
 
-    def after_step(self, trainer: Trainer) -> None:
-        """A step has been taken."""
-        ...
+@dataclass(frozen=True)
+class RunContext:
+    """What a run is made of and keeps to its end.
 
-    def at_end(self, trainer: Trainer) -> None:
-        """The run is complete or stops as asked."""
-        ...
+    Attributes:
+        config: of the run.
+        world: this process and its peers.
+        engine: around the wrapper, with the weights that the run starts from.
+        data: what the micro-batches come from.
+        activity: what this process is doing.
+        stop: requests to stop.
+    """
+
+    config: Config
+    world: World
+    engine: ZeroEngine
+    data: TrainingData
+    activity: Activity
+    stop: StopAgreement
 
 
 class Trainer:
-    """Takes optimizer steps until the run is complete or somebody asks it to stop.
+    """Takes optimizer steps until the run is complete or is asked to stop; the `RunView` of its callbacks.
 
     Args:
-        config: the run.
-        engine: a DeepSpeed engine around a wrapper.
-        batches: this rank's endless micro-batches, from the position of `state` on.
-        data: what they come from.
-        state: where the run starts.
-        hooks: called in order after each step.
-        stop: requests to stop.
-        phase: told what this rank is doing.
-        guard: judges each step.
+        context: of the run.
+        state: where it starts.
+        checkpointer: one of the callbacks, which also brings the engine back to a checkpoint.
+        callbacks: called in order.
+
+    Attributes:
+        state: where the run is.
+        metrics: of the steps since the last report.
     """
 
     def __init__(
-        self,
-        config: Config,
-        engine: Any,
-        world: World,
-        batches: Iterable[Batch],
-        data: TrainingData,
-        state: TrainingState,
-        hooks: Sequence[Hook],
-        stop: StopRequest,
-        phase: Phase,
-        guard: Guard,
+        self, context: RunContext, state: TrainingState, checkpointer: Checkpointer, callbacks: Sequence[Callback]
     ):
-        self.config, self.engine, self.world, self.state = config, engine, world, state
-        self.data, self.hooks, self.stop, self.phase, self.guard = data, hooks, stop, phase, guard
-        self.stopping = False
-        self.batches = iter(batches)
-        self.window = LossWindow(self.world.device)
-        self.stopwatch = Stopwatch()
-        self.own_time = OwnTime(self.world.device)
-        self.timings: dict[str, float] = {}  # what hooks took since the last report, in seconds
-        # asked while a step is taken, before it counts
-        self.update_ratio = UpdateRatio(engine, wanted=lambda: self.due(config.logging.every, ahead=1))
+        self.config, self.world, self.engine = context.config, context.world, context.engine
+        self.activity, self.stop = context.activity, context.stop
+        self.state = state
+        self.metrics = StepMetrics(self.world.device)
+        self._data, self._checkpointer, self._callbacks = context.data, checkpointer, callbacks
+        self._divergence = DivergenceHandler(self.config.faults, self.engine, self.world)
+        self._batches = self._stream()
 
     @property
     def complete(self) -> bool:
@@ -86,11 +80,7 @@ class Trainer:
         return self.state.step >= steps_of_run(self.config)
 
     def due(self, every: int, ahead: int = 0) -> bool:
-        """Whether something that is done every so many steps, and after the last, is done now; 0 is never.
-
-        Args:
-            ahead: whether it will be after so many more steps.
-        """
+        """See `RunView.due`."""
         step = self.state.step + ahead
         return bool(every) and (step % every == 0 or step >= steps_of_run(self.config))
 
@@ -98,110 +88,134 @@ class Trainer:
         """Train to the end of the run; returns whether it got there or was stopped.
 
         Raises:
-            DivergenceError: losses, gradients or weights are not finite, and no roll back helps.
+            DivergenceError: losses, gradients or weights are not finite, and no roll-back helps.
         """
-        if any(self.ask_to_stop().read()):
-            self.begin_to_stop()
+        self.engine.skip_non_finite_steps()
+        for callback in self._callbacks:
+            callback.on_run_start(self)
+        if any(self.stop.poll().read()):
+            self.stop.agree()
         while True:
             try:
-                self.take_steps()
-                for hook in reversed(self.hooks):  # the first reports what the others took
-                    hook.at_end(self)
+                while not (self.complete or self.stop.agreed):
+                    self.train_step()
+                    with self.metrics.stopwatch.excluded():
+                        for callback in self._callbacks:
+                            callback.on_step_end(self)
+                for callback in reversed(self._callbacks):
+                    callback.on_run_end(self)
                 return self.complete
             except DivergenceError as problem:
-                self.phase.enter("rolling back")
-                self.state = self.guard.roll_back(self.state, problem)
-                self.window = LossWindow(self.world.device)
-                self.stopwatch.lap()
-                stream = self.data.stream(self.config, self.world, self.state.samples, self.state.step)
-                self.batches = iter(stream)
+                self.roll_back(problem)
 
-    def take_steps(self) -> None:
-        """Train until the run is complete or all agree to stop."""
-        while not (self.complete or self.stopping):
-            micro_batches = self.load_micro_batches()
-            counts, votes = self.count(micro_batches)
-            self.optimize(micro_batches, counts)
-            wishes_to_stop, skipped, loss_before = votes.read()
-            if wishes_to_stop:
-                self.begin_to_stop()
-            self.guard.judge_loss(loss_before, self.state)
-            self.advance(int(skipped))
-            self.state = self.guard.judge_step(self.state, micro_batches, self.window.last_loss)
-            self.guard.check_progress(self.state)
-            with self.stopwatch.excluded():
-                for hook in self.hooks:
-                    hook.after_step(self)
+    def train_step(self) -> None:
+        """Take one optimizer step over the next global batch; a collective.
 
-    def begin_to_stop(self) -> None:
-        """All ranks have agreed that no further step is taken."""
-        self.stopping = True
-        self.stop.begin_deadline()
+        Raises:
+            DivergenceError: too many steps in a row were not finite, or the loss of the step before is a spike.
+            DataError: more samples than allowed could not be used.
+        """
+        micro_batches = self._load_micro_batches()
+        counts, flags = self._count_global_batch(micro_batches)
+        self.engine.set_learning_rates(
+            learning_rate_factor(self.config.schedule, self.state.step, steps_of_run(self.config))
+        )
+        for number, (batch, dropout_seed) in enumerate(zip(micro_batches, self._dropout_seeds(len(micro_batches)))):
+            _seed_generators(self.world.device, dropout_seed)
+            self._forward_and_backward(batch, counts, last=number == len(micro_batches) - 1)
+            self.activity.enter("optimizer step")
+            self.engine.step()
+        self.metrics.losses.finish_step(counts, self.engine.step_applied)
 
-    def ask_to_stop(self) -> Votes:
-        """How many ranks have been asked to stop; all must take part."""
-        return Votes(self.world.sum(torch.tensor([float(bool(self.stop))], device=self.world.device)))
+        stop_requests, skipped_samples, loss_before = flags.read()
+        if stop_requests:
+            self.stop.agree()
+        self._divergence.check_loss(loss_before, self.state)
+        self._advance(int(skipped_samples))
+        self.state = self._divergence.check_step(self.state, micro_batches, self.metrics.losses.last_loss)
+        self._divergence.check_skipped(self.state)
 
-    def load_micro_batches(self) -> list[Batch]:
+    def roll_back(self, problem: DivergenceError) -> None:
+        """Go back to the newest good checkpoint, but not in the stream: the same samples would fail again.
+
+        A collective.
+
+        Raises:
+            DivergenceError: `problem`, if it is not to be answered by a roll-back, there is no checkpoint, or there
+                have been too many roll-backs.
+        """
+        self.activity.enter("rolling back")
+        if not self._divergence.may_roll_back(self.state, problem):
+            raise unrecoverable(self.state, problem)
+        step = self._checkpointer.restore_newest(self.engine)
+        if step is None:
+            raise unrecoverable(self.state, problem)
+        self.state = self._divergence.rolled_back(self.state, step, problem)
+        self.metrics.reset()
+        for callback in self._callbacks:
+            callback.on_roll_back(self)
+        self._batches = self._stream()
+
+    def _stream(self) -> Iterator[Batch]:
+        """This rank's endless micro-batches, from the position of the run on."""
+        return self._data.stream(self.config, self.world, self.state.samples, self.state.step)
+
+    def _load_micro_batches(self) -> list[Batch]:
         """This rank's part of the next global batch, on its device."""
-        self.phase.enter("loading data")
-        set_accumulation(self.engine, gradient_accumulation_steps(self.config, self.world.size, self.state.step))
-        with self.stopwatch.waiting(), self.own_time.of_host():
-            loaded = [next(self.batches) for _ in range(self.engine.gradient_accumulation_steps())]
-        for fault in (fault for batch in loaded for fault in batch.faults if self.world.sequence_rank == 0):
-            print(f"skipped in step {self.state.step + 1}: {fault}", file=sys.stderr, flush=True)
+        self.activity.enter("loading data")
+        self.engine.set_accumulation(gradient_accumulation_steps(self.config, self.world.size, self.state.step))
+        with self.metrics.stopwatch.waiting(), self.metrics.own_time.of_host():
+            loaded = [next(self._batches) for _ in range(self.engine.accumulation)]
+        for fault in (fault for batch in loaded for fault in batch.faults if self.world.sp_rank == 0):
+            _logger.warning("skipped in step %d: %s", self.state.step + 1, fault)
         return [batch.to(self.world.device, non_blocking=True) for batch in loaded]
 
-    def count(self, micro_batches: list[Batch]) -> tuple[Tensor, Votes]:
+    def _count_global_batch(self, micro_batches: list[Batch]) -> tuple[Tensor, AllReducedFlags]:
         """What the loss terms of the global batch are divided by, float64 `[terms]`.
 
-        Three votes travel along: how many ranks have been asked to stop, how many samples were skipped, and the loss
-        of the step before.
+        Three numbers are summed along with them: how many ranks have been asked to stop, how many samples were skipped,
+        and the loss of the step before.
         """
-        self.phase.enter("counting the global batch")
+        self.activity.enter("counting the global batch")
         seed = self.config.training.seed
-        counts = torch.stack([self.engine.module.counts(batch, seed=seed) for batch in micro_batches]).double().sum(0)
+        counts = torch.stack([self.engine.counts(batch, seed=seed) for batch in micro_batches]).double().sum(0)
         skipped = sum(len(batch.faults) for batch in micro_batches)
-        if self.world.sequence_rank > 0:  # the first of the peers counts what they share
+        if self.world.sp_rank > 0:  # the first rank of a group counts the sequences that they share
             counts, skipped = torch.zeros_like(counts), 0
-        votes = torch.cat((counts.new_tensor([float(bool(self.stop)), float(skipped)]), self.window.last_loss[None]))
-        totals = self.world.sum(torch.cat((counts, votes)))
-        return totals[: len(counts)], Votes(totals[len(counts) :])
+        flags = counts.new_tensor([float(self.stop.requested), float(skipped)])
+        totals = self.world.all_reduce(torch.cat((counts, flags, self.metrics.losses.last_loss[None])))
+        return totals[: len(counts)], AllReducedFlags(totals[len(counts) :])
 
-    def optimize(self, micro_batches: list[Batch], counts: Tensor) -> None:
-        """One optimizer step: gradients of sums over the global normaliser, never means of means."""
-        training, step = self.config.training, self.state.step
-        factor = learning_rate_factor(self.config.schedule, step, steps_of_run(self.config))
-        set_learning_rates(self.engine, self.config.optimizer, factor)
-        # dropout as a counter: a resumed run draws what the unbroken one would have drawn
-        seeds = hash_counters(training.seed, step, torch.arange(len(micro_batches)), self.world.rank) & (2**62 - 1)
-        for number, (batch, dropout_seed) in enumerate(zip(micro_batches, seeds.tolist())):
-            _seed_generators(self.world.device, dropout_seed)
-            self.phase.enter("forward pass")
-            with self.own_time.of_device():
-                terms = self.engine(batch, seed=training.seed)
-            loss = terms.total(counts.float()) * self.world.size  # DeepSpeed averages gradients over ranks
-            self.phase.enter("backward pass")
-            self.engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
-            self.engine.backward(spoil_gradient_of_bad_loss(loss), scale_wrt_gas=False)
-            self.phase.enter("optimizer step")
-            self.engine.step()
-            self.window.add(terms)
-        self.window.finish_step(counts, self.engine.was_step_applied())
+    def _dropout_seeds(self, micro_batches: int) -> list[int]:
+        """A seed for each micro-batch, a pure function of step and rank, so that a resumed run has the same dropout."""
+        seeds = hash_counters(
+            self.config.training.seed, self.state.step, torch.arange(micro_batches), self.world.rank
+        ) & (2**62 - 1)
+        return seeds.tolist()
 
-    def advance(self, skipped: int) -> None:
-        """Note that a step is done.
+    def _forward_and_backward(self, batch: Batch, counts: Tensor, last: bool) -> None:
+        """Add the gradient of a micro-batch: that of sums over the global normaliser, never of means of means."""
+        self.activity.enter("forward pass")
+        with self.metrics.own_time.of_device():
+            terms = self.engine(batch, seed=self.config.training.seed)
+        loss = terms.total(counts.float()) * self.world.size  # DeepSpeed averages gradients over ranks
+        self.activity.enter("backward pass")
+        self.engine.backward(loss, last)
+        self.metrics.losses.add(terms)
+
+    def _advance(self, skipped: int) -> None:
+        """Count a step and its samples.
 
         Raises:
             DataError: more samples than allowed could not be used.
         """
         samples = self.state.samples + batch_size_at(self.config.training, self.state.step)
-        self.phase.steps += 1
+        self.activity.steps += 1
         self.state = replace(
             self.state,
             step=self.state.step + 1,
             samples=samples,
-            source_samples=self.data.consumed(samples),
+            source_samples=self._data.consumed(samples),
             skipped_samples=self.state.skipped_samples + skipped,
         )
         limit = self.config.data.max_skipped_samples

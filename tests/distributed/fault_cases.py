@@ -26,11 +26,12 @@ import torch
 import nar_scale.training.callbacks.checkpointer
 import nar_scale.training.callbacks.sampler
 import nar_scale.training.checkpointing.io
-import nar_scale.training.engine.build
 import nar_scale.training.run
 from nar_scale.checkpoint import CheckpointStore
-from nar_scale.logging_setup import quieten_libraries
+from nar_scale.logging_setup import silence_libraries
 from nar_scale.training import launch
+from nar_scale.training.callbacks.callback import Callback, RunView
+from nar_scale.training.engine.zero_engine import ZeroEngine
 
 from .jobs import free_port
 
@@ -80,14 +81,14 @@ class Faults:
 
 def lay_out_in_turn() -> None:
     """Let DeepSpeed have a setting that is refused, as if it were one of those nobody knows."""
-    resolve = nar_scale.training.engine.build.resolve_deepspeed_config
+    resolve = nar_scale.training.run.resolve_deepspeed_config
 
     def resolve_otherwise(*arguments: Any) -> dict[str, Any]:
         resolved = resolve(*arguments)
         resolved["zero_optimization"]["round_robin_gradients"] = True
         return resolved
 
-    nar_scale.training.engine.build.resolve_deepspeed_config = resolve_otherwise
+    nar_scale.training.run.resolve_deepspeed_config = resolve_otherwise
 
 
 def fill(path: Path) -> None:
@@ -101,28 +102,45 @@ def fill(path: Path) -> None:
                 pass
 
 
-class FaultyEngine:
-    """An engine that does wrong at chosen steps; notes the skipped steps that have changed something."""
+class FaultInjector(Callback):
+    """Lets forward passes and optimizer states go wrong; notes the skipped steps that have changed something."""
 
-    def __init__(self, engine: Any, faults: Faults):
-        self.engine, self.faults = engine, faults
-        self.batches_evaluated = 0
+    def __init__(self, faults: Faults):
+        self.faults = faults
+        self.steps_attempted = self.batches_evaluated = 0
         self.changed: list[int] = []
+        self.before: dict[str, torch.Tensor] = {}
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine, name)
+    def on_run_start(self, run: RunView) -> None:
+        from deepspeed.comm import comm
+
+        assert comm.cdb.shm_comm_op is None  # nothing is compiled
+        print_timeouts(self.faults.rank)
+        self.faults.strike("start")
+        module = run.engine.module
+        module.register_forward_pre_hook(lambda *_: self.before_forward(run))
+        module.register_forward_hook(lambda module, arguments, terms: self.changed_terms(module, terms))
+
+    def before_forward(self, run: RunView) -> None:
+        if not run.engine.training:
+            self.batches_evaluated += 1
+            self.faults.strike(f"evaluation {self.batches_evaluated}")
+            return
+        self.steps_attempted += 1  # one micro-batch a step
+        kind, _ = self.faults.places.get(self.place, ("", -1))
+        self.before = snapshot(run.engine) if kind in SKIPPED else {}
+        if self.faults.at(self.place) == "nan moments":
+            for partition in run.engine.partitions():
+                partition.tensors["exp_avg"].fill_(float("nan"))
+        self.faults.strike(self.place)
 
     @property
     def place(self) -> str:
-        return f"step {self.engine.global_steps + 1}"
+        return f"step {self.steps_attempted}"
 
-    def __call__(self, batch: Any, **settings: Any) -> Any:
-        if not self.engine.module.training:
-            self.batches_evaluated += 1
-            self.faults.strike(f"evaluation {self.batches_evaluated}")
-            return self.engine(batch, **settings)
-        self.faults.strike(self.place)
-        terms = self.engine(batch, **settings)
+    def changed_terms(self, module: torch.nn.Module, terms: Any) -> Any:
+        if not module.training:
+            return terms
         match self.faults.at(self.place):
             case "nan loss":
                 return terms._replace(sums=terms.sums * float("nan"))
@@ -134,47 +152,28 @@ class FaultyEngine:
                 return terms._replace(sums=terms.sums * 100)
         return terms
 
-    def step(self) -> None:
-        place = self.place
-        if self.faults.at(place) == "nan moments":
-            next(iter(self.optimizer_state().values()))["exp_avg"].fill_(float("nan"))
-        watched = self.faults.places.get(place, ("",))[0] in SKIPPED
-        before = self.snapshot() if watched else {}
-        self.engine.step()
-        if watched and not equal(before, self.snapshot()):
-            self.changed.append(self.engine.global_steps)
+    def on_step_end(self, run: RunView) -> None:
+        if self.before and not equal(self.before, snapshot(run.engine)):
+            self.changed.append(self.steps_attempted)
+        self.before = {}
 
-    def optimizer_state(self) -> dict[torch.Tensor, dict[str, Any]]:
-        return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer).state
 
-    def snapshot(self) -> dict[str, torch.Tensor]:
-        """Weights in all precisions, moments and step counters that this rank holds."""
-        found = {name: getattr(p, "ds_tensor", p) for name, p in self.engine.module.named_parameters()}
-        for number, (parameter, state) in enumerate(self.optimizer_state().items()):
-            found[str(number)] = parameter
-            found |= {f"{number}.{name}": v for name, v in state.items() if isinstance(v, torch.Tensor)}
-        return {name: value.detach().clone() for name, value in found.items()}
+def snapshot(engine: ZeroEngine) -> dict[str, torch.Tensor]:
+    """Weights in all precisions, moments and step counters that this rank holds."""
+    found = {name: getattr(p, "ds_tensor", p) for name, p in engine.module.named_parameters()}
+    for partition in engine.partitions():
+        found |= {f"{partition.name}, {kind}": value for kind, value in partition.tensors.items()}
+        found |= {f"{partition.name}, {kind}": torch.tensor(value) for kind, value in partition.scalars.items()}
+    return {name: value.detach().clone() for name, value in found.items()}
 
 
 def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
     return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def put_in(faults: Faults) -> list[FaultyEngine]:
-    """Wrap what a run is made of; returns the engines that it will build."""
-    engines = []
-    faults.strike("listing")
+def put_in(faults: Faults) -> None:
+    """Let faults strike where checkpoints are written and samples are generated."""
     numbers = {"save": 0, "partitions": 0, "sampling": 0}
-    build_engine = nar_scale.training.run.build_engine
-
-    def build_faulty_engine(*arguments: Any) -> FaultyEngine:
-        faults.strike("start")
-        engines.append(FaultyEngine(build_engine(*arguments), faults))
-        from deepspeed.comm import comm
-
-        assert comm.cdb.shm_comm_op is None  # nothing is compiled
-        print_timeouts(faults.rank)
-        return engines[-1]
 
     def faulty(module: Any, name: str, place: str) -> None:
         function: Callable[..., Any] = getattr(module, name)
@@ -191,11 +190,9 @@ def put_in(faults: Faults) -> list[FaultyEngine]:
 
         setattr(module, name, strike_first)
 
-    nar_scale.training.run.build_engine = build_faulty_engine  # type: ignore[assignment]
     faulty(nar_scale.training.callbacks.checkpointer, "write_checkpoint", "save")
     faulty(nar_scale.training.checkpointing.io, "write_partitions", "partitions")
     faulty(nar_scale.training.callbacks.sampler, "generate_tokens", "sampling")
-    return engines
 
 
 def print_timeouts(rank: int) -> None:
@@ -211,12 +208,15 @@ def run_rank(
 ) -> int:
     launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in launched.items()}, MASTER_ADDR="127.0.0.1")
-    engines = put_in(Faults(places, rank, run_directory_of(overrides)))
-    status = launch(config, overrides, resume)
+    faults = Faults(places, rank, run_directory_of(overrides))
+    faults.strike("listing")
+    put_in(faults)
+    injector = FaultInjector(faults)
+    status = launch(config, overrides, resume, callbacks=[injector])
     consolidated = sorted(path.name for path in (run_directory_of(overrides) / "consolidated").glob("*"))
     print(f"rank {rank} leaves behind {consolidated}")
-    if engines and engines[0].changed:
-        print(f"rank {rank}: skipped steps have changed something: {engines[0].changed}")
+    if injector.changed:
+        print(f"rank {rank}: skipped steps have changed something: {injector.changed}")
     sys.stdout.flush()
     return status
 
@@ -251,6 +251,6 @@ def run_case(
 
 
 if __name__ == "__main__":
-    quieten_libraries()
+    silence_libraries()
     for case in json.loads(Path(sys.argv[-1]).read_text()):
         print(json.dumps(run_case(*case)), flush=True)

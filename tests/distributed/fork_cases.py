@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from nar_scale.logging_setup import quieten_libraries
+from nar_scale.logging_setup import silence_libraries
 from nar_scale.training import launch
 
 
@@ -35,6 +35,6 @@ def run_forked(
 
 
 if __name__ == "__main__":
-    quieten_libraries()
+    silence_libraries()
     cases = json.loads(Path(sys.argv[1]).read_text())
     print(json.dumps([run_forked(*case) for case in cases]))

@@ -14,7 +14,7 @@ import torch
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from nar_scale.config import load_config
-from nar_scale.logging_setup import quieten_libraries
+from nar_scale.logging_setup import set_up_logging, silence_libraries
 from nar_scale.model import TransformerWrapper
 from nar_scale.training import connect, disconnect, train
 
@@ -28,7 +28,8 @@ def watch(module: object, inputs: tuple) -> None:
 
 # whether gradients get through a traced exchange is the question; generating fast code would take four times as long
 torch.compile = partial(torch.compile, backend="aot_eager")
-quieten_libraries()
+set_up_logging()
+silence_libraries()
 world = connect()
 register_module_forward_pre_hook(watch)
 for config_file, overrides in json.loads(Path(sys.argv[-1]).read_text()):

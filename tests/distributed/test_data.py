@@ -426,7 +426,7 @@ def test_each_source_is_evaluated_by_name(data: Data, two_ranks: TwoRanks, resum
         assert list(lines(data.run_directory("broken"), key)) == [STOP, 6, STEPS]
         assert lines(data.run_directory("broken"), key)[STEPS] == logged[STEPS]
         assert f"validation_{name}_bits_per_byte" in logged[STEPS]
-        assert f"step {STEPS}, held out of {name}: " in resumed
+        assert f"step {STEPS}, validation of {name}: " in resumed
         values[name] = logged[STEPS][key]
     assert values["prose"] != values["code"]
 

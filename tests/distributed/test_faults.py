@@ -57,7 +57,7 @@ CASES: dict[str, tuple[list[str], Places]] = {
         {"step 5": ("nan loss", 1)},
     ),
     "consolidated": ([f"checkpoint.consolidate_every={STEPS}"], {}),
-    "other-layout": (["training.zero_stage=2", "training.precision=bf16"], {"start": ("round robin", -1)}),
+    "other-layout": (["training.zero_stage=2", "training.precision=bf16"], {"listing": ("round robin", -1)}),
     "too-often": (AT_ONCE, {"step 6": ("nan loss", 1), "step 8": ("nan loss", 0)}),
     "nothing-saved": (AT_ONCE, {"step 2": ("nan loss", 1)}),
     "spike": (SPIKES, {"step 10": ("spike", 1)}),
@@ -236,7 +236,7 @@ def test_a_signal_ends_in_a_checkpoint(launch: Launch, name: str, step: int) -> 
     assert launch.statuses(name) == [RESUMABLE_EXIT_STATUS] * 2, launch.results[name][1]
     assert launch.state(name).step == step
     assert launch.lines(name, "error") == []
-    assert launch.lines(name, "held out") == []
+    assert launch.lines(name, "validation: ") == []
 
 
 def test_a_signal_before_the_first_step_ends_without_training(launch: Launch) -> None:
@@ -288,7 +288,7 @@ def test_a_slow_rank_is_named(launch: Launch) -> None:
     assert re.match(r"rank 1 is slow: for 3 reports its own work has taken (1\.\d|2\.0) times", line)
     last = jobs.metrics(launch.directory / "slow")[STEPS]
     assert last["slowest_rank"] == 1
-    assert 1.2 < last["slowest_rank_share"] <= 2
+    assert 1.2 < last["slowest_rank_ratio"] <= 2
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_disk_that_refuses_is_told_in_a_line(
 
 def test_weights_in_an_order_that_checkpoints_do_not_know_are_refused(launch: Launch) -> None:
     assert launch.statuses("other-layout") == [2, 2]
-    assert "in another place than checkpoints would look for it" in launch.error("other-layout")
+    assert "at another position than checkpoints would read" in launch.error("other-layout")
 
 
 def test_the_rank_that_cannot_write_says_why(launch: Launch) -> None:

@@ -10,34 +10,30 @@ import sys
 from pathlib import Path
 
 from nar_scale.config import load_config
-from nar_scale.logging_setup import quieten_libraries
+from nar_scale.logging_setup import set_up_logging, silence_libraries
 from nar_scale.training import connect, disconnect, train
-from nar_scale.training.trainer import Trainer
+from nar_scale.training.callbacks.callback import Callback, RunView
 
 STOP_AFTER = "stop_after="
 
 
-def stop_after(step: int) -> None:
-    """Let every rank be asked to stop as it begins with the last step before this one is complete."""
-    load = Trainer.load_micro_batches
+class StopAfter(Callback):
+    """Lets every rank be asked to stop before it begins with the step that is to be the last."""
 
-    def loading(trainer: Trainer) -> object:
-        if trainer.state.step == step - 1:
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_step_end(self, run: RunView) -> None:
+        if run.state.step == self.step - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
-        return load(trainer)
-
-    Trainer.load_micro_batches = loading  # type: ignore[method-assign, assignment]
 
 
-quieten_libraries()
+set_up_logging()
+silence_libraries()
 world = connect()
-load_micro_batches = Trainer.load_micro_batches
 for config_file, overrides in json.loads(Path(sys.argv[-1]).read_text()):
     stops = [int(override.removeprefix(STOP_AFTER)) for override in overrides if override.startswith(STOP_AFTER)]
-    for step in stops:
-        stop_after(step)
     config = load_config(config_file, [override for override in overrides if not override.startswith(STOP_AFTER)])
-    complete = train(config, world)
+    complete = train(config, world, callbacks=[StopAfter(step) for step in stops])
     assert complete == (not stops or stops[0] >= (config.training.steps or 0))
-    Trainer.load_micro_batches = load_micro_batches  # type: ignore[method-assign]
 disconnect()

@@ -1,4 +1,4 @@
-"""Evaluation and sampling end early when the run is asked to stop, on all ranks alike."""
+"""Evaluation and sampling are interrupted when the run is asked to stop, on all ranks at the same point."""
 
 from __future__ import annotations
 
@@ -9,49 +9,53 @@ from typing import Any
 from torch import nn
 
 from nar_scale.data import Batch
-from nar_scale.training.distributed import Votes
-from nar_scale.training.trainer import Trainer
+from nar_scale.training.distributed import AllReducedFlags
+from nar_scale.training.engine.zero_engine import ZeroEngine
+from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
 
 
-class _Abandoned(Exception):
+class _Interrupted(Exception):
     """All ranks have agreed to stop."""
 
 
-class _Poll:
-    """Asks whether to stop at each call, and hears the answer at the next, so that nothing waits for it."""
+class _StopPoll:
+    """Sums the requests to stop at each call and reads the sum at the next, so that nothing waits for it."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._votes: Votes | None = None
+    def __init__(self, stop: StopAgreement) -> None:
+        self._stop = stop
+        self._flags: AllReducedFlags | None = None
 
     def __call__(self) -> None:
-        if self._votes is not None and any(self._votes.read()):
-            self._trainer.begin_to_stop()
-            raise _Abandoned
-        self._votes = self._trainer.ask_to_stop()
+        if self._flags is not None and any(self._flags.read()):
+            self._stop.agree()
+            raise _Interrupted
+        self._flags = self._stop.poll()
 
 
 @contextmanager
-def abandoned_on_request(trainer: Trainer) -> Iterator[None]:
-    """A `with` block that is left when `polled_batches` or `polled_calls` within it find that the run is to stop."""
+def interruptible(engine: ZeroEngine) -> Iterator[None]:
+    """A `with` block that is left when `stopping_batches` or `stopping_calls` within it find that the run is to stop.
+
+    The engine is then in training mode.
+    """
     try:
         yield
-    except _Abandoned:
-        trainer.engine.train()
+    except _Interrupted:
+        engine.train()
 
 
-def polled_batches(trainer: Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The same batches, of which every rank must have as many, as long as nobody asks to stop."""
-    poll = _Poll(trainer)
+def stopping_batches(stop: StopAgreement, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The same batches, as long as no rank is asked to stop; every rank must have as many."""
+    poll = _StopPoll(stop)
     for batch in batches:
         poll()
         yield batch
 
 
 @contextmanager
-def polled_calls(trainer: Trainer, net: nn.Module) -> Iterator[None]:
-    """A `with` block in which each call of `net`, of which every rank must make as many, asks whether to stop."""
-    poll = _Poll(trainer)
+def stopping_calls(stop: StopAgreement, net: nn.Module) -> Iterator[None]:
+    """A `with` block in which calls of `net` look for requests to stop; every rank must make as many."""
+    poll = _StopPoll(stop)
 
     def before_call(module: nn.Module, arguments: Any) -> None:
         poll()

@@ -1,4 +1,4 @@
-"""Samples of a model in training, for the reader's eye."""
+"""Samples of a model in training, to be looked at."""
 
 from __future__ import annotations
 
@@ -10,66 +10,61 @@ from torch import Tensor
 from nar_scale.checkpoint import TrainingState
 from nar_scale.config import Config
 from nar_scale.data import load_tokenizer
-from nar_scale.decoding import Sampler
+from nar_scale.decoding import Sampler as SamplerName
 from nar_scale.evaluation import image_grid
 from nar_scale.masking import Noise
-from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
-from nar_scale.training.callbacks.interruption import abandoned_on_request, polled_calls
-from nar_scale.training.engine.build import gathered
-from nar_scale.training.metrics.throughput import timed
-from nar_scale.training.metrics.writer import Monitor
-from nar_scale.training.trainer import Trainer
+from nar_scale.objectives import NonAutoregressiveWrapper
+from nar_scale.training.callbacks.callback import Callback, RunView
+from nar_scale.training.callbacks.interruption import interruptible, stopping_calls
+from nar_scale.training.engine.zero_engine import ZeroEngine
+from nar_scale.training.metrics.writer import MetricsWriter
 
 
-class SampleWriter:
+class Sampler(Callback):
     """Generates a few sequences every `logging.sample_every` steps.
 
     Args:
-        monitor: on the main process.
+        writer: on the main process.
     """
 
-    def __init__(self, monitor: Monitor | None):
-        self.monitor = monitor
+    def __init__(self, writer: MetricsWriter | None):
+        self._writer = writer
 
-    def after_step(self, trainer: Trainer) -> None:
-        """Generate if it is due, unless the run is asked to stop."""
-        if trainer.stopping or not trainer.due(trainer.config.logging.sample_every):
+    def on_step_end(self, run: RunView) -> None:
+        """Generate if it is due, unless the run is to stop."""
+        if run.stop.agreed or not run.due(run.config.logging.sample_every):
             return
-        trainer.phase.enter("sampling")
-        state, wrapper = trainer.state, trainer.engine.module
+        run.activity.enter("sampling")
         tokens = None
-        timer, abandoned = timed(trainer.timings, "sampling_seconds"), abandoned_on_request(trainer)
-        with timer, abandoned, polled_calls(trainer, wrapper.net):
-            tokens = generate_tokens(wrapper, trainer.config, state)
-        if self.monitor is None or tokens is None:
+        net = run.engine.module.net
+        with run.metrics.timed("sampling_seconds"), interruptible(run.engine), stopping_calls(run.stop, net):
+            tokens = generate_tokens(run.engine, run.config, run.state)
+        if self._writer is None or tokens is None:
             return
-        shape = trainer.config.logging.image_shape
+        shape = run.config.logging.image_shape
         if shape is None:
-            self.monitor.texts(state.step, to_texts(tokens, state))
+            self._writer.texts(run.state.step, to_texts(tokens, run.state))
         else:
-            self.monitor.image(state.step, image_grid(tokens.cpu().numpy(), shape, state.vocabulary_size))
-
-    def at_end(self, trainer: Trainer) -> None:
-        """The last step has been sampled."""
+            self._writer.image(run.state.step, image_grid(tokens.cpu().numpy(), shape, run.state.vocabulary_size))
 
 
-def generate_tokens(wrapper: Wrapper, config: Config, state: TrainingState) -> Tensor:
+def generate_tokens(engine: ZeroEngine, config: Config, state: TrainingState) -> Tensor:
     """Generate `config.logging.samples` sequences from scratch, the same on every rank; int64 `[samples, n]`.
 
     A model that is conditional on a class is asked for each in turn. All ranks take part, since under ZeRO 3 each
     holds a part of the weights.
     """
-    count = config.logging.samples
+    count, wrapper = config.logging.samples, engine.module
     device = wrapper.net.token_emb.weight.device
     noise = Noise.of_requests(state.seed, torch.arange(count, device=device))
-    with gathered(wrapper):
+    with engine.gathered():
         if isinstance(wrapper, NonAutoregressiveWrapper):
             classes = None
             if wrapper.num_classes is not None:
                 classes = torch.arange(count, device=device) % wrapper.num_classes
             scale = config.objective.guidance_scale
             # the surest pixels first would draw nearly the same picture again and again
-            sampler: Sampler = "confidence" if config.logging.image_shape is None else "random"
+            sampler: SamplerName = "confidence" if config.logging.image_shape is None else "random"
             return cast(
                 Tensor,
                 wrapper.generate(batch_size=count, noise=noise, classes=classes, guidance_scale=scale, sampler=sampler),

@@ -1,4 +1,4 @@
-"""Writing and reading the training checkpoints of a DeepSpeed engine."""
+"""Writing and reading training checkpoints."""
 
 from __future__ import annotations
 
@@ -31,12 +31,11 @@ from nar_scale.config import Config, dump_config
 from nar_scale.errors import CheckpointError
 from nar_scale.files import remedy_for
 from nar_scale.training.distributed import World
-from nar_scale.training.engine.build import gathered
-from nar_scale.training.engine.zero_layout import loss_scale_of, partitions_of, restore, restore_loss_scale
+from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.fault_tolerance.error_translation import PeerLostError
 
-Memory = dict[tuple[str, str], Tensor]
-"""By kind and name of the parameter."""
+HostMemory = dict[tuple[str, str], Tensor]
+"""Buffers by kind of state and name of the parameter."""
 
 
 @dataclass(frozen=True)
@@ -49,26 +48,26 @@ class Snapshot:
     partitions: Callable[[], Iterable[Partition]]
 
 
-def take_snapshot(engine: Any, state: TrainingState, config: Config, memory: Memory | None) -> Snapshot:
-    """What this rank's engine holds after a step.
+def take_snapshot(engine: ZeroEngine, state: TrainingState, config: Config, memory: HostMemory | None) -> Snapshot:
+    """What this rank's engine holds after a step; a collective.
 
     Args:
         memory: of the host, to copy it into, so that the next step does not change it; taken when it is first needed,
             and free to be used again when the snapshot has been written. None for no copy.
     """
-    with gathered(engine.module):
+    with engine.gathered():
         probe = run_probe(engine.module)
-    state = replace(state, loss_scale=loss_scale_of(engine))
+    state = replace(state, loss_scale=engine.loss_scale)
     if memory is None:
-        return Snapshot(state, dump_config(config), probe, lambda: partitions_of(engine))
+        return Snapshot(state, dump_config(config), probe, engine.partitions)
     copies = [
         replace(part, tensors={kind: _copy(value, (kind, part.name), memory) for kind, value in part.tensors.items()})
-        for part in partitions_of(engine)
+        for part in engine.partitions()
     ]
     return Snapshot(state, dump_config(config), probe, lambda: copies)
 
 
-def _copy(value: Tensor, key: tuple[str, str], memory: Memory) -> Tensor:
+def _copy(value: Tensor, key: tuple[str, str], memory: HostMemory) -> Tensor:
     if key not in memory:  # fresh pages cost more than the copy does, as do pages that are not pinned
         memory[key] = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
     return memory[key].copy_(value)
@@ -78,10 +77,12 @@ def write_checkpoint(store: CheckpointStore, snapshot: Snapshot, world: World) -
     """Write a checkpoint on all ranks, verify and publish it.
 
     Raises:
-        CheckpointError: on every rank alike, when any of them cannot write.
+        CheckpointError: on every rank, when any of them cannot write.
     """
     step = snapshot.state.step
-    writing = Path(_together(world, store.directory, lambda: str(store.prepare(step)) if world.is_main else None)[0])
+    writing = Path(
+        _on_all_ranks(world, store.directory, lambda: str(store.prepare(step)) if world.is_main else None)[0]
+    )
 
     def write() -> dict[str, Any]:
         names = [partition_file(world.rank)]
@@ -95,16 +96,16 @@ def write_checkpoint(store: CheckpointStore, snapshot: Snapshot, world: World) -
 
     records: dict[str, Any] = {}
     try:
-        for part in _together(world, store.directory, write):
+        for part in _on_all_ranks(world, store.directory, write):
             records.update(part)
-        _together(world, store.directory, lambda: store.publish(writing, step, records) if world.is_main else None)
+        _on_all_ranks(world, store.directory, lambda: store.publish(writing, step, records) if world.is_main else None)
     except CheckpointError:
         if world.is_main:  # half of a checkpoint would keep a full disk full
             shutil.rmtree(writing, ignore_errors=True)
         raise
 
 
-def load_checkpoint(store: CheckpointStore, step: int, engine: Any, config: Config) -> TrainingState:
+def load_checkpoint(store: CheckpointStore, step: int, engine: ZeroEngine, config: Config) -> TrainingState:
     """Restore engine and position from the checkpoint of a step, which any number of ranks and any ZeRO stage wrote.
 
     The optimizer keeps the settings it was built with; only its state comes from the checkpoint.
@@ -115,13 +116,13 @@ def load_checkpoint(store: CheckpointStore, step: int, engine: Any, config: Conf
     path = store.path(step)
     state = TrainingState.load(path)
     with PartitionReader(path) as reader:
-        restore(engine, reader, ignored=() if config.training.ema_decay else (EMA,))
-    restore_loss_scale(engine, state.loss_scale)
+        engine.restore(reader, ignored=() if config.training.ema_decay else (EMA,))
+    engine.restore_loss_scale(state.loss_scale)
     return state
 
 
 def check_writable(store: CheckpointStore) -> None:
-    """Fail now rather than after the first thousand steps.
+    """Make sure that checkpoints can be written, before the first thousand steps; creates the directory.
 
     Raises:
         CheckpointError: checkpoints cannot be written there.
@@ -138,23 +139,27 @@ def check_writable(store: CheckpointStore) -> None:
         ) from None
 
 
-def _together(world: World, directory: Path, action: Callable[[], Any]) -> list[Any]:
-    """Do something on every rank; all results by rank, or on every rank the first problem that any of them had.
+def _on_all_ranks(world: World, directory: Path, action: Callable[[], Any]) -> list[Any]:
+    """Call a function on every rank; returns all results by rank.
 
-    What is not a matter of files is raised on the rank that has it alone; the others wait for it to tell that and end,
-    which they know by the connection that is lost.
+    An error that is not about files is raised on the rank that has it alone; the others wait for it to report that and
+    end, which they know by the lost connection.
+
+    Raises:
+        CheckpointError: on every rank, the first that any of them had.
+        PeerLostError: another rank has failed with an error of another kind.
     """
-    result, problem, surprise = None, None, None
+    result, problem, unexpected = None, None, None
     try:
         result = action()
     except (CheckpointError, OSError, SafetensorError) as error:
-        problem = _in_words(error, directory)
+        problem = _describe(error, directory)
     except Exception as error:
-        surprise = error
-    outcomes = world.gather((result, problem, surprise is not None))
-    if surprise is not None:
-        raise surprise
-    if any(surprised for _, _, surprised in outcomes):
+        unexpected = error
+    outcomes = world.gather((result, problem, unexpected is not None))
+    if unexpected is not None:
+        raise unexpected
+    if any(failed for _, _, failed in outcomes):
         world.barrier()
         raise PeerLostError("another process failed in writing a checkpoint")
     for _, each, _ in outcomes:
@@ -163,7 +168,7 @@ def _together(world: World, directory: Path, action: Callable[[], Any]) -> list[
     return [each for each, _, _ in outcomes]
 
 
-def _in_words(error: Exception, directory: Path) -> str:
+def _describe(error: Exception, directory: Path) -> str:
     if isinstance(error, CheckpointError):
         return str(error)
     remedy = remedy_for(error) if isinstance(error, OSError) else None

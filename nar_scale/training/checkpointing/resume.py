@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from pathlib import Path
-from typing import Any
 
 from nar_scale.checkpoint import (
     CheckpointStore,
@@ -17,7 +16,9 @@ from nar_scale.checkpoint.weights import open_weights
 from nar_scale.config import Config, ModelConfig, TrainingConfig, batch_size_at, first_step_from
 from nar_scale.errors import CheckpointError
 from nar_scale.training.distributed import World
-from nar_scale.training.engine.zero_layout import restore
+from nar_scale.training.engine.zero_engine import ZeroEngine
+
+_logger = logging.getLogger(__name__)
 
 # how a model is computed rather than what it is
 _FREE = ("dropout", "activation_checkpointing", "attention_kernel", "compile", "logits_chunk_size")
@@ -41,9 +42,9 @@ _FIXED = (
 
 
 def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[CheckpointStore, int | None]:
-    """The checkpoint to go on from: its store and its step, which is None for a start from nothing.
+    """The checkpoint to resume from: its store and its step, which is None for a start from nothing.
 
-    All ranks take part, each reading a share of the files. A job that SLURM has put back into its queue goes on from
+    All ranks take part, each verifying some of the files. A job that SLURM has put back into its queue goes on from
     the newest good checkpoint of the run, if there is one, whatever its arguments have said the first time.
 
     Args:
@@ -72,32 +73,32 @@ def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[
     path = Path(resume)
     if resume == "auto" or (own_steps and path.parent.resolve() != store.directory.resolve()):
         return store, store.newest_good(
-            report=lambda line: print(line, file=sys.stderr, flush=True) if world.is_main else None,
+            report=lambda line: _logger.warning(line) if world.is_main else None,
             steps=own_steps,
-            inspect=lambda path: _find_damage(path, world),
+            inspect=lambda path: _verify(path, world),
         )
     store = CheckpointStore(path.parent)
     steps = {store.path(step): step for step in world.broadcast(store.steps())}
     if path not in steps:
         raise CheckpointError(f"--resume {resume}: no checkpoint there; give RUN/checkpoints/step-NNNNNNNNN")
-    problem = _find_damage(path, world)
+    problem = _verify(path, world)
     if problem is not None:
         raise CheckpointError(problem)
     return store, steps[path]
 
 
-def start_from_weights(engine: Any, path: Path) -> None:
-    """Give an engine the weights of a consolidated or of a training checkpoint, and nothing else of it.
+def start_from_weights(engine: ZeroEngine, path: Path) -> None:
+    """Load into an engine the weights of a consolidated or of a training checkpoint, and nothing else of it.
 
     Raises:
         CheckpointError: neither is there, or it is damaged or holds another model.
     """
     with open_weights(path) as source:
-        restore(engine, source, weights_only=isinstance(source, PartitionReader))
+        engine.restore(source, weights_only=isinstance(source, PartitionReader))
 
 
-def _find_damage(path: Path, world: World) -> str | None:
-    """What is wrong with a checkpoint, every rank having looked at its share of the files."""
+def _verify(path: Path, world: World) -> str | None:
+    """What is wrong with a checkpoint, None if nothing; every rank verifies some of the files. A collective."""
     problems = world.gather(find_damage(path, (world.rank, world.size)))
     return next((problem for problem in problems if problem is not None), None)
 

@@ -1,8 +1,8 @@
-"""The data of a run, from its config: shards opened, sources mixed, the stream and what is held out."""
+"""The data of a run, from its config: shards opened, sources mixed, the stream and the validation data."""
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,10 +29,11 @@ from nar_scale.data import (
 )
 from nar_scale.data.shards.layout import named_shards
 from nar_scale.planning.data_sets import check_lengths, mixture_of, vocabulary_of
-from nar_scale.training.data.validation import HeldOut
+from nar_scale.training.data.validation import ValidationData
 from nar_scale.training.distributed import World, on_main
 
 MIN_OPEN_SHARDS = 16
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class TrainingData:
         tokenizer: `byte`, the absolute path of a tokenizer file, or None.
         end_token: ends a document; None if unknown.
         sources: the shards to train on by name of the source, "" for a single one; empty for a sequential stream.
-        held_out: what to evaluate on, by name of the source.
+        validation: what to evaluate on, by name of the source.
         mixture: the order of several sources; None for one.
         urls: the shards of a sequential stream.
     """
@@ -57,7 +58,7 @@ class TrainingData:
     tokenizer: str | None
     end_token: int | None
     sources: Mapping[str, DatasetIndex]
-    held_out: Mapping[str, HeldOut]
+    validation: Mapping[str, ValidationData]
     mixture: MixedOrder | None
     urls: tuple[str, ...] = ()
 
@@ -71,7 +72,7 @@ class TrainingData:
             if not later:
                 yield from batches
             steps = later[0] - start_step
-            yield from islice(batches, steps * (size // (training.micro_batch_size * world.data_size)))
+            yield from islice(batches, steps * (size // (training.micro_batch_size * world.dp_size)))
             start_sample, start_step = start_sample + steps * size, later[0]
 
     def _stream_of(self, global_batch_size: int, config: Config, world: World, start_sample: int) -> Iterable[Batch]:
@@ -80,8 +81,8 @@ class TrainingData:
             "sample_format": self.sample_format,
             "global_batch_size": global_batch_size,
             "micro_batch_size": config.training.micro_batch_size,
-            "rank": world.data_rank,
-            "world_size": world.data_size,
+            "rank": world.dp_rank,
+            "world_size": world.dp_size,
             "workers": config.data.loader_workers,
             "prefetch": config.data.prefetch,
             "start_sample": start_sample,
@@ -133,14 +134,14 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         document_field=data.document_field,
     )
     shards = _Shards(data, world, sample_format)
-    held_out = {}
+    validation = {}
     for name, source in sources.items():
         pattern = data.validation if source.validation is None else source.validation
         if pattern and config.logging.evaluate_every:
             index = shards.open(source.directory, pattern, infos[name])
-            held_out[name] = _hold_out(config, world, sample_format, index, infos[name])
+            validation[name] = _validation_data(config, world, sample_format, index, infos[name])
     opened = partial(
-        TrainingData, sample_format=sample_format, tokenizer=tokenizer, end_token=end_token, held_out=held_out
+        TrainingData, sample_format=sample_format, tokenizer=tokenizer, end_token=end_token, validation=validation
     )
     if data.sequential:
         urls = tuple(on_main(world, lambda: find_sequential_shards(str(data.directory), data.train)))
@@ -185,15 +186,15 @@ class _Shards:
             ),
         )
         for damage in index.damages if self._world.is_main else ():
-            print(f"taking what is whole: {damage}", file=sys.stderr, flush=True)
+            _logger.warning("using the intact samples of a damaged shard: %s", damage)
         return index
 
 
-def _hold_out(
+def _validation_data(
     config: Config, world: World, sample_format: SampleFormat, index: DatasetIndex, info: DatasetInfo | None
-) -> HeldOut:
+) -> ValidationData:
     split = info.splits.get("validation") if info is not None else None
-    return HeldOut(
+    return ValidationData(
         index=index,
         sample_format=sample_format,
         batch_size=config.training.micro_batch_size,

@@ -1,8 +1,8 @@
-"""Held-out data, dealt out to the ranks."""
+"""Validation data, divided among the ranks."""
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,9 +11,11 @@ import torch
 from nar_scale.data import Batch, DatasetIndex, SampleFormat, sequential_batches
 from nar_scale.training.distributed import World
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
-class HeldOut:
+class ValidationData:
     """Samples of the validation shards, spread evenly over them.
 
     Attributes:
@@ -31,7 +33,7 @@ class HeldOut:
     skip_faults: bool = False
 
     def batches(self) -> Iterator[Batch]:
-        """This rank's share, filled up with empty batches so that every rank has as many.
+        """This rank's batches, filled up with empty ones so that every rank has as many.
 
         Under ZeRO 3 a forward pass is a collective; a rank that skipped one would hang the others.
         """
@@ -49,7 +51,7 @@ class HeldOut:
         ):
             given += 1
             for fault in batch.faults:
-                print(f"skipped in evaluation: {fault}", file=sys.stderr, flush=True)
+                _logger.warning("skipped in evaluation: %s", fault)
             yield batch
         for _ in range(-(-most // self.batch_size) - given):
             nothing = torch.zeros(1, dtype=torch.int64)

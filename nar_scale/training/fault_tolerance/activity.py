@@ -1,4 +1,4 @@
-"""What a rank is doing, for whoever has to say where it hangs or fails."""
+"""What a rank is doing, for the messages that say where it hangs or fails."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import time
 STARTING = "starting"
 
 
-class Phase:
+class Activity:
     """The name of what this process is doing, and since when.
 
     Attributes:
-        steps: taken by this process.
+        name: such as `forward pass`.
+        since: when it began, in seconds of the monotonic clock.
+        steps: optimizer steps taken by this process.
     """
 
     def __init__(self) -> None:
@@ -19,7 +21,7 @@ class Phase:
         self.enter(STARTING)
 
     def enter(self, name: str) -> None:
-        """Something else begins, such as `forward pass`."""
+        """Note that something else begins, such as `forward pass`."""
         self.name, self.since = name, time.monotonic()
 
     @property

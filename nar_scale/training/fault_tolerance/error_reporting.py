@@ -1,29 +1,30 @@
-"""One voice for all ranks: whoever notices first what is wrong tells it, the others keep quiet."""
+"""Errors that many ranks run into at once are reported by the rank that notices first, once."""
 
 from __future__ import annotations
 
+import logging
 import os
-import sys
 from datetime import timedelta
 from functools import cache
 from typing import Any
 
 import torch.distributed as dist
 
+_logger = logging.getLogger(__name__)
 _FAILED = "nar_scale/failed"
-_PATIENCE = timedelta(seconds=10)
+_STORE_TIMEOUT = timedelta(seconds=10)
 
 
-def tell_first(message: str) -> bool:
-    """Print an error unless another rank has done so before; from any thread. Returns whether it was printed."""
+def report_error_once(message: str) -> bool:
+    """Log an error unless another rank has reported one before; from any thread. Returns whether it was logged."""
     first = first_to_fail()
     if first:
-        print(f"train: error: {message}", file=sys.stderr, flush=True)
+        _logger.error("train: error: %s", message)
     return first
 
 
 def first_to_fail() -> bool:
-    """Whether no other rank has failed before; a lost connection is the echo of another rank's failure."""
+    """Whether no other rank has failed before; a lost connection is only the consequence of another rank's failure."""
     if not dist.is_initialized():
         return os.environ.get("LOCAL_RANK", "0") == "0"  # before they are connected the ranks of a node fail alike
     try:
@@ -34,11 +35,11 @@ def first_to_fail() -> bool:
 
 @cache
 def own_store() -> dist.Store:
-    """A connection of its own to what all ranks can write to, which never waits for one that is in use.
+    """A connection of its own to the key-value store of all ranks, which never waits for one that is in use.
 
     To be made while all is well: once the main process, which keeps the store, is gone, that takes very long.
     """
     shared: Any = dist.distributed_c10d._get_default_store()
     store: dist.Store = shared.clone()
-    store.set_timeout(_PATIENCE)
+    store.set_timeout(_STORE_TIMEOUT)
     return store

@@ -1,4 +1,4 @@
-"""What the user can mend, told in a line, though a library has raised it as something else."""
+"""Errors of libraries that the user can fix, translated into one line that says how."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from nar_scale.config import Config
 from nar_scale.errors import UserError
 from nar_scale.files import remedy_for
-from nar_scale.training.fault_tolerance.activity import Phase
-from nar_scale.training.metrics.throughput import memory
+from nar_scale.training.fault_tolerance.activity import Activity
+from nar_scale.training.metrics.throughput import memory_usage
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate memory", "std::bad_alloc")
 _PEER_LOST = (
@@ -21,12 +21,12 @@ _PEER_LOST = (
 
 
 class PeerLostError(Exception):
-    """Another process of the job has ended without a word."""
+    """Another process of the job has ended without reporting an error."""
 
 
 @contextmanager
-def in_plain_words(phase: Phase, config: Config, device: torch.device) -> Iterator[None]:
-    """A `with` block out of which come errors that the user understands.
+def translate_errors(activity: Activity, config: Config, device: torch.device) -> Iterator[None]:
+    """A `with` block whose errors of memory, disk and connections are raised as errors that say what to do.
 
     Raises:
         UserError: memory or disk is exhausted, or a directory cannot be written.
@@ -37,17 +37,17 @@ def in_plain_words(phase: Phase, config: Config, device: torch.device) -> Iterat
     except UserError:
         raise
     except (MemoryError, OSError, RuntimeError) as error:
-        problem = explain(error, phase, config, device)
+        problem = translate(error, activity, config, device)
         if problem is None:
             raise
         raise problem from None
 
 
-def explain(error: BaseException, phase: Phase, config: Config, device: torch.device) -> Exception | None:
-    """The same error in plain words; None for one that says nothing to the user."""
+def translate(error: BaseException, activity: Activity, config: Config, device: torch.device) -> Exception | None:
+    """The error that says what to do about another one; None where nothing is known about it."""
     text = str(error)
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(part in text for part in _OUT_OF_MEMORY):
-        return UserError(_out_of_memory(phase, config, device))
+        return UserError(_out_of_memory(activity, config, device))
     if isinstance(error, OSError) and (remedy := remedy_for(error)):
         return UserError(
             f"{error.filename or config.training.run_directory}: {error.strerror}; {remedy}, or set another "
@@ -55,13 +55,13 @@ def explain(error: BaseException, phase: Phase, config: Config, device: torch.de
         )
     if any(part in text for part in _PEER_LOST):
         return PeerLostError(
-            f"the connection to another process was lost in '{phase.name}'; it was killed or its node is gone (the "
-            "system's log may tell, perhaps that memory was exhausted); run again, to go on from the last checkpoint"
+            f"the connection to another process was lost in '{activity.name}'; it was killed or its node is gone "
+            "(the system's log may say why, such as exhausted memory); run again, to go on from the last checkpoint"
         )
     return None
 
 
-def _out_of_memory(phase: Phase, config: Config, device: torch.device) -> str:
+def _out_of_memory(activity: Activity, config: Config, device: torch.device) -> str:
     training, model = config.training, config.model
     changes = []
     if training.micro_batch_size > 1:
@@ -73,8 +73,9 @@ def _out_of_memory(phase: Phase, config: Config, device: torch.device) -> str:
     if config.zero.offload_optimizer == "none":
         changes.append("zero.offload_optimizer cpu")
     changes.append(f"model.logits_chunk_size below {model.logits_chunk_size}")
-    place = "GPU" if device.type == "cuda" else "host"
+    kind = "GPU" if device.type == "cuda" else "host"
+    peak = memory_usage(device)["memory_gib"]
     return (
-        f"out of {place} memory in '{phase.name}', with micro-batches of {training.micro_batch_size} x "
-        f"{model.max_seq_len} tokens and a peak of {memory(device)['memory_gib']:.1f} GiB; try {', '.join(changes)}"
+        f"out of {kind} memory in '{activity.name}', with micro-batches of {training.micro_batch_size} x "
+        f"{model.max_seq_len} tokens and a peak of {peak:.1f} GiB; try {', '.join(changes)}"
     )

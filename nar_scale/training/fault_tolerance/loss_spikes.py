@@ -1,4 +1,4 @@
-"""Losses that jump."""
+"""Losses far above those of the steps before."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ class SpikeDetector:
         self.sigma = sigma
         self._losses: deque[float] = deque(maxlen=window)
 
-    def look(self, loss: float) -> float | None:
-        """How many standard deviations a loss lies above the mean, if it is a spike."""
+    def score(self, loss: float) -> float | None:
+        """How many standard deviations a loss lies above the mean of those before, if it is a spike; else None.
+
+        The loss is one of those before from then on, unless it is not finite.
+        """
         before = list(self._losses)
         if not math.isfinite(loss):
             return None
@@ -32,6 +35,6 @@ class SpikeDetector:
         score = (loss - mean) / max(pstdev(before), 1e-3 * abs(mean), 1e-12)
         return score if score >= self.sigma else None
 
-    def forget(self) -> None:
-        """Begin again, after a roll back."""
+    def reset(self) -> None:
+        """Forget all losses, after a roll-back."""
         self._losses.clear()

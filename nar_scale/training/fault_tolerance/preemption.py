@@ -1,33 +1,36 @@
-"""Requests to stop: signals, or a file that appears."""
+"""Requests to stop, by a signal or a file, and the deadline after which a process that has not stopped is ended."""
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
-from nar_scale.training.fault_tolerance.activity import STARTING, Phase
-from nar_scale.training.fault_tolerance.error_reporting import tell_first
+from nar_scale.training.fault_tolerance.activity import STARTING, Activity
+from nar_scale.training.fault_tolerance.error_reporting import report_error_once
+
+_logger = logging.getLogger(__name__)
 
 RESUMABLE_EXIT_STATUS = 85
 """Exit status of a run that was asked to stop, has saved, and can be continued."""
 
 STOP_FILE_VARIABLE = "NAR_SCALE_STOP_FILE"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-_SECONDS_BETWEEN_LOOKS = 1.0
+_POLL_SECONDS = 1.0
 _BEGIN, _RESTORE = b"\0", b"\xff"
 
 os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are not its parent's
 
 
-def leave_when_asked() -> None:
-    """Let a signal end this process as one that can be continued: it has not begun to train.
+def exit_on_signals() -> None:
+    """Let a signal end this process with the status of a run that can be continued: it has not begun to train.
 
     Where a batch script asks by a file, a signal is not a request: it ends what is left of a job that has failed.
     """
@@ -38,75 +41,80 @@ def leave_when_asked() -> None:
 
 
 class StopRequest:
-    """Remembers that this process was asked to stop, and ends it should it not stop in time.
+    """Remembers that this process was asked to stop, and ends the process if it does not stop in time.
 
-    The first SIGTERM, SIGINT or SIGUSR1 is remembered; the same one a second time ends the process at once
-    (Ctrl-C brings a SIGINT from the terminal and a SIGTERM from the launcher). Where the environment names a
-    file in NAR_SCALE_STOP_FILE, its appearance counts as well.
+    From `install` to `restore` the first SIGTERM, SIGINT or SIGUSR1 is remembered; the same one a second time ends the
+    process at once (Ctrl-C brings a SIGINT from the terminal and a SIGTERM from the launcher). Where the environment
+    names a file in NAR_SCALE_STOP_FILE, its appearance counts as well.
 
-    A thread hears of signals also while the main one is held up where no Python runs, such as in a collective whose
+    A thread receives signals also while the main one is blocked where no Python runs, such as in a collective whose
     peers are gone.
 
     Args:
         watch_file: whether this process looks for the file, and warns if the job ends before the deadline; one process
             of a job is enough.
-        phase: what this process is doing.
+        activity: what this process is doing.
         deadline_seconds: from the first request to the end of the process; it then exits with status 1, or before it
             has begun to train, when there is nothing to save, with 85.
     """
 
-    def __init__(self, watch_file: bool, phase: Phase, deadline_seconds: float) -> None:
-        self.phase, self.deadline_seconds = phase, deadline_seconds
-        self._signalled, self._is_to_warn = False, watch_file
+    def __init__(self, watch_file: bool, activity: Activity, deadline_seconds: float) -> None:
+        self.activity, self.deadline_seconds = activity, deadline_seconds
+        self._requested, self._is_to_warn = False, watch_file
         file = os.environ.get(STOP_FILE_VARIABLE)
         self._file = Path(file) if file and watch_file else None
-        self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
-        self._heard, self._bell = socket.socketpair()
-        self._bell.setblocking(False)
-        self._wakeup_before = signal.set_wakeup_fd(self._bell.fileno(), warn_on_full_buffer=False)
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        self._handlers_before: dict[int, Any] = {}
+        self._wakeup_before = -1
         self._thread = threading.Thread(target=self._listen, name="stop", daemon=True)
+
+    def install(self) -> None:
+        """Take over the signals, and start the thread."""
+        self._handlers_before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+        self._wakeup_before = signal.set_wakeup_fd(self._sender.fileno(), warn_on_full_buffer=False)
         self._thread.start()
 
     def restore(self) -> None:
-        """Give the signals back to whoever handled them before; the process may go on as long as it likes."""
+        """Return the signals to whoever handled them before; there is no deadline any more."""
         signal.set_wakeup_fd(self._wakeup_before)
-        for number, handler in self._before.items():
+        for number, handler in self._handlers_before.items():
             signal.signal(number, handler)
-        self._bell.send(_RESTORE)
+        self._sender.send(_RESTORE)
         self._thread.join()
-        self._bell.close()
-        self._heard.close()
+        self._sender.close()
+        self._receiver.close()
 
-    def ask(self) -> None:
-        """This process has a reason of its own to stop."""
-        self._signalled = True
+    def request(self) -> None:
+        """Ask this process to stop, for a reason of its own."""
+        self._requested = True
 
     def begin_deadline(self) -> None:
-        """All ranks have agreed to stop, of which only some were asked."""
-        self._bell.send(_BEGIN)
+        """Begin the deadline, as after a signal: all ranks have agreed to stop, of which only some were asked."""
+        self._sender.send(_BEGIN)
 
     def __bool__(self) -> bool:
-        return self._signalled or (self._file is not None and self._file.exists())
+        return self._requested or (self._file is not None and self._file.exists())
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+        self._requested = True
         signal.signal(number, signal.SIG_DFL)
 
     def _listen(self) -> None:
         deadline = None
-        heard: set[int] = set()
+        received: set[int] = set()
         while True:
-            patience = _SECONDS_BETWEEN_LOOKS
+            timeout = _POLL_SECONDS
             if deadline is not None:
-                patience = min(patience, max(deadline - time.monotonic(), 0.0))
-            readable, _, _ = select.select([self._heard], [], [], patience)
-            for byte in self._heard.recv(64) if readable else b"":
+                timeout = min(timeout, max(deadline - time.monotonic(), 0.0))
+            readable, _, _ = select.select([self._receiver], [], [], timeout)
+            for byte in self._receiver.recv(64) if readable else b"":
                 if bytes([byte]) == _RESTORE:
                     return
-                if byte in heard:  # the main thread has not come to making this the default
+                if byte in received:  # the main thread has not come to making this the default
                     os._exit(128 + byte)
                 if byte in _SIGNALS:
-                    heard.add(byte)
+                    received.add(byte)
                 if byte in (*_SIGNALS, *_BEGIN):
                     deadline = deadline or time.monotonic() + self.deadline_seconds
             if deadline is None and self._file is not None and self._file.exists():
@@ -118,22 +126,23 @@ class StopRequest:
                 self._end()
 
     def _end(self) -> None:
-        if self.phase.name == STARTING:
+        if self.activity.name == STARTING:
             os._exit(RESUMABLE_EXIT_STATUS)
-        tell_first(
-            f"asked to stop {self.deadline_seconds:.0f} s ago and still {self.phase.name} for {self.phase.seconds:.0f} "
+        activity = self.activity
+        report_error_once(
+            f"asked to stop {self.deadline_seconds:.0f} s ago and still {activity.name} for {activity.seconds:.0f} "
             "s; ended, without saving more than the last checkpoint (faults.stop_deadline_seconds)"
         )
         os._exit(1)
 
 
 def _warn_of_earlier_end(deadline_seconds: float) -> None:
-    """Compare with the end of a SLURM job, which it is told; how long before SLURM asks to stop it is not."""
+    """Warn if SLURM ends the job before the deadline; its environment says when, but not how early SLURM signals."""
     left = float(os.environ.get("SLURM_JOB_END_TIME") or "inf") - time.time()
     if 0 < left < deadline_seconds:  # one that is past has been put off
-        print(
-            f"SLURM ends the job in {left:.0f} s, before faults.stop_deadline_seconds {deadline_seconds:.0f} are over; "
-            "a checkpoint that takes longer is lost; next time ask earlier, by more seconds in sbatch --signal=B:USR1@",
-            file=sys.stderr,
-            flush=True,
+        _logger.warning(
+            "SLURM ends the job in %.0f s, before faults.stop_deadline_seconds %.0f are over; a checkpoint that takes "
+            "longer is lost; next time ask earlier, by more seconds in sbatch --signal=B:USR1@",
+            left,
+            deadline_seconds,
         )

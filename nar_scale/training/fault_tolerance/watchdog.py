@@ -1,4 +1,4 @@
-"""The end of a job that hangs: the stacks of all ranks, one line, and exit status 1."""
+"""The end of a job that hangs: the stacks of all ranks in files, one line of log, and exit status 1."""
 
 from __future__ import annotations
 
@@ -17,34 +17,36 @@ import torch.distributed as dist
 
 from nar_scale.config import FaultsConfig
 from nar_scale.training.distributed import World
-from nar_scale.training.fault_tolerance.activity import STARTING, Phase
-from nar_scale.training.fault_tolerance.divergence import as_runs
-from nar_scale.training.fault_tolerance.error_reporting import own_store, tell_first
+from nar_scale.training.fault_tolerance.activity import STARTING, Activity
+from nar_scale.training.fault_tolerance.divergence import format_ranges
+from nar_scale.training.fault_tolerance.error_reporting import own_store, report_error_once
 
 _HANGS = "nar_scale/hangs"
-_TOLD = "nar_scale/hang-told"
-# the parts of a step; what else there is, and the first step, may take longer
-_SHORT = ("loading data", "counting the global batch", "forward pass", "backward pass", "optimizer step")
+_REPORTED = "nar_scale/hang-reported"
+# the activities of a step; others, and the first step, may take longer
+_ACTIVITIES_OF_A_STEP = ("loading data", "counting the global batch", "forward pass", "backward pass", "optimizer step")
 _GRACE_SECONDS = 60.0
 
 
-def beyond_all_limits(faults: FaultsConfig) -> timedelta:
-    """How long collectives have to wait so that a watchdog, which knows more, speaks before they fail."""
+def timeout_beyond_watchdog(faults: FaultsConfig) -> timedelta:
+    """How long collectives have to wait so that a watchdog, which knows more, reports a hang before they fail."""
     return timedelta(seconds=max(faults.step_timeout_seconds, faults.long_timeout_seconds) + 2 * _GRACE_SECONDS)
 
 
 class Watchdog:
-    """A thread that ends the process when it is in one phase for too long, or another rank's watchdog barks.
+    """A thread that ends the process when one activity takes too long, or when another rank's watchdog ends it.
 
-    Each rank writes the stacks of its threads to `stacks/rank-N.txt`; one tells which rank keeps the others waiting.
+    Each rank writes the stacks of its threads to `stacks/rank-N.txt`; one reports which rank the others wait for. It
+    runs within its `with` block.
 
     Args:
+        activity: what this process is doing.
         directory: of the run.
-        faults: the limits.
+        faults: the timeouts.
     """
 
-    def __init__(self, phase: Phase, world: World, directory: Path, faults: FaultsConfig) -> None:
-        self.phase, self.world, self.directory, self.faults = phase, world, directory / "stacks", faults
+    def __init__(self, activity: Activity, world: World, directory: Path, faults: FaultsConfig) -> None:
+        self.activity, self.world, self.directory, self.faults = activity, world, directory / "stacks", faults
         self._store = own_store()
         self._interval = min(max(faults.step_timeout_seconds / 20, 0.1), 10.0)
         self._over = threading.Event()
@@ -62,40 +64,40 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     def limit(self) -> float:
-        """Seconds that the present phase may take; starting up may take as long as it likes."""
-        if self.phase.name == STARTING:
+        """Seconds that the present activity may take; there is no limit to starting up."""
+        if self.activity.name == STARTING:
             return math.inf
-        short = self.phase.steps > 0 and self.phase.name in _SHORT
+        short = self.activity.steps > 0 and self.activity.name in _ACTIVITIES_OF_A_STEP
         return self.faults.step_timeout_seconds if short else self.faults.long_timeout_seconds
 
     def _watch(self) -> None:
         while not self._over.wait(self._interval):
             # should a thread hold Python's lock for ever, this one cannot run, but faulthandler's can
             faulthandler.dump_traceback_later(self.faults.long_timeout_seconds + _GRACE_SECONDS, exit=True)
-            if self.phase.seconds > self.limit() or self._another_barks():
-                self._bark()
+            if self.activity.seconds > self.limit() or self._another_hangs():
+                self._end_process()
 
-    def _another_barks(self) -> bool:
+    def _another_hangs(self) -> bool:
         try:
             return self._store.check([_HANGS])
         except RuntimeError:  # the main process is gone, which the next collective will notice
             return False
 
-    def _bark(self) -> None:
-        place = {
-            "phase": self.phase.name,
-            "seconds": self.phase.seconds,
+    def _end_process(self) -> None:
+        status = {
+            "activity": self.activity.name,
+            "seconds": self.activity.seconds,
             "limit": self.limit(),
             "waiting": _is_in_collective(),
         }
         self._write_stacks()
         try:
-            self._store.set(f"{_HANGS}/{self.world.rank}", json.dumps(place))
+            self._store.set(f"{_HANGS}/{self.world.rank}", json.dumps(status))
             if self._store.add(_HANGS, 1) == 1:
-                tell_first(self._describe(self._places()))
-                self._store.set(_TOLD, "")
+                report_error_once(self._describe(self._statuses()))
+                self._store.set(_REPORTED, "")
             else:
-                self._wait_for([_TOLD])
+                self._wait_for([_REPORTED])
         except RuntimeError:  # who keeps the store has ended
             pass
         os._exit(1)
@@ -113,23 +115,24 @@ class Watchdog:
         while not self._store.check(keys) and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def _places(self) -> dict[int, dict[str, object]]:
-        """Where each rank is; one that does not answer, because it is stopped altogether, is left out."""
+    def _statuses(self) -> dict[int, dict[str, object]]:
+        """What each rank is doing; one that does not answer, because it is stopped altogether, is left out."""
         keys = [f"{_HANGS}/{rank}" for rank in range(self.world.size)]
         self._wait_for(keys)
         return {rank: json.loads(self._store.get(key)) for rank, key in enumerate(keys) if self._store.check([key])}
 
-    def _describe(self, places: dict[int, dict[str, object]]) -> str:
-        held_up = {rank: place for rank, place in places.items() if place["waiting"]}
-        culprits = [rank for rank in range(self.world.size) if rank not in held_up]
-        here = places[self.world.rank]
-        what = f"nothing has moved for {here['seconds']:.0f} s in {_phases(places)}"
-        if held_up and culprits:
-            stuck = {rank: places[rank] for rank in culprits if rank in places}
-            where = f"is in {_phases(stuck)}" if stuck else "does not answer"
+    def _describe(self, statuses: dict[int, dict[str, object]]) -> str:
+        waiting = {rank: status for rank, status in statuses.items() if status["waiting"]}
+        culprits = [rank for rank in range(self.world.size) if rank not in waiting]
+        here = statuses[self.world.rank]
+        what = f"nothing has moved for {here['seconds']:.0f} s in {_activities(statuses)}"
+        if waiting and culprits:
+            stuck = {rank: statuses[rank] for rank in culprits if rank in statuses}
+            where = f"is in {_activities(stuck)}" if stuck else "does not answer"
+            seconds = max(float(str(status["seconds"])) for status in waiting.values())
             what = (
-                f"rank {as_runs(culprits)} {where} and has kept rank {as_runs(held_up)} waiting in {_phases(held_up)} "
-                f"for {max(float(str(place['seconds'])) for place in held_up.values()):.0f} s"
+                f"rank {format_ranges(culprits)} {where} and has kept rank {format_ranges(waiting)} waiting in "
+                f"{_activities(waiting)} for {seconds:.0f} s"
             )
         return (
             f"{what}; the stacks of all ranks are in {self.directory}; if it is slow but not stuck, raise "
@@ -137,8 +140,8 @@ class Watchdog:
         )
 
 
-def _phases(places: dict[int, dict[str, object]]) -> str:
-    return " or ".join(sorted({f"'{place['phase']}'" for place in places.values()}))
+def _activities(statuses: dict[int, dict[str, object]]) -> str:
+    return " or ".join(sorted({f"'{status['activity']}'" for status in statuses.values()}))
 
 
 def _is_in_collective() -> bool:

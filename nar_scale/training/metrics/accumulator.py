@@ -1,4 +1,4 @@
-"""Losses and metrics between two reports."""
+"""Sums of losses and metrics between two reports."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from nar_scale.objectives import LossTerms
 from nar_scale.training.distributed import World
 
 
-class LossWindow:
-    """Sums since the last report, kept on the device so that no step waits for them.
+class MetricAccumulator:
+    """Sums of losses and metrics since the last report, kept on the device so that no step waits for them.
 
-    A step that was skipped, for want of a finite gradient, is left out: its loss may be anything.
+    A step that was skipped, because its gradient was not finite, is left out: its loss may be anything.
 
     Attributes:
-        last_loss: this rank's share of the last step's loss, a float64 scalar; the shares of all ranks add up to it.
-        steps: steps since the last report, with those skipped.
+        last_loss: this rank's part of the last step's loss, a float64 scalar; the parts of all ranks add up to it.
+        steps: steps since the last report, including those skipped.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,7 +49,7 @@ class LossWindow:
     def reduce(
         self, world: World, term_names: tuple[str, ...], own_seconds: float
     ) -> tuple[dict[str, float], list[float]]:
-        """Reduce the window over all ranks, in one message, and empty it.
+        """Reduce the sums over all ranks, in one message, and empty them.
 
         Args:
             own_seconds: what this rank took for its own part of the steps.
@@ -63,7 +63,7 @@ class LossWindow:
         seconds[world.rank] = own_seconds
         parts = [*(self._sums[name] for name in names), seconds.to(world.device)]
         self._clear()
-        *sums, seconds = world.sum(torch.cat(parts)).split([len(part) for part in parts])
+        *sums, seconds = world.all_reduce(torch.cat(parts)).split([len(part) for part in parts])
         totals = dict(zip(names, sums))
         if not totals:
             return {}, seconds.tolist()

@@ -1,4 +1,4 @@
-"""Which rank the others wait for."""
+"""Which rank the others wait for (a straggler)."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ class OwnTime:
         return seconds
 
 
-class Stragglers:
-    """Looks for a rank that is slow in several reports in a row.
+class StragglerDetector:
+    """Finds a rank that is slow in several reports in a row.
 
     Args:
         ratio: its time over the median from which on it counts as slow.
@@ -68,8 +68,8 @@ class Stragglers:
         self._slow: int | None = None
         self._in_a_row = 0
 
-    def look(self, seconds: Sequence[float]) -> tuple[dict[str, float], str | None]:
-        """Metrics of a report, and once for a rank that stays slow a line about it.
+    def update(self, seconds: Sequence[float]) -> tuple[dict[str, float], str | None]:
+        """Metrics of a report, and once for a rank that stays slow a message about it; else None.
 
         Args:
             seconds: own time of each rank since the last report.
@@ -78,16 +78,16 @@ class Stragglers:
         if len(seconds) < 2 or not middle:
             return {}, None
         slowest = max(range(len(seconds)), key=seconds.__getitem__)
-        share = seconds[slowest] / middle
-        if share < self.ratio:
+        ratio = seconds[slowest] / middle
+        if ratio < self.ratio:
             self._slow, self._in_a_row = None, 0
         else:
             self._in_a_row = self._in_a_row + 1 if slowest == self._slow else 1
             self._slow = slowest
-        line = None
+        message = None
         if self._in_a_row == _REPORTS_IN_A_ROW:
-            line = (
-                f"rank {slowest} is slow: for {_REPORTS_IN_A_ROW} reports its own work has taken {share:.1f} times the "
+            message = (
+                f"rank {slowest} is slow: for {_REPORTS_IN_A_ROW} reports its own work has taken {ratio:.1f} times the "
                 "median or more, and all others wait for it (faults.straggler_ratio)"
             )
-        return {"slowest_rank": slowest, "slowest_rank_share": share}, line
+        return {"slowest_rank": slowest, "slowest_rank_ratio": ratio}, message

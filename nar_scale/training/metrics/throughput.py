@@ -1,4 +1,4 @@
-"""How fast and how full the hardware is."""
+"""Time and memory that steps take."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from nar_scale.planning.memory_estimate import GIBIBYTE
 
 
-def memory(device: torch.device) -> dict[str, float]:
-    """Memory of this process in GiB, the most so far and now: of its GPU and of the host, or of the host alone."""
+def memory_usage(device: torch.device) -> dict[str, float]:
+    """Memory of this process in GiB, peak and current: of its GPU and of the host, or of the host alone."""
     now = psutil.Process().memory_info().rss / GIBIBYTE
     peak = max(now, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIBIBYTE)
     if device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Where a run reports to: the metrics log, TensorBoard, and the terminal."""
+"""Where a run writes its metrics and samples: the metrics log, TensorBoard, and files."""
 
 from __future__ import annotations
 
@@ -14,33 +14,31 @@ from nar_scale.config import Config, dump_config
 from nar_scale.evaluation import encode_png
 from nar_scale.files import write_atomically
 from nar_scale.training.metrics.jsonl import MetricsLog
-from nar_scale.training.metrics.progress import Progress
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
-_JUDGED_BY = "train/loss"
+_TRAINING_LOSS = "train/loss"
 
 
-class Monitor:
+class MetricsWriter:
     """Writes metrics and samples of one run; only the main process has one.
+
+    Constructing one opens the files.
 
     Args:
         directory: the run directory.
-        step: the step that the run starts or resumes from; what an interrupted attempt reported after it is
-            dropped.
-        steps: the length of the run.
+        step: the step that the run starts or resumes from; what an interrupted attempt wrote after it is dropped.
 
     Raises:
         OSError: by each method, where the disk refuses.
     """
 
-    def __init__(self, directory: Path, step: int, steps: int):
+    def __init__(self, directory: Path, step: int):
         self._log = MetricsLog(directory / METRICS_FILE, step)
         self._tensorboard, self._samples = directory / "tensorboard", directory / "samples"
         self._step, self._writer = step, self._write_after(step)
-        self.progress = Progress(step, steps)
 
     def _write_after(self, step: int) -> SummaryWriter:
         """A writer to TensorBoard, which does not show what was written after the step before."""
@@ -49,7 +47,7 @@ class Monitor:
         return SummaryWriter(str(self._tensorboard), purge_step=step + 1)
 
     def rewind(self, step: int) -> None:
-        """Forget what was reported after a step: the run has gone back to it."""
+        """Drop what was written after a step: the run has gone back to it."""
         self._log.rewind(step)
         self._writer.close()
         self._writer = self._write_after(step)
@@ -61,7 +59,7 @@ class Monitor:
         """
         from torch.utils.tensorboard.summary import hparams
 
-        measured = [_JUDGED_BY]
+        measured = [_TRAINING_LOSS]
         if config.logging.evaluate_every:
             measured += [f"{validation_group(source)}/nats_per_token" for source in config.data.sources or ("",)]
         events: Any = self._writer.file_writer
@@ -89,20 +87,19 @@ class Monitor:
         write_atomically(self._samples / f"step-{step:09d}.txt", "\n\n=====\n\n".join(texts).encode())
 
     def image(self, step: int, image: np.ndarray) -> None:
-        """Record a picture of the samples of a step, uint8 [height, width], in TensorBoard and as a file."""
+        """Record an image of the samples of a step, uint8 `[height, width]`, in TensorBoard and as a file."""
         self._writer.add_image("samples", image, step, dataformats="HW")
         self._samples.mkdir(exist_ok=True)
         write_atomically(self._samples / f"step-{step:09d}.png", encode_png(image))
 
     def close(self) -> None:
         """Write out everything."""
-        self.progress.close()
         self._log.close()
         self._writer.close()
 
 
 def validation_group(source: str) -> str:
-    """The group of the scalars of held-out data; a single source has no name."""
+    """The group of the scalars of a source's validation data; a single source has no name."""
     return f"validation_{source}" if source else "validation"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 Shape = tuple[int, ...]
 
 
-class Part(NamedTuple):
+class MatrixFragment(NamedTuple):
     """Elements `start` to `start + elements` of a flattened matrix, at `offset` in a rank's tensor."""
 
     matrix: str
@@ -38,7 +38,7 @@ class ShardedMatrices:
     def __init__(
         self,
         shapes: dict[str, Shape],
-        parts: Sequence[Sequence[Part]],
+        parts: Sequence[Sequence[MatrixFragment]],
         group: dist.ProcessGroup,
         device: torch.device,
     ):
@@ -76,8 +76,8 @@ class ShardedMatrices:
         return result.to(shard.device)
 
     def _exchange(
-        self, outgoing: list[Tensor], sent: list[list[Part]], received: list[list[Part]]
-    ) -> list[tuple[Part, Tensor]]:
+        self, outgoing: list[Tensor], sent: list[list[MatrixFragment]], received: list[list[MatrixFragment]]
+    ) -> list[tuple[MatrixFragment, Tensor]]:
         sizes = [[sum(part.elements for part in of_rank) for of_rank in side] for side in (sent, received)]
         buffer = torch.cat(outgoing)
         arrived = buffer.new_empty(sum(sizes[1]))

@@ -8,8 +8,8 @@ from nar_scale.training.callbacks.metrics_reporter import _consumption, _learnin
 
 
 def test_learning_rates_of_groups_are_told_apart_where_they_differ():
-    assert _learning_rates([{"lr": 0.1}, {"lr": 0.1}]) == {"learning_rate": 0.1}
-    assert _learning_rates([{"lr": 0.1}, {"lr": 0.2}]) == {
+    assert _learning_rates((0.1, 0.1)) == {"learning_rate": 0.1}
+    assert _learning_rates((0.1, 0.2)) == {
         "learning_rate": 0.1,
         "learning_rate_0": 0.1,
         "learning_rate_1": 0.2,

@@ -5,7 +5,7 @@ import pytest
 import webdataset
 
 from nar_scale.data import DatasetIndex, SampleFormat
-from nar_scale.training.data.validation import HeldOut
+from nar_scale.training.data.validation import ValidationData
 
 
 @pytest.fixture
@@ -18,15 +18,15 @@ def index(tmp_path):
     return DatasetIndex.open(tmp_path, "*.tar", progress=False)
 
 
-def held_out(index, rank, samples, batch_size=2, **settings):
+def validation_data(index, rank, samples, batch_size=2, **settings):
     world = SimpleNamespace(rank=rank, size=2)
     skip_faults = settings.pop("skip_faults", False)
-    return HeldOut(index, SampleFormat(2, 100, **settings), batch_size, samples, None, world, skip_faults)
+    return ValidationData(index, SampleFormat(2, 100, **settings), batch_size, samples, None, world, skip_faults)
 
 
 @pytest.mark.parametrize("more", [{}, {"class_field": "cls", "num_classes": 10}, {"document_field": "documents.npy"}])
 def test_every_rank_has_as_many_batches_of_the_same_kind(index, more):
-    first, second = (list(held_out(index, rank, 3, batch_size=1, **more).batches()) for rank in range(2))
+    first, second = (list(validation_data(index, rank, 3, batch_size=1, **more).batches()) for rank in range(2))
     assert len(first) == len(second) == 2
     for batch in (*first, *second):
         assert (batch.classes is not None) == ("class_field" in more)
@@ -40,11 +40,11 @@ def test_every_rank_has_as_many_batches_of_the_same_kind(index, more):
 
 
 def test_a_rank_without_data_has_an_empty_batch(index):
-    (batch,) = held_out(index, 0, 1, class_field="cls", num_classes=10).batches()
+    (batch,) = validation_data(index, 0, 1, class_field="cls", num_classes=10).batches()
     assert (batch.lengths.tolist(), batch.classes.tolist()) == ([0], [0])
 
 
-def test_a_sample_that_cannot_be_used_is_named_and_left_out(index, capsys):
-    batches = [b for rank in range(2) for b in held_out(index, rank, 12, skip_faults=True).batches()]
+def test_a_sample_that_cannot_be_used_is_named_and_left_out(index, caplog):
+    batches = [b for rank in range(2) for b in validation_data(index, rank, 12, skip_faults=True).batches()]
     assert [length for b in batches for length in b.lengths.tolist() if length] == [2] * 11
-    assert "skipped in evaluation: shard" in capsys.readouterr().err
+    assert "skipped in evaluation: shard" in caplog.text

@@ -4,8 +4,8 @@ from functools import partial
 import pytest
 import torch
 
-from nar_scale.training.engine.nonfinite import _drop_bad_gradients, all_finite, spoil_gradient_of_bad_loss
-from nar_scale.training.fault_tolerance.divergence import as_runs
+from nar_scale.training.engine.nonfinite import all_finite, drop_non_finite_gradients, with_non_finite_gradient
+from nar_scale.training.fault_tolerance.divergence import format_ranges
 from nar_scale.training.fault_tolerance.loss_spikes import SpikeDetector
 from nar_scale.training.optimizers.ema import averaging
 from nar_scale.training.optimizers.lion import Lion
@@ -17,24 +17,24 @@ NAN, INF = float("nan"), float("inf")
     ("numbers", "text"),
     [([], ""), ([7], "7"), ([3, 1, 2], "1-3"), ([9, 4, 5, 5, 1], "1, 4-5, 9")],
 )
-def test_runs_of_numbers(numbers, text):
-    assert as_runs(numbers) == text
+def test_ranges_of_numbers(numbers, text):
+    assert format_ranges(numbers) == text
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_a_bad_loss_has_a_bad_gradient(bad):
+def test_a_loss_that_is_not_finite_has_a_gradient_that_is_not_finite(bad):
     weight = torch.ones(3, requires_grad=True)
     loss = weight.sum() + bad  # whose own gradient is finite
-    spoil_gradient_of_bad_loss(loss).backward()
+    with_non_finite_gradient(loss).backward()
     assert weight.grad.isnan().all()
 
 
-def test_a_good_loss_is_left_as_it_is():
+def test_a_finite_loss_is_left_as_it_is():
     weight = torch.tensor([0.1, 0.7], requires_grad=True)
     loss = (weight * weight).sum()
-    spoilt = spoil_gradient_of_bad_loss(loss)
-    assert torch.equal(spoilt, loss)
-    (gradient,) = torch.autograd.grad(spoilt, weight)
+    same = with_non_finite_gradient(loss)
+    assert torch.equal(same, loss)
+    (gradient,) = torch.autograd.grad(same, weight)
     assert torch.equal(gradient, 2 * weight)
 
 
@@ -42,10 +42,10 @@ def test_a_good_loss_is_left_as_it_is():
 @pytest.mark.parametrize(
     "kind", [torch.optim.AdamW, partial(averaging(torch.optim.AdamW), decay=0.9), partial(averaging(Lion), decay=0.9)]
 )
-def test_an_optimizer_passes_over_a_bad_gradient(kind, bad):
+def test_an_optimizer_passes_over_a_gradient_that_is_not_finite(kind, bad):
     weights = [torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)]
     optimizer = kind([{"params": [weight]} for weight in weights], lr=0.01, betas=(0.9, 0.99), weight_decay=0.1)
-    optimizer.register_step_pre_hook(_drop_bad_gradients)
+    optimizer.register_step_pre_hook(drop_non_finite_gradients)
 
     def step(value):
         for weight in weights:
@@ -70,19 +70,19 @@ def test_an_optimizer_passes_over_a_bad_gradient(kind, bad):
 def test_spikes():
     detector = SpikeDetector(sigma=6.0, window=8)
     losses = [3.0, 3.1, 2.9, 3.0, 3.1, 2.9, 3.0, 3.1, 3.2, NAN, 2.5, 5.0, 5.0, 3.0]
-    scores = [detector.look(loss) for loss in losses]
+    scores = [detector.score(loss) for loss in losses]
     assert [step for step, score in enumerate(scores) if score is not None] == [11]
     assert 6 < scores[11] < 20
 
 
 def test_nothing_is_a_spike_before_the_window_is_full_or_without_sigma():
-    assert [SpikeDetector(6.0, 8).look(loss) for loss in (1.0, 1.0, 100.0)] == [None] * 3
+    assert [SpikeDetector(6.0, 8).score(loss) for loss in (1.0, 1.0, 100.0)] == [None] * 3
     detector = SpikeDetector(0.0, 8)
-    assert [detector.look(loss) for loss in [1.0] * 9 + [1e9]] == [None] * 10
+    assert [detector.score(loss) for loss in [1.0] * 9 + [1e9]] == [None] * 10
 
 
 def test_losses_that_hardly_differ_are_no_measure_of_a_spike():
     detector = SpikeDetector(6.0, 8)
-    assert [detector.look(1.0 + 1e-9 * (step % 2)) for step in range(9)] == [None] * 9
-    assert detector.look(1.001) is None
-    assert math.isclose(detector.look(1.1), 100, rel_tol=0.1)
+    assert [detector.score(1.0 + 1e-9 * (step % 2)) for step in range(9)] == [None] * 9
+    assert detector.score(1.001) is None
+    assert math.isclose(detector.score(1.1), 100, rel_tol=0.1)

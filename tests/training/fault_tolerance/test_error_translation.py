@@ -6,12 +6,12 @@ import torch
 
 from nar_scale.config import validate_config
 from nar_scale.errors import DataError, UserError
-from nar_scale.training.fault_tolerance.activity import Phase
-from nar_scale.training.fault_tolerance.error_translation import PeerLostError, in_plain_words
+from nar_scale.training.fault_tolerance.activity import Activity
+from nar_scale.training.fault_tolerance.error_translation import PeerLostError, translate_errors
 
 
 @pytest.fixture
-def told():
+def translated():
     """What becomes of an error in a forward pass."""
     sections = {
         "model": {"dim": 32, "depth": 1, "heads": 2, "max_seq_len": 64, "activation_checkpointing": "full"},
@@ -27,17 +27,17 @@ def told():
         },
         "zero": {"offload_optimizer": "cpu"},
     }
-    config, phase = validate_config(sections, "test"), Phase()
-    phase.enter("forward pass")
+    config, activity = validate_config(sections, "test"), Activity()
+    activity.enter("forward pass")
 
-    def tell(error):
+    def raised(error):
         try:
-            with in_plain_words(phase, config, torch.device("cpu")):
+            with translate_errors(activity, config, torch.device("cpu")):
                 raise error
-        except Exception as told:
-            return told
+        except Exception as found:
+            return found
 
-    return tell
+    return raised
 
 
 @pytest.mark.parametrize(
@@ -49,8 +49,8 @@ def told():
         OSError(errno.ENOMEM, "Cannot allocate memory"),
     ],
 )
-def test_memory(told, error):
-    message = str(told(error))
+def test_memory(translated, error):
+    message = str(translated(error))
     assert message.startswith(
         "out of host memory in 'forward pass', with micro-batches of 1 x 64 tokens and a peak of "
     )
@@ -61,20 +61,20 @@ def test_memory(told, error):
 @pytest.mark.parametrize(
     ("number", "remedy"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "mount"), (errno.EACCES, "permissions")]
 )
-def test_disk(told, number, remedy):
-    error = told(OSError(number, os.strerror(number), "run/samples/step-000000001.txt"))
+def test_disk(translated, number, remedy):
+    error = translated(OSError(number, os.strerror(number), "run/samples/step-000000001.txt"))
     assert isinstance(error, UserError)
     assert str(error).startswith(f"run/samples/step-000000001.txt: {os.strerror(number)}; ")
     assert remedy in str(error)
-    assert str(told(OSError(number, os.strerror(number)))).startswith("run: ")
+    assert str(translated(OSError(number, os.strerror(number)))).startswith("run: ")
 
 
-def test_a_lost_peer(told):
-    error = told(RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3456"))
+def test_a_lost_peer(translated):
+    error = translated(RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:3456"))
     assert isinstance(error, PeerLostError)
     assert "lost in 'forward pass'" in str(error)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shapes differ"), DataError("no shard"), KeyError("x"), OSError("odd")])
-def test_anything_else_is_left_alone(told, error):
-    assert told(error) is error
+def test_anything_else_is_left_alone(translated, error):
+    assert translated(error) is error

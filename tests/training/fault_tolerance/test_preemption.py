@@ -6,12 +6,13 @@ import time
 
 import pytest
 
-from nar_scale.training.fault_tolerance.activity import Phase
+from nar_scale.logging_setup import set_up_logging
+from nar_scale.training.fault_tolerance.activity import Activity
 from nar_scale.training.fault_tolerance.preemption import (
     RESUMABLE_EXIT_STATUS,
     STOP_FILE_VARIABLE,
     StopRequest,
-    leave_when_asked,
+    exit_on_signals,
 )
 
 NEVER, SOON = 1e6, 0.05
@@ -22,6 +23,7 @@ def status_of(work):
     pid = os.fork()
     if pid == 0:
         signal.alarm(20)
+        set_up_logging()
         try:
             work()
             while True:
@@ -31,10 +33,16 @@ def status_of(work):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def in_phase(name):
-    phase = Phase()
-    phase.enter(name)
-    return phase
+def doing(name):
+    activity = Activity()
+    activity.enter(name)
+    return activity
+
+
+def installed(watch_file, activity, deadline_seconds):
+    request = StopRequest(watch_file, activity, deadline_seconds)
+    request.install()
+    return request
 
 
 def kill_self(*numbers):
@@ -45,7 +53,7 @@ def kill_self(*numbers):
 
 def test_a_signal_is_remembered_and_handlers_are_given_back():
     before = signal.getsignal(signal.SIGUSR1)
-    stop = StopRequest(False, Phase(), NEVER)
+    stop = installed(False, Activity(), NEVER)
     assert not stop
     kill_self(signal.SIGUSR1)
     assert stop
@@ -55,33 +63,33 @@ def test_a_signal_is_remembered_and_handlers_are_given_back():
 
 def test_the_same_signal_twice_ends_at_once_and_two_others_do_not():
     def twice():
-        StopRequest(False, Phase(), NEVER)
+        installed(False, Activity(), NEVER)
         kill_self(signal.SIGINT, signal.SIGTERM, signal.SIGTERM)
 
     assert status_of(twice) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(
-    ("phase", "status"), [("starting", RESUMABLE_EXIT_STATUS), ("saving a checkpoint", 1), ("forward pass", 1)]
+    ("activity", "status"), [("starting", RESUMABLE_EXIT_STATUS), ("saving a checkpoint", 1), ("forward pass", 1)]
 )
-def test_the_deadline(phase, status, capfd):
+def test_the_deadline(activity, status, capfd):
     def asked():
-        StopRequest(False, in_phase(phase), SOON)
+        installed(False, doing(activity), SOON)
         kill_self(signal.SIGTERM)
 
     assert status_of(asked) == status
-    told = f"train: error: asked to stop 0 s ago and still {phase}"
+    told = f"train: error: asked to stop 0 s ago and still {activity}"
     assert (told in capfd.readouterr().err) is (status == 1)
 
 
 def test_the_deadline_of_what_others_were_asked():
-    assert status_of(lambda: StopRequest(False, in_phase("reporting"), SOON).begin_deadline()) == 1
+    assert status_of(lambda: installed(False, doing("reporting"), SOON).begin_deadline()) == 1
 
 
 @pytest.mark.parametrize("watched", [True, False])
 def test_the_file(tmp_path, monkeypatch, watched):
     monkeypatch.setenv(STOP_FILE_VARIABLE, str(tmp_path / "stop"))
-    stop = StopRequest(watched, Phase(), NEVER)
+    stop = installed(watched, Activity(), NEVER)
     assert not stop
     (tmp_path / "stop").touch()
     assert bool(stop) is watched
@@ -91,12 +99,12 @@ def test_the_file(tmp_path, monkeypatch, watched):
 def test_the_deadline_after_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv(STOP_FILE_VARIABLE, str(tmp_path / "stop"))
     (tmp_path / "stop").touch()
-    assert status_of(lambda: StopRequest(True, in_phase("reporting"), SOON)) == 1
+    assert status_of(lambda: installed(True, doing("reporting"), SOON)) == 1
 
 
 def test_a_signal_is_heard_while_no_python_runs_in_the_main_thread():
     def blocked():
-        stop = StopRequest(False, in_phase("reporting"), SOON)
+        stop = installed(False, doing("reporting"), SOON)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
         child = os.fork()
         if child == 0:
@@ -121,7 +129,7 @@ def held_up(seconds):
 
 def test_a_child_keeps_its_signals_to_itself():
     def parent():
-        StopRequest(False, in_phase("reporting"), SOON)
+        installed(False, doing("reporting"), SOON)
         child = os.fork()
         if child == 0:
             kill_self(signal.SIGTERM)
@@ -136,7 +144,7 @@ def test_a_child_keeps_its_signals_to_itself():
 @pytest.mark.parametrize(("file", "status"), [("", RESUMABLE_EXIT_STATUS), ("stop", -signal.SIGTERM)])
 def test_before_a_run_begins_a_signal_is_a_reason_to_come_back_but_where_a_file_asks(monkeypatch, file, status):
     def asked():
-        leave_when_asked()
+        exit_on_signals()
         kill_self(signal.SIGTERM)
 
     monkeypatch.setenv(STOP_FILE_VARIABLE, file)
@@ -146,7 +154,7 @@ def test_before_a_run_begins_a_signal_is_a_reason_to_come_back_but_where_a_file_
 @pytest.mark.parametrize(("left", "speaks", "warned"), [(50, True, True), (50, False, False), (150, True, False)])
 def test_the_end_of_a_job_before_the_deadline_is_announced(monkeypatch, capfd, left, speaks, warned):
     def asked():
-        StopRequest(speaks, in_phase("reporting"), 100)
+        installed(speaks, doing("reporting"), 100)
         kill_self(signal.SIGUSR1)
         time.sleep(0.2)
         kill_self(signal.SIGUSR1)

@@ -8,7 +8,8 @@ import pytest
 import torch.distributed as dist
 
 from nar_scale.config import FaultsConfig
-from nar_scale.training.fault_tolerance.activity import Phase
+from nar_scale.logging_setup import set_up_logging
+from nar_scale.training.fault_tolerance.activity import Activity
 from nar_scale.training.fault_tolerance.watchdog import Watchdog
 
 
@@ -16,13 +17,14 @@ def ending_of(directory, work, **limits):
     """The exit status of a process that does this, watched."""
     pid = os.fork()
     if pid == 0:
+        set_up_logging()
         try:
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # or it says so where the name of the host is not known
             store = dist.HashStore()
             dist.init_process_group("gloo", store=store, rank=0, world_size=1)
-            phase = Phase()
-            with Watchdog(phase, SimpleNamespace(rank=0, size=1), directory, FaultsConfig(**limits)):
-                work(phase)
+            activity = Activity()
+            with Watchdog(activity, SimpleNamespace(rank=0, size=1), directory, FaultsConfig(**limits)):
+                work(activity)
             os._exit(0)
         finally:
             os._exit(99)
@@ -30,9 +32,9 @@ def ending_of(directory, work, **limits):
 
 
 def sleep_in(name, seconds, steps=1):
-    def work(phase):
-        phase.steps = steps
-        phase.enter(name)
+    def work(activity):
+        activity.steps = steps
+        activity.enter(name)
         time.sleep(seconds)
 
     return work
@@ -61,14 +63,14 @@ def test_but_not_for_ever(tmp_path):
 
 def test_starting_up_may_take_as_long_as_it_likes(tmp_path):
     limits = {"step_timeout_seconds": 0.1, "long_timeout_seconds": 0.1}
-    assert ending_of(tmp_path, lambda phase: time.sleep(0.5), **limits) == 0
+    assert ending_of(tmp_path, lambda activity: time.sleep(0.5), **limits) == 0
 
 
-def test_many_short_phases_are_fine(tmp_path):
-    def work(phase):
-        phase.steps = 1
+def test_many_short_activities_are_fine(tmp_path):
+    def work(activity):
+        activity.steps = 1
         for _ in range(12):
-            phase.enter("forward pass")
+            activity.enter("forward pass")
             time.sleep(0.05)
 
     assert ending_of(tmp_path, work, step_timeout_seconds=30.0, long_timeout_seconds=30.0) == 0

@@ -1,6 +1,7 @@
 """A bar on a terminal, lines in a file."""
 
 import fcntl
+import logging
 import os
 import pty
 import re
@@ -10,8 +11,26 @@ from contextlib import suppress
 
 import pytest
 
+from nar_scale.logging_setup import set_up_logging
 from nar_scale.training.metrics import progress
 from nar_scale.training.metrics.progress import Progress
+
+
+@pytest.fixture(autouse=True)
+def terminal():
+    """The handler of scripts, for as long as a test."""
+    logger = logging.getLogger("nar_scale")
+    before = list(logger.handlers), logger.level, logger.propagate
+    set_up_logging()
+    yield
+    logger.handlers, logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+def progress_from(step, steps):
+    shown = Progress(steps)
+    shown.open(step)
+    return shown
 
 
 @pytest.fixture
@@ -24,7 +43,7 @@ def clock(monkeypatch):
 
 
 def test_a_file_gets_a_line_now_and_then(clock, capsys):
-    shown = Progress(0, 1000)
+    shown = progress_from(0, 1000)
     for step in range(1, 1001):
         clock.now += 0.5
         shown.update(step, 2.5, 12345.6)
@@ -36,7 +55,7 @@ def test_a_file_gets_a_line_now_and_then(clock, capsys):
 
 
 def test_slow_steps_after_a_slow_start(clock, capsys):
-    shown = Progress(500, 510)  # resumed
+    shown = progress_from(500, 510)  # resumed
     clock.now += 3600.0  # compiling, say
     for step in (501, 502, 503):
         shown.update(step, 2.5, 1.0)
@@ -46,7 +65,7 @@ def test_slow_steps_after_a_slow_start(clock, capsys):
 
 
 def test_going_back(clock, capsys):
-    shown = Progress(0, 100)
+    shown = progress_from(0, 100)
     for step in (10, 20, 30, 5, 6):
         clock.now += 20.0
         shown.update(step, float("nan"), 1.0)
@@ -62,11 +81,11 @@ def test_a_terminal_gets_a_bar_of_its_width(columns, monkeypatch):
     with open(slave, "w") as terminal:
         monkeypatch.setattr("sys.stderr", terminal)
         monkeypatch.setattr("sys.stdout", terminal)
-        shown = Progress(2, 8)
+        shown = progress_from(2, 8)
         for step in range(3, 9):
             shown.update(step, 2.5, 12345.6)
             if step == 5:
-                shown.say("step 5, held out: 2.0")
+                logging.getLogger("nar_scale.training").info("step 5, validation: 2.0")
         shown.close()
     seen = b""
     with suppress(OSError):  # nothing more to come
@@ -74,7 +93,7 @@ def test_a_terminal_gets_a_bar_of_its_width(columns, monkeypatch):
             seen += os.read(master, 1 << 16)
     os.close(master)
     pictures = [part for part in re.split(r"[\r\n]|\x1b\[A", seen.decode()) if part.strip()]
-    assert "step 5, held out: 2.0" in pictures
+    assert "step 5, validation: 2.0" in pictures
     assert max(map(len, pictures)) <= columns
     assert "8/8" in pictures[-1]
     assert ("loss 2.5000, 12,346 tokens/s" in pictures[-1]) == (columns == 100)

@@ -5,7 +5,7 @@ import torch
 
 from nar_scale import Encoder, TransformerWrapper
 from nar_scale.planning.flops import flops_per_token, peak_flops
-from nar_scale.training.metrics.throughput import Stopwatch, memory, timed
+from nar_scale.training.metrics.throughput import Stopwatch, memory_usage, timed
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -19,18 +19,18 @@ def test_flops_by_hand(tied):
 
 def test_a_cpu_has_no_known_peak_but_memory():
     assert peak_flops(torch.device("cpu")) is None
-    used = memory(torch.device("cpu"))
+    used = memory_usage(torch.device("cpu"))
     assert 0.01 < used["memory_now_gib"] <= used["memory_gib"] < 1000
 
 
 def test_memory_of_the_host_is_that_of_this_process():
     device = torch.device("cpu")
-    before = memory(device)["memory_now_gib"]
+    before = memory_usage(device)["memory_now_gib"]
     with mmap.mmap(-1, 2**28) as block:  # a tensor may lie in memory that the process had already
         for page in range(0, len(block), mmap.PAGESIZE):
             block[page] = 1
-        assert memory(device)["memory_now_gib"] - before == pytest.approx(0.25, abs=0.05)
-    after = memory(device)
+        assert memory_usage(device)["memory_now_gib"] - before == pytest.approx(0.25, abs=0.05)
+    after = memory_usage(device)
     assert after["memory_gib"] - after["memory_now_gib"] > 0.2
 
 

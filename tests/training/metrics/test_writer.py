@@ -16,7 +16,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from nar_scale.config import validate_config
 from nar_scale.training.metrics.jsonl import MetricsLog
-from nar_scale.training.metrics.writer import METRICS_FILE, Monitor
+from nar_scale.training.metrics.writer import METRICS_FILE, MetricsWriter
 
 CONFIG = {
     "model": {"dim": 8, "depth": 1, "heads": 1, "max_seq_len": 4},
@@ -29,10 +29,10 @@ CONFIG = {
 
 
 @contextmanager
-def monitored(directory, step):
-    monitor = Monitor(directory, step, steps=9)
-    yield monitor
-    monitor.close()
+def writing(directory, step):
+    writer = MetricsWriter(directory, step)
+    yield writer
+    writer.close()
 
 
 def lines(directory):
@@ -50,10 +50,10 @@ def scalars(directory, name):
 
 
 def test_metrics_are_in_the_log_and_in_tensorboard_at_once(tmp_path):
-    with monitored(tmp_path, 0) as monitor:
+    with writing(tmp_path, 0) as writer:
         before = time.time()
-        monitor.scalars(1, {"loss": 1.5, "mfu": float("nan")})
-        monitor.scalars(1, {"nats_per_token": 2.0}, group="validation_code")
+        writer.scalars(1, {"loss": 1.5, "mfu": float("nan")})
+        writer.scalars(1, {"nats_per_token": 2.0}, group="validation_code")
         first, second = lines(tmp_path)  # not only once everything is closed
         assert scalars(tmp_path, "train/loss") == [(1, 1.5)]
         assert scalars(tmp_path, "validation_code/nats_per_token") == [(1, 2.0)]
@@ -66,9 +66,9 @@ def test_metrics_are_in_the_log_and_in_tensorboard_at_once(tmp_path):
 
 def test_samples_are_in_tensorboard_and_in_files(tmp_path):
     picture = np.arange(12, dtype=np.uint8).reshape(3, 4)
-    with monitored(tmp_path, 0) as monitor:
-        monitor.texts(3, ["*one*\ntwo", "three"])
-        monitor.image(3, picture)
+    with writing(tmp_path, 0) as writer:
+        writer.texts(3, ["*one*\ntwo", "three"])
+        writer.image(3, picture)
     events = tensorboard(tmp_path)
     (text,) = events.Tensors("samples/0/text_summary")
     assert (text.step, text.tensor_proto.string_val) == (3, [b"    *one*\n    two"])
@@ -81,9 +81,9 @@ def test_samples_are_in_tensorboard_and_in_files(tmp_path):
 
 def test_settings_are_text_and_hyperparameters_of_the_same_run(tmp_path):
     config = validate_config(CONFIG, "test")
-    with monitored(tmp_path, 0) as monitor:
-        monitor.settings(config, {"zero_optimization": {"stage": 2}})
-        monitor.scalars(9, {"loss": 1.0})
+    with writing(tmp_path, 0) as writer:
+        writer.settings(config, {"zero_optimization": {"stage": 2}})
+        writer.scalars(9, {"loss": 1.0})
     assert len(list((tmp_path / "tensorboard").rglob("*"))) == 1  # one file, no directory for hyperparameters
     events = tensorboard(tmp_path)
     (text,) = events.Tensors("config/text_summary")
@@ -105,10 +105,10 @@ def test_settings_are_text_and_hyperparameters_of_the_same_run(tmp_path):
 
 
 def write_nine(directory):
-    monitor = Monitor(directory, 0, steps=9)
+    writer = MetricsWriter(directory, 0)
     for step in range(1, 10):
-        monitor.scalars(step, {"loss": float(step)})
-    return monitor
+        writer.scalars(step, {"loss": float(step)})
+    return writer
 
 
 def test_a_resumed_run_forgets_the_steps_after_its_checkpoint(tmp_path):
@@ -116,8 +116,8 @@ def test_a_resumed_run_forgets_the_steps_after_its_checkpoint(tmp_path):
     with open(tmp_path / METRICS_FILE, "a") as log:
         log.write('{"step": 10, "lo')  # a kill
     elapsed = lines_of_steps_until(tmp_path, 5)[-1]["elapsed_seconds"]
-    with monitored(tmp_path, 5) as monitor:
-        monitor.scalars(6, {"loss": -6.0})
+    with writing(tmp_path, 5) as writer:
+        writer.scalars(6, {"loss": -6.0})
     expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0), (6, -6.0)]
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == expected
     assert scalars(tmp_path, "train/loss") == expected
@@ -130,10 +130,10 @@ def lines_of_steps_until(directory, step):
 
 
 def test_a_run_that_goes_back_forgets_what_it_has_undone(tmp_path):
-    monitor = write_nine(tmp_path)
-    monitor.rewind(7)
-    monitor.scalars(8, {"loss": -8.0})
-    monitor.close()
+    writer = write_nine(tmp_path)
+    writer.rewind(7)
+    writer.scalars(8, {"loss": -8.0})
+    writer.close()
     expected = [*((step, float(step)) for step in range(1, 8)), (8, -8.0)]
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == expected
     assert scalars(tmp_path, "train/loss") == expected
@@ -178,4 +178,4 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
 def test_a_directory_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
     (tmp_path / METRICS_FILE).mkdir()
     with pytest.raises(IsADirectoryError):
-        Monitor(tmp_path, 0, steps=9)
+        MetricsWriter(tmp_path, 0)

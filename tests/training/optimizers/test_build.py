@@ -8,6 +8,7 @@ from nar_scale.config import OptimizerConfig, ScheduleConfig
 from nar_scale.errors import UserError
 from nar_scale.model.parameters import muon_matrices
 from nar_scale.training.callbacks.muon_check import MuonCheck
+from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.optimizers.build import build_optimizer, learning_rate_factor, parameter_groups
 from nar_scale.training.optimizers.ema import EMA
 from nar_scale.training.optimizers.muon import muon_step
@@ -150,12 +151,14 @@ def test_the_first_step_shows_whether_muon_took_effect(kind):
     (group,) = (group for group in optimizer.param_groups if group["use_muon"])
     others = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
     moving = optimizer if kind == "muon" else others[kind](net.parameters(), lr=group["lr"], weight_decay=0.1)
-    check = MuonCheck(SimpleNamespace(module=net))
+    deepspeed_engine = SimpleNamespace(module=net, optimizer=optimizer, was_step_applied=lambda: True)
+    run = SimpleNamespace(engine=ZeroEngine(deepspeed_engine, config))
+    check = MuonCheck()
+    check.on_run_start(run)
     give_gradients(net)
     moving.step()
-    engine = SimpleNamespace(optimizer=optimizer, was_step_applied=lambda: True)
     if kind == "muon":
-        check.after_step(SimpleNamespace(engine=engine))
+        check.on_step_end(run)
         return
-    with pytest.raises(UserError, match="Muon has not taken effect"):
-        check.after_step(SimpleNamespace(engine=engine))
+    with pytest.raises(UserError, match="attn_layers"):  # the matrix that has not moved as by Muon
+        check.on_step_end(run)
