@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,23 +76,26 @@ def train(
     own_store()  # a connection that is there when others are not
     world.set_collective_timeout(timeout_beyond_watchdog(config.faults))
     request = StopRequest(world.is_main, activity, config.faults.stop_deadline_seconds)
+    start = _Start(resume, init_from)
     with translate_errors(activity, config, world.device):
         request.install()
         try:
-            return _train(config, world, (resume, init_from), (activity, request), callbacks)
+            return _train(config, world, start, request, callbacks)
         finally:
             request.restore()
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Where a run starts: see `train`."""
+
+    resume: str
+    init_from: Path | None
+
+
 def _train(
-    config: Config,
-    world: World,
-    start: tuple[str, Path | None],
-    process: tuple[Activity, StopRequest],
-    more_callbacks: Sequence[Callback],
+    config: Config, world: World, start: _Start, request: StopRequest, more_callbacks: Sequence[Callback]
 ) -> bool:
-    resume, init_from = start
-    activity, request = process
     resolved = resolve_deepspeed_config(config, world.size)
     check_machine(config, world.device)
     world = world.with_sequence_parallel_groups(config.training.sequence_parallel_size)
@@ -100,7 +103,7 @@ def _train(
     store = CheckpointStore(directory / "checkpoints")
     check_writable(store)
     data = open_training_data(config, world)
-    source, step = find_checkpoint(store, resume, world)
+    source, step = find_checkpoint(store, start.resume, world)
     own_step = step if source.directory.resolve() == store.directory.resolve() else None
     if world.is_main:
         store.clean_up(own_step or 0)
@@ -109,8 +112,8 @@ def _train(
     state = _first_state(config, world, engine, data)
     if step is not None:
         state = _resume(config, engine, data, source, step, state)
-    elif init_from is not None:
-        start_from_weights(engine, init_from)
+    elif start.init_from is not None:
+        start_from_weights(engine, start.init_from)
     checkpointer = Checkpointer(store, config, world, state.step)
     checkpointer.start_thread()
     if own_step is not None:
@@ -120,10 +123,10 @@ def _train(
     if world.is_main:
         _logger.info(_summary(config, world, engine, data, state, directory))
     callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
-    context = RunContext(config, world, engine, data, activity, StopAgreement(request, world))
+    context = RunContext(config, world, engine, data, request.activity, StopAgreement(request, world))
     trainer = Trainer(context, state, checkpointer, callbacks)
     try:
-        with Watchdog(activity, world, directory, config.faults):
+        with Watchdog(request.activity, world, directory, config.faults):
             complete = trainer.run()
     finally:
         for callback in callbacks:

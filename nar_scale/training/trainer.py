@@ -222,7 +222,7 @@ class Trainer:
         if skipped and self.state.skipped_samples > limit:
             raise DataError(
                 f"{self.state.skipped_samples} samples were skipped up to step {self.state.step}, more than "
-                f"data.max_skipped_samples {limit} (they are named above); mend the shards or raise it"
+                f"data.max_skipped_samples {limit} (they are named above); repair the shards or raise it"
             )
 
 

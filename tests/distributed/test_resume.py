@@ -142,7 +142,7 @@ def test_other_data_than_the_checkpoint_has_seen_is_refused(config: Path, tmp_pa
 def test_another_batch_size_of_a_sequential_stream_has_no_remedy_that_would_be_refused() -> None:
     saved = config_with(**{"data.sequential": True})
     smaller = config_with(**{"data.sequential": True, "training.global_batch_size": 4})
-    with pytest.raises(CheckpointError, match=r"would have had 4: set it back; .* start anew in another") as caught:
+    with pytest.raises(CheckpointError, match=r"step-000000002.* 8 .* 4\b.*training\.run_directory") as caught:
         check_same_batch_sizes(smaller, saved, Path("step-000000002"), 2)
     assert "batch_size_warmup" not in str(caught.value)
 
@@ -162,7 +162,7 @@ def test_after_a_roll_back_the_step_named_is_one_from_which_weights_may_change()
     state = TrainingState(9, 96, "f", 0, 8, 1, 2, 257, "byte", 256, consumed())
     training = config_with().training
     for step in (9, 11):
-        with pytest.raises(CheckpointError, match=r"set weights and batch sizes back, .* from step 12 or later on"):
+        with pytest.raises(CheckpointError, match=r"step 12\b"):
             check_same_stream(state, state, changed_from(step), training, Path("step-000000009"))
     check_same_stream(state, state, changed_from(12), training, Path("step-000000009"))
 

@@ -214,16 +214,14 @@ def test_a_dry_run_looks_at_the_weights_to_start_from(launch: Launch, tmp_path: 
     for source in (exported, checkpoint):
         text = describe_run(load_config(launch.config, [fresh]), 2, source)
         assert f"start:  the weights of {source}, which fit;" in text
-        with pytest.raises(CheckpointError, match=r"the weight 'net.*' is .* in the model of this configuration"):
+        with pytest.raises(CheckpointError, match=r"'net\.\S+'"):
             describe_run(load_config(launch.config, [fresh, "model.feedforward_dim=40"]), 2, source)
         shutil.copytree(source, tmp_path / source.name)
         next((tmp_path / source.name).rglob("*.safetensors")).write_bytes(b"cut short")
-        with pytest.raises(
-            CheckpointError, match=rf"--init-from .*{source.name} is damaged: .* has 9 bytes instead of"
-        ):
+        with pytest.raises(CheckpointError, match=rf"--init-from .*{source.name}.* 9 bytes"):
             describe_run(load_config(launch.config, [fresh]), 2, tmp_path / source.name)
     for absent in (tmp_path / "absent", run):
-        with pytest.raises(CheckpointError, match="neither a consolidated checkpoint nor a training checkpoint"):
+        with pytest.raises(CheckpointError, match=str(absent)):
             describe_run(load_config(launch.config, [fresh]), 2, absent)
     resumed = load_config(launch.config, [f"training.run_directory={run}"])
     assert f"{checkpoint} is resumed, so the weights of anything" in describe_run(resumed, 2, Path("anything"))

@@ -107,7 +107,7 @@ class TrainingData:
 
 
 def open_training_data(config: Config, world: World) -> TrainingData:
-    """Open the shards on all ranks; the main process looks, and tells the others what it has found.
+    """Open the shards on all ranks; the main process lists them, and sends the others what it has found.
 
     Raises:
         DataError: shards are missing, damaged or without a field, sources do not fit together, or samples are to be

@@ -170,7 +170,7 @@ class ZeroEngine:
         """From now on let every step whose gradient is not finite leave weights and optimizer state as they are.
 
         DeepSpeed does so by itself except at stage 0 in fp32, where the engine steps torch's own optimizer. That one
-        passes over parameters that have no gradient. `step_applied` tells at every stage.
+        passes over parameters that have no gradient. `step_applied` shows at every stage whether it was.
         """
         from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
@@ -179,7 +179,7 @@ class ZeroEngine:
             optimizer.register_step_pre_hook(drop_non_finite_gradients)
         scaler = getattr(optimizer, "loss_scaler", None)
         if isinstance(scaler, DynamicLossScaler):
-            scaler.raise_error_at_min_scale = False  # `loss_scale_is_exhausted` tells
+            scaler.raise_error_at_min_scale = False  # `loss_scale_is_exhausted` shows it
 
     @property
     def loss_scale_is_exhausted(self) -> bool:
@@ -203,10 +203,10 @@ class ZeroEngine:
     def restore(
         self, source: PartitionReader | ExportedWeights, ignored: Collection[str] = (), weights_only: bool = False
     ) -> None:
-        """Take over the weights of a source, and what it has of the optimizer state.
+        """Load the weights of a source, and what it has of the optimizer state.
 
         Args:
-            ignored: kinds of state that are not taken over.
+            ignored: kinds of state that are not loaded.
             weights_only: leave all state as it is.
 
         Raises:

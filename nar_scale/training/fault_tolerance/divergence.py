@@ -101,8 +101,8 @@ class DivergenceHandler:
             step: of the checkpoint that has been loaded.
 
         Returns:
-            where the run goes on: the step of the checkpoint, and the samples after those that led astray, since the
-            same samples would fail again.
+            where the run goes on: the step of the checkpoint, and the samples after those that failed, which
+            would fail again.
         """
         self._skipped_in_a_row, self._loss_is_pending = 0, False
         self._spikes.reset()

@@ -26,7 +26,9 @@ def report_error_once(message: str) -> bool:
 def first_to_fail() -> bool:
     """Whether no other rank has failed before; a lost connection is only the consequence of another rank's failure."""
     if not dist.is_initialized():
-        return os.environ.get("LOCAL_RANK", "0") == "0"  # before they are connected the ranks of a node fail alike
+        return (
+            os.environ.get("LOCAL_RANK", "0") == "0"
+        )  # before they are connected all ranks of a node fail in the same way
     try:
         return own_store().add(_FAILED, 1) == 1
     except (RuntimeError, ValueError):

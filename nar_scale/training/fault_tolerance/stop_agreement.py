@@ -11,8 +11,8 @@ from nar_scale.training.fault_tolerance.preemption import StopRequest
 class StopAgreement:
     """Requests of single ranks, and whether all have agreed to take no further step.
 
-    A rank cannot stop by itself: the others would wait for it. Each brings what it was asked in a sum over all ranks,
-    and all act on the same sum.
+    A rank cannot stop by itself: the others would wait for it. The requests are summed over
+    all ranks, and all act on the same sum.
 
     Args:
         request: of this rank.
@@ -31,7 +31,7 @@ class StopAgreement:
         return bool(self._request)
 
     def request(self) -> None:
-        """Ask this rank to stop; the others hear of it with the next sum."""
+        """Ask this rank to stop; the others learn of it from the next sum."""
         self._request.request()
 
     def poll(self) -> AllReducedFlags:
@@ -39,6 +39,6 @@ class StopAgreement:
         return AllReducedFlags(self._world.all_reduce(torch.tensor([float(self.requested)], device=self._world.device)))
 
     def agree(self) -> None:
-        """Note that all ranks have heard of a request, and begin the deadline of this one."""
+        """Note that all ranks know of a request, and begin the deadline of this one."""
         self.agreed = True
         self._request.begin_deadline()

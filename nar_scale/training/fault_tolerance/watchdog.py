@@ -145,7 +145,7 @@ def _activities(statuses: dict[int, dict[str, object]]) -> str:
 
 
 def _is_in_collective() -> bool:
-    """Whether the main thread waits for other ranks, as far as its Python frames tell."""
+    """Whether the main thread waits for other ranks, as far as its Python frames show."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     package = str(Path(dist.__file__).parent)
     while frame is not None:

@@ -13,7 +13,7 @@ _REPORTS_IN_A_ROW = 3
 
 
 class OwnTime:
-    """What a rank takes for its own part of the steps: waiting for data, and forward passes.
+    """Time that a rank takes for its own part of the steps: waiting for data, and forward passes.
 
     The other parts hold collectives, in which all ranks take as long as the slowest; under ZeRO 3 so do forward passes,
     which hides a part of the differences.

@@ -22,7 +22,7 @@ class Averaging(torch.optim.Optimizer):
     tf.train.ExponentialMovingAverage).
 
     Args:
-        decay: what of the average stays in a step, below 1.
+        decay: fraction of the average that a step keeps, in [0, 1).
     """
 
     def __init__(self, *args: Any, decay: float, **kwargs: Any):
@@ -40,8 +40,8 @@ class Averaging(torch.optim.Optimizer):
         for weight, average in zip(stepped, averages):
             state = self.state[weight]
             # computed on the device, which is not waited for
-            share = (9.0 / (10.0 + state["step"])).clamp(min=1.0 - self.decay)
-            average.lerp_(weight.float(), share.to(average))
+            fraction = (9.0 / (10.0 + state["step"])).clamp(min=1.0 - self.decay)
+            average.lerp_(weight.float(), fraction.to(average))
             state[EMA] = average
         return loss
 
@@ -51,11 +51,15 @@ class Averaging(torch.optim.Optimizer):
 
 
 def averaging(kind: type[torch.optim.Optimizer]) -> Callable[..., torch.optim.Optimizer]:
-    """An optimizer that also keeps the average; its state must count a parameter's steps in the tensor `step`."""
+    """A subclass of an optimizer that also keeps the average.
+
+    Args:
+        kind: whose state counts the steps of a parameter in the tensor `step`.
+    """
     return type(f"Averaging{kind.__name__}", (Averaging, kind), {"__doc__": kind.__doc__})
 
 
 def forget_averages(optimizer: torch.optim.Optimizer) -> None:
-    """Drop the averages that a checkpoint has brought to an optimizer that keeps none: they would stand still."""
+    """Drop the averages that a checkpoint has brought to an optimizer that keeps none: they would never change."""
     for state in optimizer.state.values():
         state.pop(EMA, None)

@@ -15,9 +15,10 @@ class Lion(torch.optim.Optimizer):
     shape, and `step`.
 
     Args:
+        params: parameters or groups of them.
         lr: size of a step.
-        betas: what of the average stays for a step, and for the next average.
-        weight_decay: decoupled, times the rate.
+        betas: fractions of the average of gradients that are kept for a step, and for the next average.
+        weight_decay: decoupled; a step shrinks weights by this times `lr`.
     """
 
     def __init__(self, params: Iterable[Any], lr: float, betas: tuple[float, float], weight_decay: float = 0.0):
