@@ -188,7 +188,7 @@ def _check_pointer(store: CheckpointStore, report: Report) -> None:
 
 
 def _damage(store: CheckpointStore, chance: random.Random, report: Report) -> None:
-    """Spoil a file of the newest or another checkpoint, if a whole one is left."""
+    """Damage a file of the newest or another checkpoint, if a whole one is left."""
     whole = [step for step in store.steps() if store.path(step) not in report.damaged]
     if len(whole) < 2:
         return

@@ -5,7 +5,7 @@
 Both wrappers train nets of the same width and depth (56 k parameters here, 76 k there: gated units differ) on the same
 sequences with the same optimizer. x-transformers 2.31.10 reads MDLM's weight with the masked fraction, which turns its
 sign: the loss is minimised by predicting badly. Its unweighted loss (`use_simple_mdlm_loss_weight=False`) is shown
-beside it. All nets are judged by the same yardstick, the negative-log-likelihood bound of held-out sequences.
+beside it. All nets are judged by the same yardstick, the negative-log-likelihood bound of validation sequences.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ def main() -> None:
     steps = parser.parse_args().steps
     torch.set_num_threads(1)
     source = MarkovSource(SYMBOLS)
-    held_out = source.sample(8000, N)
+    validation = source.sample(8000, N)
     entropy = source.entropy(N)
     print(f"entropy of the source {entropy:.3f} nats/token, uniform guessing {math.log(SYMBOLS):.3f}; {steps} steps\n")
-    print(f"{'wrapper':58}{'training loss':>14}{'held-out bound':>20}{'over entropy':>14}")
+    print(f"{'wrapper':58}{'training loss':>14}{'validation bound':>20}{'over entropy':>14}")
     cases: list[tuple[str, Callable[[], tuple[nn.Module, nn.Module]]]] = []
     for schedule in ("linear", "cosine"):
         cases += [
@@ -100,7 +100,7 @@ def main() -> None:
         torch.manual_seed(0)
         net, wrapper = build()
         *_, last = train(wrapper, MarkovSource(SYMBOLS), steps)
-        nats, error = bound(net.eval(), held_out)
+        nats, error = bound(net.eval(), validation)
         print(f"{name:58}{last:14.3f}{nats:13.3f} +-{error:.3f}{nats / entropy:13.2f}x", flush=True)
 
 

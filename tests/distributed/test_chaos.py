@@ -1,4 +1,4 @@
-"""A short form of benchmarks/chaos.py: a run that is killed and whose checkpoints are spoilt ends as if undisturbed."""
+"""A short form of benchmarks/chaos.py: a run that is killed, with checkpoints damaged, ends as if undisturbed."""
 
 import json
 import sys

@@ -232,8 +232,8 @@ class TwoRanks:
         script = Path(__file__).with_name("train_cases.py")
         self.output = jobs.run(jobs.forked_command(2, script, str(listing)))
 
-    def told(self, beginning: str) -> list[str]:
-        """What any run has said."""
+    def lines_about(self, beginning: str) -> list[str]:
+        """What any run has logged."""
         return [line for line in self.output.splitlines() if line.startswith(beginning)]
 
     def losses(self, name: str) -> dict[int, float]:
@@ -517,12 +517,12 @@ def test_a_bad_sample_is_named_once_by_two_ranks(data: Data) -> None:
 
 
 def test_skipped_samples_are_named_and_counted(data: Data, two_ranks: TwoRanks) -> None:
-    told = two_ranks.told("skipped in step ")
+    messages = two_ranks.lines_about("skipped in step ")
     sizes = [(BATCH, FAULTY_STEPS)] * 2  # of the unbroken and the broken run
     sizes += [(global_batch, 4) for _, _, global_batch in SKIPPING.values()]
     for (key, reason), position in zip(data.bad.items(), BAD_POSITIONS):
         expected = [position // batch + 1 for batch, steps in sizes if position < batch * steps]
-        found = [line for line in told if f"sample {key}: {reason}" in line]
+        found = [line for line in messages if f"sample {key}: {reason}" in line]
         assert sorted(int(line.split(":")[0].split()[-1]) for line in found) == sorted(expected)
         assert all(f": shard {data.directory}/faulty/train/shard-" in line for line in found)
     for run in ("skipping", "skipping-broken"):
@@ -533,9 +533,9 @@ def test_skipped_samples_are_named_and_counted(data: Data, two_ranks: TwoRanks) 
 
 
 def test_skipped_samples_are_left_out_of_evaluation(data: Data, two_ranks: TwoRanks) -> None:
-    told = two_ranks.told("skipped in evaluation: ")
-    assert len(told) == len(data.bad)
-    assert all(any(f"sample {key}: " in line for line in told) for key in data.bad)
+    messages = two_ranks.lines_about("skipped in evaluation: ")
+    assert len(messages) == len(data.bad)
+    assert all(any(f"sample {key}: " in line for line in messages) for key in data.bad)
     (line,) = lines(data.run_directory("skipping"), "validation_nats_per_token").values()
     assert np.isfinite(line["validation_nats_per_token"])
 
@@ -662,9 +662,9 @@ def test_a_sequential_stream_on_two_ranks(data: Data, two_ranks: TwoRanks) -> No
 def test_faults_in_a_sequential_stream_are_named_or_skipped(data: Data, alone: Alone) -> None:
     keys = [key for key in data.bad if 16 <= int(key) < 32]
     assert any(f"shard-1.tar, sample {key}: {data.bad[key]}" in alone.error("pipe of faults") for key in keys)
-    told = [line for line in alone.output("pipe of skipped").splitlines() if line.startswith("skipped in step ")]
-    assert all(any(f"sample {key}: {data.bad[key]}" in line for key in keys) for line in told)
-    assert 0 < data.state("skipped", 6).skipped_samples == len(told) < 24  # not all at once
+    messages = [line for line in alone.output("pipe of skipped").splitlines() if line.startswith("skipped in step ")]
+    assert all(any(f"sample {key}: {data.bad[key]}" in line for key in keys) for line in messages)
+    assert 0 < data.state("skipped", 6).skipped_samples == len(messages) < 24  # not all at once
 
 
 # documents

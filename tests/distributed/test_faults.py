@@ -23,9 +23,9 @@ STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
 STEPS = 12
 
-# the moments of step 7 spoil the weights, so that from then on no loss is finite; the newest checkpoint is of step 4
+# the moments of step 7 make the weights NaN, so that from then on no loss is finite; the newest checkpoint is of step 4
 SKIPS = {"step 2": ("nan loss", 1), "step 3": ("inf loss", 0), "step 5": ("nan gradient", 1)}
-SPOILT = {"step 7": ("nan moments", 1)}
+DIVERGED = {"step 7": ("nan moments", 1)}
 ROLL_BACK = ["faults.on_non_finite=roll_back", "faults.max_non_finite_steps=3"]
 AT_ONCE = ["faults.on_non_finite=roll_back", "faults.max_roll_backs=1", "faults.max_non_finite_steps=1"]
 SPIKES = ["faults.spike_window=8"]
@@ -40,7 +40,7 @@ CASES: dict[str, tuple[list[str], Places]] = {
     **{
         f"roll-back-{stage}-{precision}": (
             [*ROLL_BACK, f"training.zero_stage={stage}", f"training.precision={precision}"],
-            {**SKIPS, **SPOILT},
+            {**SKIPS, **DIVERGED},
         )
         for stage in STAGES
         for precision in PRECISIONS
@@ -158,7 +158,7 @@ def launch(tmp_path_factory: pytest.TempPathFactory, corpus: Path) -> Launch:
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_skipped_step_changes_nothing_and_a_roll_back_mends_spoilt_weights(
+def test_a_skipped_step_changes_nothing_and_a_roll_back_repairs_the_weights(
     launch: Launch, stage: int, precision: str
 ) -> None:
     name = f"roll-back-{stage}-{precision}"
@@ -201,7 +201,7 @@ def test_the_samples_of_a_skipped_step_are_named(launch: Launch) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_spoilt_weights_are_never_saved(launch: Launch, stage: int) -> None:
+def test_weights_that_are_not_finite_are_never_saved(launch: Launch, stage: int) -> None:
     name = f"stop-{stage}"
     assert launch.statuses(name) == [2, 2]
     error = launch.error(name)
@@ -271,7 +271,7 @@ def test_collectives_wait_longer_than_the_watchdogs(launch: Launch) -> None:
             assert re.search(rf" [3-9] groups for \[{limit + 120}\.0, 21600\.0\] s$", line)
 
 
-def test_running_out_of_memory_is_told_in_a_line(launch: Launch) -> None:
+def test_running_out_of_memory_is_reported_in_a_line(launch: Launch) -> None:
     assert launch.statuses("memory")[1] == 2
     error = launch.error("memory")
     assert error.startswith("out of host memory in 'forward pass', with micro-batches of 4 x 32 tokens and a peak of ")
@@ -300,7 +300,7 @@ def test_a_slow_rank_is_named(launch: Launch) -> None:
         ("read-only", "Read-only file system", "mount it writable", 2),
     ],
 )
-def test_a_disk_that_refuses_is_told_in_a_line(
+def test_a_disk_that_refuses_is_reported_in_a_line(
     launch: Launch, name: str, message: str, remedy: str, saved: int | None
 ) -> None:
     if name not in launch.names:
@@ -357,4 +357,4 @@ def test_all_ranks_see_the_same_checkpoints(launch: Launch) -> None:
 def test_all_ranks_end_at_the_same_step_when_a_checkpoint_cannot_be_written_beside_the_run(launch: Launch) -> None:
     if "full-disk-beside" not in launch.names:
         pytest.skip("nothing can be mounted here")
-    assert launch.statuses("full-disk-beside") == [2, 2]  # rank 1, which hears of it later, has lost no connection
+    assert launch.statuses("full-disk-beside") == [2, 2]  # rank 1, which learns of it later, has lost no connection

@@ -66,17 +66,17 @@ def test_one_under_way_is_ended_when_the_run_goes_back(tmp_path):
 
 def forked(work, *arguments):
     """A process of its own that does some work; its id, and where what it writes to stderr can be read to its end."""
-    told, telling = os.pipe()
+    reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.dup2(telling, 2)
-        os.close(telling)
+        os.dup2(writer, 2)
+        os.close(writer)
         try:
             work(*arguments)
         finally:
             os._exit(0)
-    os.close(telling)
-    return pid, os.fdopen(told)
+    os.close(writer)
+    return pid, os.fdopen(reader)
 
 
 def start_and_die(store):
@@ -85,9 +85,9 @@ def start_and_die(store):
 
 
 def test_one_under_way_ends_with_the_run(tmp_path):
-    pid, told = forked(start_and_die, CheckpointStore(tmp_path / "checkpoints"))
+    pid, stderr = forked(start_and_die, CheckpointStore(tmp_path / "checkpoints"))
     os.waitpid(pid, 0)
-    assert told.read() == ""  # it has not come to look for the checkpoint, which is not there
+    assert stderr.read() == ""  # it has not come to look for the checkpoint, which is not there
 
 
 def write_for_long(output, parent):
@@ -99,22 +99,22 @@ def write_for_long(output, parent):
 
 def write_for_long_in_a_child(output):
     os.dup(2)  # inherited by the orphan, so that its end is the end of what can be read
-    pid, told = forked(write_for_long, output, os.getpid())
-    os.write(2, f"{pid}, {told.readline()}".encode())
+    pid, stderr = forked(write_for_long, output, os.getpid())
+    os.write(2, f"{pid}, {stderr.readline()}".encode())
 
 
 def test_one_that_is_ended_leaves_nothing(tmp_path):
-    pid, told = forked(write_for_long, tmp_path / "asked", os.getpid())
-    assert told.readline() == "writing\n"
+    pid, stderr = forked(write_for_long, tmp_path / "asked", os.getpid())
+    assert stderr.readline() == "writing\n"
     assert len(list(tmp_path.iterdir())) == 1
     os.kill(pid, signal.SIGTERM)
     os.waitpid(pid, 0)
     assert list(tmp_path.iterdir()) == []
 
-    parent, told = forked(write_for_long_in_a_child, tmp_path / "orphaned")
-    assert told.readline().endswith(", writing\n")
+    parent, stderr = forked(write_for_long_in_a_child, tmp_path / "orphaned")
+    assert stderr.readline().endswith(", writing\n")
     os.waitpid(parent, 0)
-    assert told.read() == ""  # the orphan has ended, too
+    assert stderr.read() == ""  # the orphan has ended, too
     assert list(tmp_path.iterdir()) == []
 
 

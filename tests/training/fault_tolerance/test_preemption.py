@@ -78,8 +78,8 @@ def test_the_deadline(activity, status, capfd):
         kill_self(signal.SIGTERM)
 
     assert status_of(asked) == status
-    told = f"train: error: asked to stop 0 s ago and still {activity}"
-    assert (told in capfd.readouterr().err) is (status == 1)
+    message = f"train: error: asked to stop 0 s ago and still {activity}"
+    assert (message in capfd.readouterr().err) is (status == 1)
 
 
 def test_the_deadline_of_what_others_were_asked():
@@ -151,10 +151,10 @@ def test_before_a_run_begins_a_signal_is_a_reason_to_come_back_but_where_a_file_
     assert status_of(asked) == status
 
 
-@pytest.mark.parametrize(("left", "speaks", "warned"), [(50, True, True), (50, False, False), (150, True, False)])
-def test_the_end_of_a_job_before_the_deadline_is_announced(monkeypatch, capfd, left, speaks, warned):
+@pytest.mark.parametrize(("left", "is_main", "warned"), [(50, True, True), (50, False, False), (150, True, False)])
+def test_the_end_of_a_job_before_the_deadline_is_announced(monkeypatch, capfd, left, is_main, warned):
     def asked():
-        installed(speaks, doing("reporting"), 100)
+        installed(is_main, doing("reporting"), 100)
         kill_self(signal.SIGUSR1)
         time.sleep(0.2)
         kill_self(signal.SIGUSR1)
