@@ -1,8 +1,8 @@
 """Train with faults put in from outside: case after case, each in forks of a process that has imported everything.
 
-python -m tests.distributed.fault_cases FILE, a JSON list of [config, overrides, {place: [kind, rank]}, resume]
+python -m tests.distributed.fault_cases FILE, a JSON list of [config, overrides, {point: [kind, rank]}, resume]
 
-Prints for each case a line of JSON: [exit statuses of the ranks, output]. Rank -1 are all. Places are
+Prints for each case a line of JSON: [exit statuses of the ranks, output]. Rank -1 are all. Points are
 `listing`, `start`, `step N` (as attempted, whatever a roll back does to the count), `evaluation N`, `save N` and
 `partitions N` (in the N-th batch or checkpoint), `after save N` and `sampling 1`.
 """
@@ -43,15 +43,15 @@ SKIPPED = ("nan loss", "inf loss", "nan gradient")
 class Faults:
     """What goes wrong on this rank, and where."""
 
-    def __init__(self, places: dict[str, tuple[str, int]], rank: int, run_directory: Path):
-        self.places, self.rank, self.run_directory = places, rank, run_directory
+    def __init__(self, points: dict[str, tuple[str, int]], rank: int, run_directory: Path):
+        self.points, self.rank, self.run_directory = points, rank, run_directory
 
-    def at(self, place: str) -> str | None:
-        kind, rank = self.places.get(place, (None, -1))
+    def at(self, point: str) -> str | None:
+        kind, rank = self.points.get(point, (None, -1))
         return kind if rank in (-1, self.rank) else None
 
-    def strike(self, place: str) -> None:
-        match self.at(place):
+    def strike(self, point: str) -> None:
+        match self.at(point):
             case "term":
                 os.kill(os.getpid(), signal.SIGTERM)
                 time.sleep(0.01)  # Python's handlers run between instructions
@@ -127,21 +127,21 @@ class FaultInjector(Callback):
             self.faults.strike(f"evaluation {self.batches_evaluated}")
             return
         self.steps_attempted += 1  # one micro-batch a step
-        kind, _ = self.faults.places.get(self.place, ("", -1))
+        kind, _ = self.faults.points.get(self.point, ("", -1))
         self.before = snapshot(run.engine) if kind in SKIPPED else {}
-        if self.faults.at(self.place) == "nan moments":
+        if self.faults.at(self.point) == "nan moments":
             for partition in run.engine.partitions():
                 partition.tensors["exp_avg"].fill_(float("nan"))
-        self.faults.strike(self.place)
+        self.faults.strike(self.point)
 
     @property
-    def place(self) -> str:
+    def point(self) -> str:
         return f"step {self.steps_attempted}"
 
     def changed_terms(self, module: torch.nn.Module, terms: Any) -> Any:
         if not module.training:
             return terms
-        match self.faults.at(self.place):
+        match self.faults.at(self.point):
             case "nan loss":
                 return terms._replace(sums=terms.sums * float("nan"))
             case "inf loss":  # with a gradient that is finite
@@ -175,18 +175,18 @@ def put_in(faults: Faults) -> None:
     """Let faults strike where checkpoints are written and samples are generated."""
     numbers = {"save": 0, "partitions": 0, "sampling": 0}
 
-    def faulty(module: Any, name: str, place: str) -> None:
+    def faulty(module: Any, name: str, point: str) -> None:
         function: Callable[..., Any] = getattr(module, name)
 
         def strike_first(*arguments: Any) -> Any:
-            numbers[place] += 1
-            if place == "save":
+            numbers[point] += 1
+            if point == "save":
                 print_timeouts(faults.rank)
-            faults.strike(f"{place} {numbers[place]}")
+            faults.strike(f"{point} {numbers[point]}")
             try:
                 return function(*arguments)
             finally:
-                faults.strike(f"after {place} {numbers[place]}")
+                faults.strike(f"after {point} {numbers[point]}")
 
         setattr(module, name, strike_first)
 
@@ -204,11 +204,11 @@ def print_timeouts(rank: int) -> None:
 
 
 def run_rank(
-    rank: int, port: int, config: str, overrides: list[str], places: dict[str, tuple[str, int]], resume: str
+    rank: int, port: int, config: str, overrides: list[str], points: dict[str, tuple[str, int]], resume: str
 ) -> int:
     launched = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "LOCAL_WORLD_SIZE": RANKS, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in launched.items()}, MASTER_ADDR="127.0.0.1")
-    faults = Faults(places, rank, run_directory_of(overrides))
+    faults = Faults(points, rank, run_directory_of(overrides))
     faults.strike("listing")
     put_in(faults)
     injector = FaultInjector(faults)
@@ -227,10 +227,10 @@ def run_directory_of(overrides: list[str]) -> Path:
 
 
 def run_case(
-    config: str, overrides: list[str], places: dict[str, tuple[str, int]], resume: str
+    config: str, overrides: list[str], points: dict[str, tuple[str, int]], resume: str
 ) -> tuple[list[int], str]:
     run_directory = run_directory_of(overrides)
-    disk_fills = "full disk" in (kind for kind, _ in places.values())
+    disk_fills = "full disk" in (kind for kind, _ in points.values())
     if disk_fills:
         subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(run_directory)], check=True)
     with tempfile.TemporaryFile() as output:
@@ -242,7 +242,7 @@ def run_case(
                 os.dup2(output.fileno(), 1)
                 os.dup2(output.fileno(), 2)
                 signal.alarm(LONGEST_CASE_SECONDS)
-                os._exit(run_rank(rank, port, config, overrides, places, resume))
+                os._exit(run_rank(rank, port, config, overrides, points, resume))
         statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         output.seek(0)
         if disk_fills:  # nobody else sees what is mounted here

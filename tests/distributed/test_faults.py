@@ -35,8 +35,8 @@ HANGING = ["faults.step_timeout_seconds=4", f"faults.long_timeout_seconds={LONG}
 OFTEN = ["checkpoint.every=1"]
 EVERY_STEP = range(1, STEPS + 1)
 
-Places = dict[str, tuple[str, int]]
-CASES: dict[str, tuple[list[str], Places]] = {
+FaultPoints = dict[str, tuple[str, int]]
+CASES: dict[str, tuple[list[str], FaultPoints]] = {
     **{
         f"roll-back-{stage}-{precision}": (
             [*ROLL_BACK, f"training.zero_stage={stage}", f"training.precision={precision}"],
@@ -116,10 +116,10 @@ class Launch:
         self.names = [name for name in CASES if only in name and (self.prefix or name not in MOUNTED)]
         cases = []
         for name in self.names:
-            overrides, places = CASES[name]
-            place, resume = AGAIN.get(name, (name, "auto"))
-            (directory / place).mkdir(exist_ok=True)
-            cases.append((str(config), [*overrides, f"training.run_directory={directory / place}"], places, resume))
+            overrides, points = CASES[name]
+            folder, resume = AGAIN.get(name, (name, "auto"))
+            (directory / folder).mkdir(exist_ok=True)
+            cases.append((str(config), [*overrides, f"training.run_directory={directory / folder}"], points, resume))
         listing = directory / "cases.json"
         listing.write_text(json.dumps(cases))
         command = [*self.prefix, sys.executable, "-m", DRIVER, str(listing)]
