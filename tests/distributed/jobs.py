@@ -159,7 +159,7 @@ def train_in_one_launch(directory: Path, *cases: tuple[Path, Sequence[str]], ran
     listing = directory / "cases.json"
     listing.write_text(json.dumps([[str(config), list(overrides)] for config, overrides in cases]))
     script = Path(__file__).with_name("train_cases.py")
-    run(forked_command(ranks, script, str(listing)), timeout=60 + 10 * len(cases))
+    run(forked_command(ranks, script, str(listing)), timeout=300 + 10 * len(cases))
 
 
 def assert_near(weights: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor], relative: float) -> None:
