@@ -160,8 +160,9 @@ def gradient_norm(engine: Any) -> float | None:
 
 def set_learning_rates(engine: Any, config: OptimizerConfig, factor: float) -> None:
     """Use this factor of each parameter group's own learning rate in the next step."""
+    of_muon = config.muon_learning_rate if config.kind == "muon" else config.learning_rate
     for group in engine.optimizer.param_groups:
-        group["lr"] = factor * (config.muon_learning_rate if group.get("use_muon") else config.learning_rate)
+        group["lr"] = factor * (of_muon if group.get("use_muon") else config.learning_rate)
 
 
 def set_accumulation(engine: Any, micro_batches: int) -> None:
