@@ -118,12 +118,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(problem: Any) -> str:
-    section, kind, location = _located(problem["loc"])
+    kind, location = _located(problem["loc"])
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
         owners = [owner for key in keys_at(location)[:1] for owner in key.kinds]
         if owners:
-            return f"{name} belongs to {section}.kind {' or '.join(owners)}, not {kind}; leave it out"
+            return f"{name} belongs to {location[0]}.kind {' or '.join(owners)}, not {kind}; leave it out"
         return f"unknown key {name!r}{nearest_key(location, kind)}"
     if problem["type"] == "missing":
         return f"missing key {name!r}"
@@ -144,9 +144,9 @@ def _explain(problem: Any) -> str:
     return f"{name}: {message}, got {problem['input']!r:.60}"
 
 
-def _located(place: Sequence[str | int]) -> tuple[str, str | None, list[str]]:
-    """The section that a problem is in, its kind if it has several, and the key, which pydantic names with the kind."""
-    section, *inside = [str(part) for part in place] or [""]
-    if inside and any(key.path == f"{section}.kind" for key in keys_at([section])):
-        return section, inside[0], [section, *inside[1:]]
-    return section, None, [section, *inside] if section else []
+def _located(place: Sequence[str | int]) -> tuple[str | None, list[str]]:
+    """The kind of the section that a problem is in, if it has several, and the key, without the kind in its middle."""
+    location = [str(part) for part in place]
+    if len(location) > 1 and any(key.path == f"{location[0]}.kind" for key in keys_at(location[:1])):
+        return location[1], [location[0], *location[2:]]
+    return None, location
