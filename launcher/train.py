@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it is imported
 
+
 class _Parser(argparse.ArgumentParser):
     """Tells what is wrong in one line, and of all processes that were started with the same arguments on the first."""
 

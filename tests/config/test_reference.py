@@ -7,7 +7,10 @@ import pytest
 
 from launcher.train import main as train
 from nar_scale.config import Config, config_reference, fixed_on_resume
+from nar_scale.config.load import _parse
 from nar_scale.config.reference import explain, json_schema, reference_page
+from nar_scale.errors import CheckpointError
+from nar_scale.training.checkpointing.resume import check_same_model
 
 from .helpers import config_with, refused
 
@@ -133,6 +136,31 @@ def test_the_value_is_compared_that_the_run_has():
     assert "objective.self_conditioning" not in fixed
 
 
+BLOCKS = {"objective.kind": "block_diffusion", "objective.block_size": 4}
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "key", "values"),
+    [
+        ({}, BLOCKS, "objective.kind", "non_autoregressive, not block_diffusion"),
+        (BLOCKS, {**BLOCKS, "objective.block_size": 6}, "objective.block_size", "4, not 6"),
+        ({}, {"optimizer.kind": "muon"}, "optimizer.kind", "adamw, not muon"),
+        ({}, {"model.window": 3}, "model.window", "None, not 3"),
+        ({"training.seed": 1}, {}, "training.seed", "1, not 0"),
+    ],
+)
+def test_a_run_is_not_resumed_with_what_is_fixed(before, now, key, values):
+    with pytest.raises(CheckpointError) as caught:
+        check_same_model(config_with(**now), config_with(**before), Path("runs/a/checkpoints/step-000000001"))
+    for part in ("step-000000001", key, values):
+        assert part in str(caught.value)
+
+
+def test_a_run_is_resumed_with_what_is_not_fixed():
+    changes = {"model.dropout": 0.1, "objective.steps": 3, "optimizer.learning_rate": 1.0, "schedule.kind": "constant"}
+    check_same_model(config_with(**changes, **{"training.zero_stage": 0}), config_with(), Path("step"))
+
+
 def test_a_key_is_explained(capsys):
     with pytest.raises(SystemExit) as ended:
         train(["--explain", "optimizer.muon_momentum"])
@@ -237,8 +265,6 @@ def refused_by_schema(values):
 
 def read(path):
     """A YAML file as YAML 1.2 has it, where 3e-4 is a number."""
-    from nar_scale.config.load import _parse
-
     return _parse(path.read_text(), str(path))
 
 
