@@ -73,7 +73,7 @@ class DataConfig(Section):
     )
     validation: str = Field(
         default="validation/*.tar",
-        description="Validation shards, likewise; an empty string if there are none.",
+        description="Validation shards, a glob pattern below `directory`; an empty string if there are none.",
     )
     field: Annotated[str, FixedOnResume()] = Field(
         default="tokens.npy",
@@ -107,7 +107,7 @@ class DataConfig(Section):
     )
     cache_gib: Annotated[PositiveFloat, Unit("GiB")] = Field(
         default=100.0,
-        description="Largest size of these copies on a node.",
+        description="Largest size of the copies of remote shards on a node.",
     )
     storage_options: dict[str, Any] = Field(
         default={},
@@ -132,7 +132,7 @@ class DataConfig(Section):
     )
     prefetch: Annotated[PositiveInt, Unit("micro-batches per process")] = Field(
         default=2,
-        description="Micro-batches that each of these processes reads ahead.",
+        description="Micro-batches that each loader process reads ahead.",
     )
     sequential: Annotated[bool, FixedOnResume()] = Field(
         default=False,

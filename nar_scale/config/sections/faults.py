@@ -29,8 +29,8 @@ class FaultsConfig(Section):
     )
     spike_window: Annotated[int, Field(ge=8), Unit("steps")] = Field(
         default=128,
-        description="Steps that this mean and deviation are taken over; no spike is reported before as many have been "
-        "taken.",
+        description="Steps over which mean and standard deviation of the loss are taken; no spike is reported before "
+        "that many.",
     )
     skip_spikes: bool = Field(
         default=False,
@@ -43,7 +43,7 @@ class FaultsConfig(Section):
     )
     long_timeout_seconds: Annotated[PositiveFloat, Unit("s")] = Field(
         default=3600.0,
-        description="The same for the first step, evaluation, sampling and saving.",
+        description="A first step, evaluation, sampling or saving that takes longer ends the job, as `step_timeout_seconds` does.",
     )
     stop_deadline_seconds: Annotated[PositiveFloat, Unit("s")] = Field(
         default=100.0,

@@ -28,7 +28,7 @@ class LoggingConfig(Section):
     )
     samples: Annotated[PositiveInt, Unit("sequences")] = Field(
         default=2,
-        description="Sequences that are generated each time.",
+        description="Sequences that are generated every `sample_every` steps.",
     )
     image_shape: Annotated[tuple[PositiveInt, PositiveInt] | None, Field(strict=False), Unit("pixels")] = Field(
         default=None,
@@ -46,7 +46,7 @@ class LoggingConfig(Section):
     )
     profile_ranks: Annotated[tuple[NonNegativeInt, ...], Field(strict=False)] = Field(
         default=(0,),
-        description="Ranks that are traced.",
+        description="Ranks that are traced in `profile_steps`.",
     )
     flops_step: Annotated[PositiveInt | None, Unit("steps")] = Field(
         default=None,

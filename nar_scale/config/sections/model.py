@@ -74,7 +74,7 @@ class ModelConfig(Section):
     )
     rotary_base_rescale_factor: Annotated[float, Field(ge=1.0), FixedOnResume()] = Field(
         default=1.0,
-        description="Stretches the long rotary wavelengths (NTK-aware scaling), for the same purpose.",
+        description="Stretches the long rotary wavelengths (NTK-aware scaling), to run on longer sequences as well.",
     )
     qk_norm: Annotated[bool, FixedOnResume()] = Field(
         default=False,
