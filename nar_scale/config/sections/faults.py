@@ -43,7 +43,7 @@ class FaultsConfig(Section):
     )
     long_timeout_seconds: Annotated[PositiveFloat, Unit("s")] = Field(
         default=3600.0,
-        description="A first step, evaluation, sampling or saving that takes longer ends the job, as `step_timeout_seconds` does.",
+        description="A first step, evaluation, sampling or saving that takes longer ends the job in the same way.",
     )
     stop_deadline_seconds: Annotated[PositiveFloat, Unit("s")] = Field(
         default=100.0,

@@ -20,7 +20,7 @@ class ZeroConfig(Section):
     )
     offload_parameters: Offload = Field(
         default="none",
-        description="Keep the weights of the forward and backward pass in the memory of the node or on its disk. ZeRO 3.",
+        description="Keep the weights of forward and backward pass in the memory of the node or on its disk. ZeRO 3.",
     )
     offload_directory: str | None = Field(
         default=None,
