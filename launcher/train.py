@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it is imported
 
@@ -19,6 +19,20 @@ class _Parser(argparse.ArgumentParser):
         if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
             print(f"train: error: {message}; see --help", file=sys.stderr)
         sys.exit(2)
+
+
+class _Explain(argparse.Action):
+    """Prints what a key means, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, key: Any, option: str | None = None) -> None:
+        from nar_scale.config.reference import explain
+        from nar_scale.errors import ConfigError
+
+        try:
+            print(explain(key))
+        except ConfigError as error:
+            parser.error(str(error))
+        parser.exit()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
         help="print the resolved configuration, the size of the model, and the memory and length of the run, and exit",
     )
     parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: for so many processes")
+    parser.add_argument(
+        "--explain",
+        action=_Explain,
+        metavar="KEY",
+        help="print what a key of the YAML file means, such as optimizer.kind, or all keys of a section, and exit",
+    )
     parser.add_argument("--verbose", action="store_true", help="show the libraries' warnings and logs as well")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")

@@ -1,33 +1,64 @@
 """The YAML file as typed, validated objects."""
 
 from nar_scale.config.checks import check_run
-from nar_scale.config.data import DataConfig, SourceConfig
 from nar_scale.config.deepspeed import gradient_accumulation_steps, resolve_deepspeed_config
+from nar_scale.config.keys import Key, config_reference
 from nar_scale.config.length import batch_size_at, first_step_from, samples_before, steps_of_run
 from nar_scale.config.load import dump_config, load_config, validate_config
-from nar_scale.config.model import ModelConfig, ObjectiveConfig
-from nar_scale.config.operation import CheckpointConfig, FaultsConfig, LoggingConfig
-from nar_scale.config.schema import Config
-from nar_scale.config.training import BatchSizeStage, OptimizerConfig, ScheduleConfig, TrainingConfig, ZeroConfig
+from nar_scale.config.schema import Config, fixed_on_resume
+from nar_scale.config.sections.checkpoint import CheckpointConfig
+from nar_scale.config.sections.data import DataConfig, SourceConfig
+from nar_scale.config.sections.faults import FaultsConfig
+from nar_scale.config.sections.logging import LoggingConfig
+from nar_scale.config.sections.model import ModelConfig
+from nar_scale.config.sections.objective import (
+    AutoregressiveConfig,
+    BlockDiffusionConfig,
+    NonAutoregressiveConfig,
+    ObjectiveConfig,
+)
+from nar_scale.config.sections.optimizer import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
+from nar_scale.config.sections.schedule import (
+    ConstantScheduleConfig,
+    CosineScheduleConfig,
+    InverseSqrtScheduleConfig,
+    ScheduleConfig,
+    WSDScheduleConfig,
+)
+from nar_scale.config.sections.training import BatchSizeStage, TrainingConfig
+from nar_scale.config.sections.zero import ZeroConfig
 
 __all__ = [
+    "AdamWConfig",
+    "AutoregressiveConfig",
     "BatchSizeStage",
+    "BlockDiffusionConfig",
     "CheckpointConfig",
     "Config",
+    "ConstantScheduleConfig",
+    "CosineScheduleConfig",
     "DataConfig",
     "FaultsConfig",
+    "InverseSqrtScheduleConfig",
+    "Key",
+    "LionConfig",
     "LoggingConfig",
     "ModelConfig",
+    "MuonConfig",
+    "NonAutoregressiveConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "ScheduleConfig",
     "SourceConfig",
     "TrainingConfig",
+    "WSDScheduleConfig",
     "ZeroConfig",
     "batch_size_at",
     "check_run",
+    "config_reference",
     "dump_config",
     "first_step_from",
+    "fixed_on_resume",
     "gradient_accumulation_steps",
     "load_config",
     "resolve_deepspeed_config",

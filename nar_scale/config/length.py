@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nar_scale.config.schema import Config
-    from nar_scale.config.training import TrainingConfig
+    from nar_scale.config.sections.training import TrainingConfig
 
 
 def steps_of_run(config: Config) -> int:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from nar_scale.config.keys import keys_at, nearest_key
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
-
-ANY_NAME = "*"  # of a source, or the place in a list
 
 
 class _Loader(yaml.SafeLoader):
@@ -120,13 +118,22 @@ def _apply(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(problem: Any) -> str:
-    location = [str(part) for part in problem["loc"]]
+    kind, location = _located(problem["loc"])
     name = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        return f"unknown key {name!r}{_nearest(location)}"
+        owners = [owner for key in keys_at(location)[:1] for owner in key.kinds]
+        if owners:
+            return f"{name} belongs to {location[0]}.kind {' or '.join(owners)}, not {kind}; leave it out"
+        return f"unknown key {name!r}{nearest_key(location, kind)}"
     if problem["type"] == "missing":
         return f"missing key {name!r}"
-    if problem["type"] in ("model_type", "dict_type"):
+    if problem["type"] == "union_tag_not_found":
+        return f"missing key '{name}.kind'"
+    if problem["type"] == "union_tag_invalid":
+        return (
+            f"{name}.kind: expected one of {problem['ctx']['expected_tags']}, got {problem['input'].get('kind')!r:.60}"
+        )
+    if problem["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return f"{name}: expected a section, with keys of its own, got {problem['input']!r:.60}"
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
@@ -137,29 +144,9 @@ def _explain(problem: Any) -> str:
     return f"{name}: {message}, got {problem['input']!r:.60}"
 
 
-def _nearest(location: Sequence[str]) -> str:
-    """The key that was probably meant: a similar one beside it, the same one elsewhere, or what is valid here."""
-    keys = list(_all_keys(Config))
-    siblings = {key[-1] for key in keys if _is_beside(key, location)}
-    elsewhere = {key[-1]: key for key in keys}
-    beside = difflib.get_close_matches(location[-1], siblings, 1, 0.6)
-    if beside:
-        return f", did you mean {'.'.join([*location[:-1], beside[0]])!r}?"
-    if location[-1] in elsewhere:
-        return f", did you mean {'.'.join(elsewhere[location[-1]])!r}?"
-    return f"; valid here: {', '.join(sorted(siblings))}"
-
-
-def _is_beside(key: tuple[str, ...], location: Sequence[str]) -> bool:
-    return len(key) == len(location) and all(k in (ANY_NAME, name) for k, name in zip(key[:-1], location))
-
-
-def _all_keys(model: type[BaseModel], prefix: tuple[str, ...] = ()) -> Iterable[tuple[str, ...]]:
-    for name, annotation in get_type_hints(model).items():
-        if name not in model.model_fields:
-            continue
-        yield (*prefix, name)
-        inside = (*prefix, name, ANY_NAME) if get_origin(annotation) in (dict, tuple) else (*prefix, name)
-        for kind in (annotation, *get_args(annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                yield from _all_keys(kind, inside)
+def _located(place: Sequence[str | int]) -> tuple[str | None, list[str]]:
+    """The kind of the section that a problem is in, if it has several, and the key, without the kind in its middle."""
+    location = [str(part) for part in place]
+    if len(location) > 1 and any(key.path == f"{location[0]}.kind" for key in keys_at(location[:1])):
+        return location[1], [location[0], *location[2:]]
+    return None, location

@@ -1,48 +1,51 @@
-"""The sections of a YAML file, typed and validated: each by itself where it is described, all together here.
+"""The whole YAML file: its sections together, and what they must fulfil together.
 
-| section | keys and their meaning |
-|---|---|
-| `model`, `objective` | `nar_scale/config/model.py` |
-| `data` | `nar_scale/config/data.py` |
-| `optimizer`, `schedule`, `training`, `zero` | `nar_scale/config/training.py` |
-| `checkpoint`, `logging`, `faults` | `nar_scale/config/operation.py` |
-
-Every key has one meaning and one default; an unknown key is an error that names the nearest valid one. Whether a run
-can start with a configuration is another matter, of `nar_scale/config/checks.py`.
+Each section is described where it is defined, in `nar_scale/config/sections`; `docs/config.md` lists all keys. Every
+key has one meaning and one default; an unknown key is an error that names the nearest valid one. Whether a run can
+start with a configuration is another matter, see `nar_scale/config/checks.py`.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
 from pydantic import Field
 from pydantic import model_validator as validator
 
-from nar_scale.config.data import DataConfig
-from nar_scale.config.model import ModelConfig, ObjectiveConfig
-from nar_scale.config.operation import CheckpointConfig, FaultsConfig, LoggingConfig
-from nar_scale.config.section import Section
-from nar_scale.config.training import OptimizerConfig, ScheduleConfig, TrainingConfig, ZeroConfig
+from nar_scale.config.sections.checkpoint import CheckpointConfig
+from nar_scale.config.sections.data import DataConfig
+from nar_scale.config.sections.faults import FaultsConfig
+from nar_scale.config.sections.logging import LoggingConfig
+from nar_scale.config.sections.model import ModelConfig
+from nar_scale.config.sections.objective import ObjectiveConfig
+from nar_scale.config.sections.optimizer import OptimizerConfig
+from nar_scale.config.sections.schedule import CosineScheduleConfig, ScheduleConfig
+from nar_scale.config.sections.section import FixedOnResume, Section
+from nar_scale.config.sections.training import TrainingConfig
+from nar_scale.config.sections.zero import ZeroConfig
 
 
 class Config(Section):
     """A whole run."""
 
     model: ModelConfig
-    objective: ObjectiveConfig
+    objective: ObjectiveConfig = Field(description="What is learned.")
     data: DataConfig
-    optimizer: OptimizerConfig
-    schedule: ScheduleConfig = ScheduleConfig()
+    optimizer: OptimizerConfig = Field(description="How weights follow from gradients.")
+    schedule: ScheduleConfig = Field(
+        default_factory=CosineScheduleConfig,
+        description="The learning rate over the run, as a factor on the learning rates of `optimizer`.",
+    )
     training: TrainingConfig
-    zero: ZeroConfig = ZeroConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    logging: LoggingConfig = LoggingConfig()
-    faults: FaultsConfig = FaultsConfig()
-    deepspeed: dict[str, Any] = Field(default_factory=dict)
-    """Raw DeepSpeed settings, merged over what the other sections derive: they win."""
+    zero: ZeroConfig = Field(default_factory=ZeroConfig)
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    faults: FaultsConfig = Field(default_factory=FaultsConfig)
+    deepspeed: dict[str, Any] = Field(
+        default={},
+        description="Raw DeepSpeed settings, merged over what the other sections derive: they win.",
+    )
 
     @validator(mode="after")
-    def _objective_fits(self) -> Config:
+    def _objective_fits(self) -> "Config":
         length, objective = self.model.max_seq_len, self.objective
         if objective.kind == "block_diffusion" and length % objective.block_size:
             raise ValueError(
@@ -54,12 +57,23 @@ class Config(Section):
             raise ValueError(
                 f"objective.prefix_length {objective.prefix_length} is not below model.max_seq_len {length}"
             )
-        if objective.attention_z_loss and self.model.attention_kernel == "flex":
+        if objective.kind == "autoregressive" and objective.attention_z_loss and self.model.attention_kernel == "flex":
             raise ValueError("objective.attention_z_loss needs model.attention_kernel sdpa")
         return self
 
     @validator(mode="after")
-    def _classes_fit(self) -> Config:
+    def _classes_fit(self) -> "Config":
         if (self.objective.num_classes is None) != (self.data.class_field is None):
             raise ValueError("objective.num_classes and data.class_field are needed together: give both or neither")
         return self
+
+
+def fixed_on_resume(config: Config) -> dict[str, Any]:
+    """The settings that must not change between a checkpoint and a run resumed from it: `section.key` to value."""
+    sections = {name: getattr(config, name) for name in Config.model_fields if name != "deepspeed"}
+    return {
+        f"{section}.{name}": getattr(values, name)
+        for section, values in sections.items()
+        for name, field in type(values).model_fields.items()
+        if FixedOnResume() in field.metadata
+    }

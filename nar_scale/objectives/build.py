@@ -34,7 +34,7 @@ def build_wrapper(config: Config, vocabulary_size: int) -> Wrapper:
         tie_embedding_scale=model.tie_embedding_scale,
         logits_chunk_size=model.logits_chunk_size,
     )
-    if autoregressive:
+    if objective.kind == "autoregressive":
         return AutoregressiveWrapper(net, mask_prob=objective.mask_prob, add_attn_z_loss=objective.attention_z_loss)
     options: dict[str, Any] = {
         "mask_id": vocabulary_size,

@@ -3,9 +3,8 @@
 import pytest
 
 from nar_scale.config import dump_config, load_config, validate_config
-from nar_scale.errors import ConfigError
 
-from .helpers import VALUES
+from .helpers import VALUES, refused
 
 
 def data_config(**data):
@@ -20,42 +19,33 @@ def weighted(**weights):
 
 
 @pytest.mark.parametrize(
-    ("data", "message"),
+    ("data", "named"),
     [
-        ({}, "give either directory or sources"),
-        ({"directory": "a", "sources": TWO}, "give either directory or sources"),
-        ({"directory": "a", "temperature": 2.0}, "curriculum and temperature need sources"),
-        ({"directory": "a", "curriculum": [{"from_step": 1, "weights": {"a": 1.0}}]}, "need sources"),
-        ({"sources": TWO, "sequential": True}, "sequential streams are not mixed"),
+        ({}, ["directory", "sources"]),
+        ({"directory": "a", "sources": TWO}, ["directory", "sources"]),
+        ({"directory": "a", "temperature": 2.0}, ["temperature", "sources"]),
+        ({"directory": "a", "curriculum": [{"from_step": 1, "weights": {"a": 1.0}}]}, ["curriculum", "sources"]),
+        ({"sources": TWO, "sequential": True}, ["sequential", "directory"]),
+        ({"sources": {**weighted(web=1.0), "code": {"directory": "code", "epochs": 2.0}}}, ["weights", "epochs"]),
+        ({"sources": {**weighted(web=1.0), "code": {"directory": "code"}}}, ["weight", "epochs"]),
+        ({"sources": weighted(web=1.0, code=1.0), "temperature": 2.0}, ["temperature", "weights", "epochs"]),
+        ({"sources": TWO, "curriculum": [{"from_step": 1, "weights": {"cod": 1.0}}]}, ["curriculum", "'cod'", "web"]),
         (
-            {"sources": {**weighted(web=1.0), "code": {"directory": "code", "epochs": 2.0}}},
-            "weights or epochs, not both",
+            {"sources": TWO, "curriculum": [{"from_step": step, "weights": {"web": 1.0}} for step in (3, 3)]},
+            ["curriculum", "[3, 3]"],
         ),
+        ({"directory": "s3://bucket/web"}, ["directory", "s3://bucket/web", "cache_directory"]),
+        ({"sources": {"web": {"directory": "https://host/web"}}}, ["web", "https://host/web", "cache_directory"]),
         (
-            {"sources": {**weighted(web=1.0), "code": {"directory": "code"}}},
-            "every source a weight, or epochs, or none",
+            {"sources": {"web": {"directory": "web", "wieght": 1.0}}},
+            ["data.sources.web.wieght", "data.sources.web.weight"],
         ),
-        ({"sources": weighted(web=1.0, code=1.0), "temperature": 2.0}, "temperature means nothing"),
-        (
-            {"sources": TWO, "curriculum": [{"from_step": 1, "weights": {"cod": 1.0}}]},
-            "'cod', which is none of web, code",
-        ),
-        (
-            {
-                "sources": TWO,
-                "curriculum": [{"from_step": step, "weights": {"web": 1.0}} for step in (3, 3)],
-            },
-            r"curriculum starts at steps \[3, 3\]",
-        ),
-        ({"directory": "s3://bucket/web"}, "is remote: give cache_directory"),
-        ({"sources": {"web": {"directory": "https://host/web"}}}, "web https://host/web is remote"),
-        ({"sources": {"web": {"directory": "web", "wieght": 1.0}}}, "did you mean"),
+        ({"sources": {"web": {"directory": "web", "weight": -1.0}}}, ["data.sources.web.weight", "-1.0"]),
     ],
 )
-def test_what_does_not_go_together_is_refused(data, message):
-    with pytest.raises(ConfigError, match=message) as raised:
+def test_what_does_not_go_together_is_refused(data, named):
+    with refused(*named):
         data_config(**data)
-    assert "\n" not in str(raised.value)
 
 
 def test_a_mixture_survives_being_written_and_read(tmp_path):

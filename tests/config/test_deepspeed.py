@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from nar_scale.config import gradient_accumulation_steps, resolve_deepspeed_config
-from nar_scale.errors import ConfigError
 
-from .helpers import config_with
+from .helpers import config_with, refused
 
 
 @pytest.mark.parametrize(("world_size", "steps"), [(1, 4), (2, 2), (4, 1)])
@@ -21,9 +20,9 @@ def test_accumulation_follows_from_the_batch(world_size, steps):
     assert resolved["gradient_accumulation_steps"] == steps
 
 
-@pytest.mark.parametrize(("world_size", "nearest"), [(3, "use 6 or 12,"), (8, "use 16,"), (5, "use 10,")])
+@pytest.mark.parametrize(("world_size", "nearest"), [(3, "6 or 12"), (8, "16"), (5, "10")])
 def test_a_batch_that_does_not_divide_names_the_nearest(world_size, nearest):
-    with pytest.raises(ConfigError, match=f"global_batch_size 8 .*micro-batches of 2 on {world_size} rank.*{nearest}"):
+    with refused("training.global_batch_size", 8, "training.micro_batch_size", 2, world_size, nearest):
         resolve_deepspeed_config(config_with(), world_size)
 
 
@@ -103,7 +102,7 @@ def test_deepspeed_has_no_zero_setting_but_these():
 
 def test_ranks_to_trace_are_there():
     config = config_with(**{"logging.profile_ranks": [0, 3, 4], "logging.profile_steps": [1, 2]})
-    with pytest.raises(ConfigError, match=r"logging.profile_ranks: there is no rank 3 among 2, counted from 0"):
+    with refused("logging.profile_ranks", 3, 2):
         resolve_deepspeed_config(config, 2)
 
 
@@ -121,33 +120,40 @@ def test_precision_and_stage(stage, precision):
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("changes", "named"),
     [
-        ({"zero.offload_optimizer": "cpu", "training.zero_stage": 0}, "offload_optimizer needs .*zero_stage 1, 2 or 3"),
-        ({"zero.offload_optimizer": "nvme"}, "offload to nvme and offload_directory are needed together"),
-        ({"zero.offload_directory": "x"}, "offload to nvme and offload_directory are needed together"),
+        (
+            {"zero.offload_optimizer": "cpu", "training.zero_stage": 0},
+            ["zero.offload_optimizer", "training.zero_stage 1, 2 or 3", 0],
+        ),
+        ({"zero.offload_optimizer": "nvme"}, ["nvme", "offload_directory"]),
+        ({"zero.offload_directory": "x"}, ["nvme", "offload_directory"]),
         (
             {"zero.offload_optimizer": "nvme", "zero.offload_directory": "x"},
-            "zero.offload_optimizer nvme needs training.zero_stage 3, not 2",
+            ["zero.offload_optimizer nvme", "training.zero_stage 3", 2],
         ),
-        ({"zero.offload_parameters": "cpu"}, "zero.offload_parameters needs training.zero_stage 3, not 2"),
-        ({"zero.hpz_partition_size": 2}, "zero.hpz_partition_size needs training.zero_stage 3"),
-        ({"zero.quantized_weights": True}, "zero.quantized_weights needs training.zero_stage 3"),
-        ({"zero.quantized_gradients": True}, "zero.quantized_gradients needs training.zero_stage 3"),
-        ({"training.master_weights": "bf16", "training.zero_stage": 0}, "master_weights bf16 needs precision bf16 and"),
-        ({"training.master_weights": "bf16", "training.precision": "fp32"}, "master_weights bf16 needs precision bf16"),
+        ({"zero.offload_parameters": "cpu"}, ["zero.offload_parameters", "training.zero_stage 3", 2]),
+        ({"zero.hpz_partition_size": 2}, ["zero.hpz_partition_size", "training.zero_stage 3"]),
+        ({"zero.quantized_weights": True}, ["zero.quantized_weights", "training.zero_stage 3"]),
+        ({"zero.quantized_gradients": True}, ["zero.quantized_gradients", "training.zero_stage 3"]),
+        (
+            {"training.master_weights": "bf16", "training.zero_stage": 0},
+            ["master_weights bf16", "precision bf16", "zero_stage 1, 2 or 3"],
+        ),
+        (
+            {"training.master_weights": "bf16", "training.precision": "fp32"},
+            ["master_weights bf16", "precision bf16", "zero_stage 1, 2 or 3"],
+        ),
         (
             {"training.master_weights": "bf16", "zero.offload_optimizer": "cpu"},
-            "master_weights bf16 and zero.offload_optimizer exclude each other",
+            ["training.master_weights bf16", "zero.offload_optimizer"],
         ),
-        ({"training.initial_loss_scale": 1000}, "initial_loss_scale 1000 is not a power of two"),
-        ({"optimizer.muon_momentum": 0.9}, "muon_momentum means nothing to kind adamw, only to muon; leave it out"),
+        ({"training.initial_loss_scale": 1000}, ["initial_loss_scale", 1000]),
     ],
 )
-def test_what_does_not_go_together_is_refused(changes, problem):
-    with pytest.raises(ConfigError, match=problem) as caught:
+def test_what_does_not_go_together_is_refused(changes, named):
+    with refused(*named):
         config_with(**changes)
-    assert "\n" not in str(caught.value)
 
 
 def test_raw_settings_win():
@@ -171,20 +177,20 @@ def test_raw_settings_win():
 @pytest.mark.parametrize(
     ("key", "remedy"),
     [
-        ("train_batch_size", "set training.global_batch_size and training.micro_batch_size instead"),
-        ("train_micro_batch_size_per_gpu", "set training.global_batch_size"),
-        ("gradient_accumulation_steps", "set training.global_batch_size"),
-        ("optimizer", "use the 'optimizer' section instead"),
-        ("scheduler", "use the 'schedule' section instead"),
-        ("bf16.enabled", "set training.precision instead"),
-        ("data_types.param_dtype", "set training.precision instead"),
-        ("zero_optimization.stage", "set training.zero_stage instead"),
-        ("managed_gradient_accumulation", "the trainer relies on it; leave it out"),
-        ("gradient_allreduce_op", "losses are made for the mean over ranks; leave it out"),
+        ("train_batch_size", ["training.global_batch_size", "training.micro_batch_size"]),
+        ("train_micro_batch_size_per_gpu", ["training.global_batch_size", "training.micro_batch_size"]),
+        ("gradient_accumulation_steps", ["training.global_batch_size", "training.micro_batch_size"]),
+        ("optimizer", ["'optimizer' section"]),
+        ("scheduler", ["'schedule' section"]),
+        ("bf16.enabled", ["training.precision"]),
+        ("data_types.param_dtype", ["training.precision"]),
+        ("zero_optimization.stage", ["training.zero_stage"]),
+        ("managed_gradient_accumulation", ["leave it out"]),
+        ("gradient_allreduce_op", ["leave it out"]),
     ],
 )
 def test_what_other_sections_say_is_refused(key, remedy):
-    with pytest.raises(ConfigError, match=f"deepspeed.{key}: {remedy}"):
+    with refused(f"deepspeed.{key}", *remedy):
         resolve_deepspeed_config(config_with(**{f"deepspeed.{key}": 4}), 1)
 
 
@@ -258,47 +264,68 @@ def test_nothing_that_deepspeed_knows_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "problem"),
+    ("key", "value", "unknown", "nearest"),
     [
-        (
-            "gradient_cliping",
-            0.5,
-            "unknown key 'deepspeed.gradient_cliping', did you mean 'deepspeed.gradient_clipping'?",
-        ),
-        ("zero_optimization.overlap_com", True, "did you mean 'deepspeed.zero_optimization.overlap_comm'?"),
+        ("gradient_cliping", 0.5, "gradient_cliping", "gradient_clipping"),
+        ("zero_optimization.overlap_com", True, "zero_optimization.overlap_com", "zero_optimization.overlap_comm"),
         (
             "zero_optimization.offload_optimizer",
             {"device": "cpu", "pin_memry": True},
-            "did you mean 'deepspeed.zero_optimization.offload_optimizer.pin_memory'?",
+            "zero_optimization.offload_optimizer.pin_memry",
+            "zero_optimization.offload_optimizer.pin_memory",
         ),
-        ("zero_optimization.leaf_module", {"clases": []}, "'deepspeed.zero_optimization.leaf_module.classes'?"),
-        ("activation_checkpointing.profil", True, "did you mean 'deepspeed.activation_checkpointing.profile'?"),
-        ("torch_autocast.enabeld", True, "did you mean 'deepspeed.torch_autocast.enabled'?"),
-        ("timers.throughputs", {}, "did you mean 'deepspeed.timers.throughput'?"),
-        ("timers.throughput.enable", False, "did you mean 'deepspeed.timers.throughput.enabled'?"),
-        ("comms_logger.xyzzy", 1, "'deepspeed.comms_logger.xyzzy'; see https://www.deepspeed.ai/docs/config-json"),
-        ("bfloat16", {"immediate_grad_update": True}, "'deepspeed.bfloat16', did you mean 'deepspeed.bf16'?"),
-        ("checkpoint.writer", {"type": "FAST", "io_bufer_size": 3}, "'deepspeed.checkpoint.writer.io_buffer_size'?"),
-        ("zero_optimization.reduce_bucket_size", -1, "zero_optimization.reduce_bucket_size: .*greater than 0, got -1"),
-        ("fp16.loss_scale", "big", "deepspeed.fp16.loss_scale: .*must be a number, got 'big'"),
-        ("communication_data_type", "fp8", "deepspeed: Invalid communication_data_type"),
-        ("amp", {"enabled": True}, "deepspeed: NVIDIA Apex AMP integration has been removed"),
-        ("zero_optimization", 2, "deepspeed.zero_optimization: expected a section, with keys of its own, got 2"),
-        ("bf16", None, "deepspeed.bf16: expected a section, with keys of its own, got None"),
-        ("gradient_clipping", "1", "deepspeed.gradient_clipping: expected a number, got '1'"),
-        ("prescale_gradients", "no", "deepspeed.prescale_gradients: expected true or false, got 'no'"),
+        (
+            "zero_optimization.leaf_module",
+            {"clases": []},
+            "zero_optimization.leaf_module.clases",
+            "zero_optimization.leaf_module.classes",
+        ),
+        (
+            "activation_checkpointing.profil",
+            True,
+            "activation_checkpointing.profil",
+            "activation_checkpointing.profile",
+        ),
+        ("torch_autocast.enabeld", True, "torch_autocast.enabeld", "torch_autocast.enabled"),
+        ("timers.throughputs", {}, "timers.throughputs", "timers.throughput"),
+        ("timers.throughput.enable", False, "timers.throughput.enable", "timers.throughput.enabled"),
+        ("bfloat16", {"immediate_grad_update": True}, "bfloat16", "bf16"),
+        (
+            "checkpoint.writer",
+            {"type": "FAST", "io_bufer_size": 3},
+            "checkpoint.writer.io_bufer_size",
+            "checkpoint.writer.io_buffer_size",
+        ),
     ],
 )
-def test_what_deepspeed_does_not_know_is_named(key, value, problem):
-    with pytest.raises(ConfigError, match=problem) as caught:
+def test_a_key_that_deepspeed_does_not_know_is_named_with_the_nearest(key, value, unknown, nearest):
+    with refused(f"'deepspeed.{unknown}'", f"'deepspeed.{nearest}'"):
         resolve_deepspeed_config(config_with(**{f"deepspeed.{key}": value}), 1)
-    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("comms_logger.xyzzy", 1, ["'deepspeed.comms_logger.xyzzy'", "https://www.deepspeed.ai/docs/config-json"]),
+        ("zero_optimization.reduce_bucket_size", -1, ["deepspeed.zero_optimization.reduce_bucket_size", "-1"]),
+        ("fp16.loss_scale", "big", ["deepspeed.fp16.loss_scale", "'big'"]),
+        ("communication_data_type", "fp8", ["deepspeed", "communication_data_type"]),
+        ("amp", {"enabled": True}, ["deepspeed", "AMP"]),
+        ("zero_optimization", 2, ["deepspeed.zero_optimization", "section", 2]),
+        ("bf16", None, ["deepspeed.bf16", "section", "None"]),
+        ("gradient_clipping", "1", ["deepspeed.gradient_clipping", "number", "'1'"]),
+        ("prescale_gradients", "no", ["deepspeed.prescale_gradients", "true or false", "'no'"]),
+    ],
+)
+def test_a_value_that_deepspeed_does_not_take_is_named(key, value, named):
+    with refused(*named):
+        resolve_deepspeed_config(config_with(**{f"deepspeed.{key}": value}), 1)
 
 
 def test_a_deprecated_key_is_refused_only_beside_the_one_that_replaces_it():
     given = {"deepspeed.zero_optimization.cpu_offload": True}
     assert "offload_optimizer" not in resolve_deepspeed_config(config_with(**given), 1)["zero_optimization"]
-    with pytest.raises(ConfigError, match="'cpu_offload' and replacing parameter 'offload_optimizer' together"):
+    with refused("'cpu_offload'", "'offload_optimizer'"):
         resolve_deepspeed_config(config_with(**given, **{"zero.offload_optimizer": "cpu"}), 1)
 
 
@@ -308,19 +335,19 @@ def test_a_deprecated_key_is_refused_only_beside_the_one_that_replaces_it():
 )
 def test_of_sections_with_the_same_key_the_one_with_the_wrong_value_is_named_if_it_is_one(sections, name):
     raw = {"flops_profiler": {"enabled": True}, **{section: {"enabled": "maybe"} for section in sections}}
-    with pytest.raises(ConfigError, match=f"{name}: .*, got 'maybe'"):
+    with refused(name, "'maybe'"):
         resolve_deepspeed_config(config_with(deepspeed=raw), 1)
 
 
 @pytest.mark.parametrize(
     ("stage", "precision", "masters", "sums", "possible"),
     [
-        (0, "bf16", "fp32", "fp32", "it is bf16, not fp32"),
-        (0, "fp32", "fp32", "bf16", "it is fp32, not bf16"),
-        (1, "bf16", "bf16", "fp32", "it is bf16, not fp32"),
-        (1, "bf16", "fp32", "fp16", "it is bf16 or fp32, not fp16"),
-        (2, "fp16", "fp32", "bf16", "it is fp16 or fp32, not bf16"),
-        (3, "bf16", "fp32", "fp8", "it is bf16 or fp32, not fp8"),
+        (0, "bf16", "fp32", "fp32", "bf16"),
+        (0, "fp32", "fp32", "bf16", "fp32"),
+        (1, "bf16", "bf16", "fp32", "bf16"),
+        (1, "bf16", "fp32", "fp16", "bf16 or fp32"),
+        (2, "fp16", "fp32", "bf16", "fp16 or fp32"),
+        (3, "bf16", "fp32", "fp8", "bf16 or fp32"),
         (1, "bf16", "fp32", "fp32", None),
         (2, "bf16", "bf16", "fp32", None),
         (3, "fp32", "fp32", "bf16", None),
@@ -332,5 +359,5 @@ def test_what_gradients_can_be_summed_in(stage, precision, masters, sums, possib
     if possible is None:
         assert resolve_deepspeed_config(config, 1)["data_types"] == {"grad_accum_dtype": sums}
         return
-    with pytest.raises(ConfigError, match=f"deepspeed.data_types.grad_accum_dtype: .*zero_stage {stage} {possible}"):
+    with refused("deepspeed.data_types.grad_accum_dtype", f"zero_stage {stage}", f"{possible}, not {sums}"):
         resolve_deepspeed_config(config, 1)

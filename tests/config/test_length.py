@@ -9,9 +9,8 @@ from nar_scale.config import (
     samples_before,
     steps_of_run,
 )
-from nar_scale.errors import ConfigError
 
-from .helpers import config_with
+from .helpers import config_with, refused
 
 WARMUP = [
     {"from_step": 0, "global_batch_size": 2},
@@ -64,31 +63,28 @@ def test_a_length_in_steps():
 def test_accumulation_follows_the_size():
     assert [gradient_accumulation_steps(warmed_up(), 2, step) for step in range(8)] == [size // 2 for size in SIZES]
     assert gradient_accumulation_steps(warmed_up(), 2) == 4
-    with pytest.raises(
-        ConfigError, match=r"batch_size_warmup from step 0 on: 2 does not divide .* on 4 rank\(s\); use 4"
-    ):
+    with refused("training.batch_size_warmup", "step 0", 2, 4):
         gradient_accumulation_steps(warmed_up(), 4, 0)
 
 
 @pytest.mark.parametrize(
-    ("changes", "problem"),
+    ("changes", "named"),
     [
-        ({"training.steps": None}, "one of steps, samples and tokens, not none"),
-        ({"training.samples": 3}, "one of steps, samples and tokens, not steps and samples"),
+        ({"training.steps": None}, ["steps", "samples", "tokens", "none"]),
+        ({"training.samples": 3}, ["tokens", "steps and samples"]),
+        ({"training.batch_size_warmup": WARMUP[1:]}, ["batch_size_warmup", "[3, 5]", 0]),
+        ({"training.batch_size_warmup": [WARMUP[0], *WARMUP[:0:-1]]}, ["batch_size_warmup", "[0, 5, 3]"]),
+        ({"training.batch_size_warmup": WARMUP[:2]}, ["batch_size_warmup", 4, "global_batch_size", 8]),
         (
-            {"training.batch_size_warmup": WARMUP[1:]},
-            r"batch_size_warmup starts at steps \[3, 5\]; start at 0 and ascend",
+            {"training.batch_size_warmup": WARMUP, "data.sequential": True},
+            ["training.batch_size_warmup", "data.sequential"],
         ),
-        ({"training.batch_size_warmup": [WARMUP[0], *WARMUP[:0:-1]]}, "start at 0 and ascend"),
-        ({"training.batch_size_warmup": WARMUP[:2]}, "ends with 4 sequences; let it end with global_batch_size 8"),
-        ({"training.batch_size_warmup": WARMUP, "data.sequential": True}, "batch_size_warmup needs an exact stream"),
         (
             {"training.steps": None, "training.tokens": 96, "schedule.warmup_steps": 1},
-            "warmup_steps 1 is not below training.steps 1",
+            ["schedule.warmup_steps", "training.steps", 1],
         ),
     ],
 )
-def test_lengths_and_warm_ups_that_make_no_sense(changes, problem):
-    with pytest.raises(ConfigError, match=problem) as caught:
+def test_lengths_and_warm_ups_that_make_no_sense(changes, named):
+    with refused(*named):
         config_with(**changes)
-    assert "\n" not in str(caught.value)

@@ -6,9 +6,8 @@ import pytest
 import yaml
 
 from nar_scale.config import Config, check_run, dump_config, load_config, validate_config
-from nar_scale.errors import ConfigError
 
-from .helpers import VALUES, config_with
+from .helpers import VALUES, config_with, refused
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -34,109 +33,91 @@ def test_a_config_is_immutable():
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "message"),
+    ("key", "value", "named"),
     [
-        ("model.dims", 3, "unknown key 'model.dims', did you mean 'model.dim'?"),
-        ("model.max_seq_length", 3, "unknown key 'model.max_seq_length', did you mean 'model.max_seq_len'?"),
-        ("modle", {}, "unknown key 'modle', did you mean 'model'?"),
-        ("model.dim", "16", "model.dim: .*integer, got '16'"),
-        ("model.dim", 16.0, "model.dim: .*integer, got 16.0"),
-        ("model.dim", True, "model.dim: .*integer, got True"),
-        ("model.dim", 0, "model.dim: .*greater than 0, got 0"),
-        ("model.qk_norm", 1, "model.qk_norm: .*boolean"),
-        ("model.norm", "batchnorm", "model.norm: .*'rmsnorm' or 'layernorm', got 'batchnorm'"),
-        ("objective.kind", "diffusion", "objective.kind: .*'block_diffusion' or 'autoregressive', got 'diffusion'"),
-        ("objective.no_replace_prob", 1.1, "objective.no_replace_prob: .*less than or equal to 1"),
-        ("objective.mask_prob", 1.0, "objective.mask_prob: .*less than 1"),
-        ("training.zero_stage", 4, "training.zero_stage: .*0, 1, 2 or 3"),
-        ("model.heads", 3, "dim 16 is not divisible by heads 3"),
-        ("model.kv_heads", 3, "heads 2 is not divisible by kv_heads 3"),
-        ("optimizer.betas", [0.9], "optimizer.betas"),
-        ("model.window", 0, "model.window: .*greater than 0, got 0"),
-        ("model.feedforward_dim", 0, "model.feedforward_dim: .*greater than 0"),
-        ("model.norm_eps", 0.0, "model.norm_eps: .*greater than 0"),
-        ("model.rotary_interpolation_factor", 0.5, "model.rotary_interpolation_factor: .*greater than or equal to 1"),
-        ("model.rotary_base_rescale_factor", 0.5, "model.rotary_base_rescale_factor: .*greater than or equal to 1"),
-        ("model.attention_kernel", "flash", "model.attention_kernel: .*'sdpa' or 'flex', got 'flash'"),
-        ("model.activation_checkpointing", "some", "model.activation_checkpointing: .*'none', 'full' or 'selective'"),
-        ("model.logits_chunk_size", 0, "model.logits_chunk_size: .*greater than 0"),
-        ("objective.masking", "binomial", "objective.masking: .*'exact' or 'bernoulli', got 'binomial'"),
-        ("objective.schedule", "sigmoid", "objective.schedule: .*'linear', 'cosine' or 'uniform_count'"),
-        ("objective.num_classes", 0, "objective.num_classes: .*greater than 0"),
-        ("objective.prefix_length", -1, "objective.prefix_length: .*greater than or equal to 0"),
-        ("objective.prefix_length", 12, "objective.prefix_length 12 is not below model.max_seq_len 12"),
-        ("objective.condition_drop_prob", 0.1, "condition_drop_prob and guidance_scale need num_classes or prefix"),
-        ("objective.guidance_scale", 2.0, "condition_drop_prob and guidance_scale need num_classes or prefix_length"),
-        ("objective.guidance_scale", -1.0, "objective.guidance_scale: .*greater than or equal to 0"),
+        ("model.dims", 3, ["'model.dims'", "'model.dim'"]),
+        ("model.max_seq_length", 3, ["'model.max_seq_length'", "'model.max_seq_len'"]),
+        ("modle", {}, ["'modle'", "'model'"]),
+        ("model.dim", "16", ["model.dim", "integer", "'16'"]),
+        ("model.dim", 16.0, ["model.dim", "integer", "16.0"]),
+        ("model.dim", True, ["model.dim", "integer", "True"]),
+        ("model.dim", 0, ["model.dim", 0]),
+        ("model.qk_norm", 1, ["model.qk_norm", "boolean", 1]),
+        ("model.norm", "batchnorm", ["model.norm", "'rmsnorm'", "'layernorm'", "'batchnorm'"]),
+        ("objective.no_replace_prob", 1.1, ["objective.no_replace_prob", 1.1]),
+        ("training.zero_stage", 4, ["training.zero_stage", "0, 1, 2 or 3", 4]),
+        ("model.heads", 3, ["dim", 16, "heads", 3]),
+        ("model.kv_heads", 3, ["heads", 2, "kv_heads", 3]),
+        ("optimizer.betas", [0.9], ["optimizer.betas.1"]),
+        ("model.window", 0, ["model.window", 0]),
+        ("model.feedforward_dim", 0, ["model.feedforward_dim", 0]),
+        ("model.norm_eps", 0.0, ["model.norm_eps", 0.0]),
+        ("model.rotary_interpolation_factor", 0.5, ["model.rotary_interpolation_factor", 1, 0.5]),
+        ("model.rotary_base_rescale_factor", 0.5, ["model.rotary_base_rescale_factor", 1, 0.5]),
+        ("model.attention_kernel", "flash", ["model.attention_kernel", "'sdpa'", "'flex'", "'flash'"]),
+        ("model.activation_checkpointing", "some", ["model.activation_checkpointing", "'selective'", "'some'"]),
+        ("model.logits_chunk_size", 0, ["model.logits_chunk_size", 0]),
+        ("objective.masking", "binomial", ["objective.masking", "'exact'", "'bernoulli'", "'binomial'"]),
+        ("objective.schedule", "sigmoid", ["objective.schedule", "'uniform_count'", "'sigmoid'"]),
+        ("objective.num_classes", 0, ["objective.num_classes", 0]),
+        ("objective.prefix_length", -1, ["objective.prefix_length", -1]),
+        ("objective.prefix_length", 12, ["objective.prefix_length", "model.max_seq_len", 12]),
+        ("objective.condition_drop_prob", 0.1, ["condition_drop_prob", "num_classes", "prefix_length"]),
+        ("objective.guidance_scale", 2.0, ["guidance_scale", "num_classes", "prefix_length"]),
+        ("objective.guidance_scale", -1.0, ["objective.guidance_scale", -1.0]),
     ],
 )
-def test_wrong_keys_and_values_are_named(key, value, message):
-    with pytest.raises(ConfigError, match=message) as caught:
+def test_wrong_keys_and_values_are_named(key, value, named):
+    with refused(*named, "(in a test)"):
         config_with(**{key: value})
-    assert "\n" not in str(caught.value)
-    assert "(in a test)" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        (
-            {"model.attention_kernel": "flex", "model.dropout": 0.1},
-            "attention_kernel flex has no dropout; use sdpa or dropout 0",
-        ),
+        ({"model.attention_kernel": "flex", "model.dropout": 0.1}, ["attention_kernel flex", "dropout"]),
         (
             {
                 "objective.kind": "autoregressive",
                 "objective.attention_z_loss": True,
                 "model.attention_kernel": "flex",
             },
-            "objective.attention_z_loss needs model.attention_kernel sdpa",
+            ["objective.attention_z_loss", "model.attention_kernel sdpa"],
         ),
         (
             {"objective.kind": "block_diffusion", "objective.block_size": 5},
-            "model.max_seq_len 12 is not a multiple of objective.block_size 5",
+            ["model.max_seq_len", 12, "objective.block_size", 5],
         ),
+        ({"objective.num_classes": 2, "objective.condition_drop_prob": 1.0}, ["objective.condition_drop_prob", 1.0]),
+        ({"objective.num_classes": 2}, ["objective.num_classes", "data.class_field"]),
+        ({"data.class_field": "cls"}, ["objective.num_classes", "data.class_field"]),
         (
-            {"objective.kind": "block_diffusion", "objective.block_size": 4, "objective.self_conditioning": True},
-            "self_conditioning means nothing to kind block_diffusion, only to non_autoregressive; leave it out",
+            {"data.class_field": "cls", "objective.kind": "autoregressive"},
+            ["objective.num_classes", "data.class_field"],
         ),
-        (
-            {"objective.kind": "block_diffusion", "objective.block_size": 4, "objective.self_token_critic": True},
-            "self_token_critic means nothing to kind block_diffusion, only to non_autoregressive",
-        ),
-        (
-            {"objective.kind": "autoregressive", "objective.schedule": "cosine"},
-            "schedule means nothing to kind autoregressive, only to non_autoregressive and block_diffusion; leave",
-        ),
-        ({"objective.mask_prob": 0.1}, "mask_prob means nothing to kind non_autoregressive, only to autoregressive"),
-        ({"objective.num_classes": 2, "objective.condition_drop_prob": 1.0}, "condition_drop_prob: .*less than 1"),
-        ({"objective.num_classes": 2}, "objective.num_classes and data.class_field are needed together"),
-        ({"data.class_field": "cls"}, "objective.num_classes and data.class_field are needed together"),
-        ({"logging.image_shape": [3, 5]}, "logging.image_shape 3 x 5 has 15 pixels, but model.max_seq_len is 12"),
-        (
-            {"objective.kind": "autoregressive", "logging.image_shape": [3, 4]},
-            "logging.image_shape needs a non-autoregressive model",
-        ),
-        ({"schedule.warmup_steps": 10}, "schedule.warmup_steps 10 is not below training.steps 10"),
-        ({"logging": [1]}, "logging: expected a section, with keys of its own, got \\[1\\]"),
-        ({"optimizer.learning_rate": float("inf")}, "optimizer.learning_rate: give a finite number, not inf"),
-        ({"training.seed": 2**63}, "training.seed 9223372036854775808 is not below 9223372036854775808"),
-        ({"faults.skip_spikes": True, "faults.spike_sigma": 0.0}, "skip_spikes needs a spike_sigma above 0"),
-        ({"logging.evaluate_every": 5, "data.validation": ""}, "evaluate_every needs held-out shards, but"),
-        ({"logging.profile_ranks": [1]}, "profile_ranks means nothing without profile_steps; give both or neither"),
-        ({"logging.profile_steps": [3, 2]}, r"logging.profile_steps \[3, 2\]: give the first step before the last"),
+        ({"logging.image_shape": [3, 5]}, ["logging.image_shape", "3 x 5", 15, "model.max_seq_len", 12]),
+        ({"objective.kind": "autoregressive", "logging.image_shape": [3, 4]}, ["logging.image_shape"]),
+        ({"schedule.warmup_steps": 10}, ["schedule.warmup_steps", "training.steps", 10]),
+        ({"logging": [1]}, ["logging", "section", "[1]"]),
+        ({"optimizer": [1]}, ["optimizer", "section", "[1]"]),
+        ({"optimizer.learning_rate": float("inf")}, ["optimizer.learning_rate", "inf"]),
+        ({"training.seed": 2**63}, ["training.seed", 2**63]),
+        ({"faults.skip_spikes": True, "faults.spike_sigma": 0.0}, ["faults.skip_spikes", "spike_sigma"]),
+        ({"logging.evaluate_every": 5, "data.validation": ""}, ["logging.evaluate_every", "data.validation"]),
+        ({"logging.profile_ranks": [1]}, ["logging.profile_ranks", "profile_steps"]),
+        ({"logging.profile_steps": [3, 2]}, ["logging.profile_steps", "[3, 2]"]),
         (
             {"data.sources": {"a": {"directory": "a", "weight": float("inf")}}, "data.directory": None},
-            "data.sources.a.weight: give a finite number, not inf",
+            ["data.sources.a.weight", "inf"],
         ),
-        ({"faults.straggler_ratio": float("inf")}, "faults.straggler_ratio: give a finite number, not inf"),
-        ({"logging.profile_steps": [11, 12]}, "logging.profile_steps: step 11 is not one of the 10 of the run"),
-        ({"logging.flops_step": 11}, "logging.flops_step: step 11 is not one of the 10 of the run"),
-        ({"logging.image_shape": [0, 4]}, r"logging.image_shape.0: .*greater than 0"),
+        ({"faults.straggler_ratio": float("inf")}, ["faults.straggler_ratio", "inf"]),
+        ({"logging.profile_steps": [11, 12]}, ["logging.profile_steps", 11, 10]),
+        ({"logging.flops_step": 11}, ["logging.flops_step", 11, 10]),
+        ({"logging.image_shape": [0, 4]}, ["logging.image_shape.0", 0]),
     ],
 )
-def test_settings_that_contradict_each_other_are_named(changes, message):
-    with pytest.raises(ConfigError, match=message):
+def test_settings_that_contradict_each_other_are_named(changes, named):
+    with refused(*named):
         config_with(**changes)
 
 
@@ -163,29 +144,29 @@ def test_settings_that_fit_each_other_are_not_refused(changes):
 
 
 @pytest.mark.parametrize(
-    ("key", "message"),
+    ("key", "named"),
     [
-        ("training.learning_rate", "did you mean 'optimizer.learning_rate'"),
-        ("logging.xyzzy", "; valid here: .*evaluate_every"),
+        ("training.learning_rate", ["'training.learning_rate'", "'optimizer.learning_rate'"]),
+        ("logging.xyzzy", ["'logging.xyzzy'", "evaluate_every"]),
     ],
 )
-def test_a_key_without_likeness_is_not_taken_for_a_sibling(key, message):
-    with pytest.raises(ConfigError, match=message):
+def test_a_key_without_likeness_is_not_taken_for_a_sibling(key, named):
+    with refused(*named):
         config_with(**{key: 3})
 
 
-@pytest.mark.parametrize("key", ["model", "model.dim", "training.global_batch_size"])
+@pytest.mark.parametrize("key", ["model", "model.dim", "objective.kind", "training.global_batch_size"])
 def test_missing_keys_are_named(key):
     values = copy.deepcopy(VALUES)
     *sections, name = key.split(".")
     del (values[sections[0]] if sections else values)[name]
-    with pytest.raises(ConfigError, match=re.escape(f"missing key '{key}'")):
+    with refused(f"'{key}'"):
         validate_config(values, "a test")
 
 
 def test_every_problem_is_reported_at_once():
-    with pytest.raises(ConfigError, match=r"model\.dims.*; .*training\.steps"):
-        config_with(**{"model.dims": 1, "training.steps": -1})
+    with refused("'model.dims'", "training.steps", "'objective.mask_prob'", "optimizer.kind"):
+        config_with(**{"model.dims": 1, "training.steps": -1, "objective.mask_probs": 0.1, "optimizer.kind": "sgd"})
 
 
 @pytest.mark.parametrize(
@@ -208,37 +189,37 @@ def test_overrides_reach_raw_deepspeed_settings(yaml_file):
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "named"),
     [
-        ("model.dim", "'model.dim' is not of the form section.key=value"),
-        ("dim=3", "'dim=3' is not of the form section.key=value"),
-        ("model.=3", "not of the form"),
-        ("model.dim.x=3", "'dim' is not a section"),
-        ("model.dmi=3", "unknown key 'model.dmi', did you mean 'model.dim'"),
-        ("model.dim=[", "override 'model.dim=\\[' is not valid YAML"),
+        ("model.dim", ["'model.dim'", "section.key=value"]),
+        ("dim=3", ["'dim=3'", "section.key=value"]),
+        ("model.=3", ["'model.=3'", "section.key=value"]),
+        ("model.dim.x=3", ["'model.dim.x=3'", "'dim'"]),
+        ("model.dmi=3", ["'model.dmi'", "'model.dim'"]),
+        ("model.dim=[", ["'model.dim=['", "YAML"]),
     ],
 )
-def test_wrong_overrides_are_refused(yaml_file, override, message):
-    with pytest.raises(ConfigError, match=message):
+def test_wrong_overrides_are_refused(yaml_file, override, named):
+    with refused(*named):
         load_config(yaml_file, [override])
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "named"),
     [
-        ("model: [", "is not valid YAML"),
-        ("hello", "expected sections such as 'model:' and 'training:', found 'hello'"),
-        ("", "expected sections"),
-        ("model: !!python/object/apply:os.getcwd []", "is not valid YAML"),
-        ("model: {dim: 1}\nmodel: {depth: 2}", "is not valid YAML: 'model' stands twice, line 2, column 1"),
-        ("model: {dim: 1, dim: 1}", "is not valid YAML: 'dim' stands twice"),
-        ("training: {batch_size_warmup: [{a: 1, a: 2}]}", "is not valid YAML: 'a' stands twice"),
+        ("model: [", ["YAML"]),
+        ("hello", ["sections", "'hello'"]),
+        ("", ["sections", "None"]),
+        ("model: !!python/object/apply:os.getcwd []", ["YAML", "python/object/apply:os.getcwd"]),
+        ("model: {dim: 1}\nmodel: {depth: 2}", ["YAML", "'model'", "line 2, column 1"]),
+        ("model: {dim: 1, dim: 1}", ["YAML", "'dim'"]),
+        ("training: {batch_size_warmup: [{a: 1, a: 2}]}", ["YAML", "'a'"]),
     ],
 )
-def test_unusable_files_are_refused(tmp_path, text, message):
+def test_unusable_files_are_refused(tmp_path, text, named):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with refused(path, *named):
         load_config(path)
 
 
@@ -251,7 +232,7 @@ def test_a_merge_may_be_merged_again_and_what_is_written_wins(yaml_file):
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=r"cannot read the config file .*model\.pt: it is not text in UTF-8"):
+    with refused(tmp_path / "model.pt", "UTF-8"):
         load_config(tmp_path / "model.pt")
 
 
@@ -259,12 +240,12 @@ def test_a_section_without_keys_is_one_without_settings(yaml_file):
     yaml_file.write_text(yaml_file.read_text() + "logging:\n  # every: 5\ndeepspeed:\n")
     assert load_config(yaml_file) == config_with(**{"training.run_directory": "runs/small"})
     assert load_config(yaml_file, ["logging.every=5"]).logging.every == 5
-    with pytest.raises(ConfigError, match=r"missing key 'model\.dim'; .*'model\.depth'"):
+    with refused("'model.dim'", "'model.depth'"):
         validate_config({**VALUES, "model": None}, "a test")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot read the config file .*absent\.yaml: No such file"):
+    with refused(tmp_path / "absent.yaml"):
         load_config(tmp_path / "absent.yaml")
 
 
@@ -296,10 +277,9 @@ def test_a_saved_config_stays_readable_that_no_run_may_start_with(tmp_path):
     path.write_text(dump_config(validate_config(values, "a test")))
     config = load_config(path)
     assert config.faults.straggler_ratio == float("inf")
-    with pytest.raises(ConfigError) as caught:
+    run = ("training.seed", "faults.skip_spikes", "faults.straggler_ratio")
+    with refused(*run, "logging.evaluate_every", "logging.profile_ranks", "logging.flops_step"):
         check_run(config)
-    for name in ("seed", "evaluate_every", "profile_ranks", "flops_step", "skip_spikes", "straggler_ratio"):
-        assert name in str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)

@@ -13,32 +13,12 @@ from nar_scale.checkpoint import (
     find_damage,
 )
 from nar_scale.checkpoint.weights import open_weights
-from nar_scale.config import Config, ModelConfig, TrainingConfig, batch_size_at, first_step_from
+from nar_scale.config import Config, TrainingConfig, batch_size_at, first_step_from, fixed_on_resume
 from nar_scale.errors import CheckpointError
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.zero_engine import ZeroEngine
 
 _logger = logging.getLogger(__name__)
-
-# how a model is computed rather than what it is
-_FREE = ("dropout", "activation_checkpointing", "attention_kernel", "compile", "logits_chunk_size")
-# what a checkpoint cannot be resumed with when it has changed
-_FIXED = (
-    *(f"model.{name}" for name in ModelConfig.model_fields if name not in _FREE),
-    "objective.kind",
-    "objective.block_size",
-    "objective.num_classes",
-    "objective.prefix_length",
-    "objective.self_conditioning",
-    "objective.self_token_critic",
-    "data.field",
-    "data.class_field",
-    "data.document_field",
-    "data.sequential",
-    "optimizer.kind",
-    "data.shuffle_window",
-    "training.seed",
-)
 
 
 def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[CheckpointStore, int | None]:
@@ -139,9 +119,9 @@ def _counts(consumed: dict[str, int]) -> str:
 
 def check_same_model(config: Config, saved: Config, path: Path) -> None:
     """Refuse to go on with settings that give weights and position in the stream another meaning than those saved."""
-    for key in _FIXED:
-        section, name = key.split(".")
-        before, now = getattr(getattr(saved, section), name), getattr(getattr(config, section), name)
+    settings = fixed_on_resume(config)
+    for key, before in fixed_on_resume(saved).items():
+        now = settings.get(key)  # another kind may lack the key, but `kind` comes before it
         if before != now:
             raise CheckpointError(
                 f"{path} was trained with {key} {before}, not {now}; set it back, or start anew in another "

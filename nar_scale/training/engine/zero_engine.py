@@ -125,8 +125,9 @@ class ZeroEngine:
     def set_learning_rates(self, factor: float) -> None:
         """Use this factor of each parameter group's configured learning rate in the next step."""
         config = self._config
+        of_muon = config.muon_learning_rate if config.kind == "muon" else config.learning_rate
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = factor * (config.muon_learning_rate if group.get("use_muon") else config.learning_rate)
+            group["lr"] = factor * (of_muon if group.get("use_muon") else config.learning_rate)
 
     @property
     def muon_settings(self) -> MuonSettings:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nar_scale.config import OptimizerConfig, ScheduleConfig
+from nar_scale.config import MuonConfig, OptimizerConfig, ScheduleConfig
 from nar_scale.model.layers import Embedding
 from nar_scale.model.parameters import is_matrix, muon_matrices
 from nar_scale.training.optimizers.ema import averaging, forget_averages
@@ -56,7 +56,7 @@ def build_optimizer(
     return optimizer
 
 
-def _with_muon(groups: list[dict[str, Any]], module: nn.Module, config: OptimizerConfig) -> list[dict[str, Any]]:
+def _with_muon(groups: list[dict[str, Any]], module: nn.Module, config: MuonConfig) -> list[dict[str, Any]]:
     """The same groups without the matrices of the blocks, and one with them."""
     matrices = muon_matrices(module)
     muon = {

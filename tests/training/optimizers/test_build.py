@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from nar_scale import Decoder, TransformerWrapper
-from nar_scale.config import OptimizerConfig, ScheduleConfig
+from nar_scale.config import (
+    AdamWConfig,
+    ConstantScheduleConfig,
+    CosineScheduleConfig,
+    InverseSqrtScheduleConfig,
+    LionConfig,
+    MuonConfig,
+    WSDScheduleConfig,
+)
 from nar_scale.errors import UserError
 from nar_scale.model.parameters import muon_matrices
 from nar_scale.training.callbacks.muon_check import MuonCheck
@@ -14,11 +22,25 @@ from nar_scale.training.optimizers.ema import EMA
 from nar_scale.training.optimizers.muon import muon_step
 
 STEPS = 100
-KINDS = ("cosine", "wsd", "constant", "inverse_sqrt")
+SCHEDULES = {
+    "cosine": CosineScheduleConfig,
+    "wsd": WSDScheduleConfig,
+    "constant": ConstantScheduleConfig,
+    "inverse_sqrt": InverseSqrtScheduleConfig,
+}
+OPTIMIZERS = {"adamw": AdamWConfig, "lion": LionConfig, "muon": MuonConfig}
+
+
+def schedule_of(kind, **settings):
+    return SCHEDULES[kind](kind=kind, **settings)
+
+
+def optimizer_of(kind, **settings):
+    return OPTIMIZERS[kind](kind=kind, **settings)
 
 
 def factors(**settings):
-    schedule = ScheduleConfig(**settings)
+    schedule = schedule_of(**settings)
     return [learning_rate_factor(schedule, step, STEPS) for step in range(STEPS)]
 
 
@@ -53,8 +75,8 @@ def test_inverse_sqrt_halves_in_four_times_the_steps():
 
 
 def test_only_a_schedule_that_ends_depends_on_the_length():
-    short, long = ([learning_rate_factor(ScheduleConfig(kind=kind), 5, steps) for kind in KINDS] for steps in (20, 40))
-    assert [kind for kind, one, other in zip(KINDS, short, long) if one != other] == ["cosine"]
+    short, long = ([learning_rate_factor(schedule_of(kind), 5, steps) for kind in SCHEDULES] for steps in (20, 40))
+    assert [kind for kind, one, other in zip(SCHEDULES, short, long) if one != other] == ["cosine"]
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -68,7 +90,7 @@ def test_matrices_are_decayed_and_vectors_and_embeddings_are_not(tied):
     assert ("to_logits.weight" in {name for name, _ in decayed["params"]}) is not tied
     assert len(decayed["params"]) + len(others["params"]) == len(list(net.parameters()))
     assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
-    optimizer = build_optimizer(net, OptimizerConfig(learning_rate=0.5, betas=(0.8, 0.9)))
+    optimizer = build_optimizer(net, AdamWConfig(learning_rate=0.5, betas=(0.8, 0.9)))
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["betas"] == (0.8, 0.9)
 
@@ -87,7 +109,7 @@ def give_gradients(net, seed=0):
 @pytest.mark.parametrize("tied", [False, True])
 def test_muon_has_the_matrices_of_the_blocks_and_nothing_else(tied):
     net = small_net(tied)
-    optimizer = build_optimizer(net, OptimizerConfig(kind="muon", learning_rate=1e-3, muon_momentum=0.9))
+    optimizer = build_optimizer(net, optimizer_of("muon", learning_rate=1e-3, muon_momentum=0.9))
     (muon,) = (group for group in optimizer.param_groups if group["use_muon"])
     blocks = "attn_layers.blocks.0"
     assert set(muon["param_names"]) == {
@@ -115,7 +137,7 @@ def test_a_step_of_muon_has_singular_values_near_one(shape):
 def test_muon_agrees_with_that_of_torch():
     """Which computes in bfloat16."""
     net, reference = small_net(), small_net()
-    optimizer = build_optimizer(net, OptimizerConfig(kind="muon", learning_rate=1e-3))
+    optimizer = build_optimizer(net, optimizer_of("muon", learning_rate=1e-3))
     torchs = torch.optim.Muon(list(muon_matrices(reference).values()), lr=0.02, weight_decay=0.1, momentum=0.95)
     ours, theirs = muon_matrices(net), muon_matrices(reference)
     for _ in range(3):
@@ -130,7 +152,7 @@ def test_muon_agrees_with_that_of_torch():
 
 @pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
 def test_every_optimizer_keeps_averages_and_states_in_the_shape_of_the_weight(kind):
-    net, config = small_net(), OptimizerConfig(kind=kind, learning_rate=1e-3)
+    net, config = small_net(), optimizer_of(kind, learning_rate=1e-3)
     optimizer = build_optimizer(net, config, ema_decay=0.5)
     before = {name: weight.detach().clone() for name, weight in net.named_parameters()}
     give_gradients(net)
@@ -146,7 +168,7 @@ def test_every_optimizer_keeps_averages_and_states_in_the_shape_of_the_weight(ki
 @pytest.mark.parametrize("kind", ["muon", "adamw", "sgd"])
 def test_the_first_step_shows_whether_muon_took_effect(kind):
     net = small_net()
-    config = OptimizerConfig(kind="muon", learning_rate=1e-3)
+    config = optimizer_of("muon", learning_rate=1e-3)
     optimizer = build_optimizer(net, config)
     (group,) = (group for group in optimizer.param_groups if group["use_muon"])
     others = {"adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}

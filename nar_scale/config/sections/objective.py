@@ -1,0 +1,126 @@
+"""The section `objective`: what is learned, in three kinds."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import model_validator as validator
+
+from nar_scale.config.sections.section import FixedOnResume, Fraction, Kind, Probability, Unit, reads_all_kinds
+
+
+class AutoregressiveConfig(Kind):
+    """Predict each token from those before it."""
+
+    # what every kind is asked for, and this one does not have
+    schedule: ClassVar[None] = None
+    num_classes: ClassVar[None] = None
+    prefix_length: ClassVar[int] = 0
+    guidance_scale: ClassVar[float] = 1.0
+
+    kind: Annotated[Literal["autoregressive"], FixedOnResume()] = Field(
+        description="Predicts each token from those before it, with a `Decoder`.",
+    )
+    mask_prob: Fraction = Field(
+        default=0.0,
+        description="Fraction of the input tokens hidden in training (forgetful causal masking, arXiv:2210.13432).",
+    )
+    attention_z_loss: bool = Field(
+        default=False,
+        description="Add the attention z-loss, which keeps attention logits small (ST-MoE, arXiv:2202.08906).",
+    )
+
+
+class _MaskedConfig(Kind):
+    """What the kinds that predict masked tokens have in common."""
+
+    schedule: Literal["linear", "cosine", "uniform_count"] = Field(
+        default="linear",
+        description="Masked fraction over the progress of unmasking, in training and in decoding.",
+    )
+    loss: Literal["mdlm", "maskgit"] = Field(
+        default="mdlm",
+        description="`mdlm` weighs the loss into a bound on the likelihood; `maskgit` is the unweighted mean.",
+    )
+    masking: Literal["exact", "bernoulli"] = Field(
+        default="exact",
+        description="Mask exactly the scheduled number of tokens, or each token with that probability.",
+    )
+    steps: Annotated[PositiveInt, Unit("network calls")] = Field(
+        default=18,
+        description="Network calls for a generated sequence, unless the generation worker is given another number.",
+    )
+    num_classes: Annotated[PositiveInt | None, FixedOnResume(), Unit("classes")] = Field(
+        default=None,
+        description="Number of classes that the model is conditional on; `data.class_field` names that of a sample.",
+    )
+    prefix_length: Annotated[NonNegativeInt, FixedOnResume(), Unit("tokens")] = Field(
+        default=0,
+        description="First tokens of each sequence that are given: they are never masked, predicted or counted.",
+    )
+    condition_drop_prob: Fraction = Field(
+        default=0.0,
+        description="Fraction of the sequences trained without class and prefix, which guidance needs.",
+    )
+    guidance_scale: NonNegativeFloat = Field(
+        default=1.0,
+        description="Strength of classifier-free guidance in decoding; 1 for none.",
+    )
+    no_replace_prob: Probability = Field(
+        default=0.0,
+        description="Fraction of the masked tokens left as they are (BERT), in half of the sequences.",
+    )
+    random_token_prob: Probability = Field(
+        default=0.0,
+        description="Fraction of the masked tokens replaced by random ones (BERT), in half of the sequences.",
+    )
+
+    @validator(mode="after")
+    def _guidance_has_a_condition(self) -> "_MaskedConfig":
+        conditional = self.num_classes is not None or self.prefix_length > 0
+        if not conditional and (self.condition_drop_prob or self.guidance_scale != 1):
+            raise ValueError("condition_drop_prob and guidance_scale need num_classes or prefix_length")
+        return self
+
+
+class NonAutoregressiveConfig(_MaskedConfig):
+    """Predict masked tokens from all others."""
+
+    kind: Annotated[Literal["non_autoregressive"], FixedOnResume()] = Field(
+        description="Predicts masked tokens from all others, with an `Encoder`.",
+    )
+    self_conditioning: Annotated[bool, FixedOnResume()] = Field(
+        default=False,
+        description="Condition each pass on the embeddings of the one before (arXiv:2208.04202).",
+    )
+    self_conditioning_train_prob: Probability = Field(
+        default=0.75,
+        description="Fraction of the sequences trained with self-conditioning.",
+    )
+    self_token_critic: Annotated[bool, FixedOnResume()] = Field(
+        default=False,
+        description="Train the net to judge which of its own tokens to keep in decoding as well.",
+    )
+    critic_loss_weight: NonNegativeFloat = Field(
+        default=1.0,
+        description="Weight of the critic's loss beside that of the masked tokens.",
+    )
+
+
+class BlockDiffusionConfig(_MaskedConfig):
+    """Predict masked tokens of a block from the rest of it and the blocks before."""
+
+    kind: Annotated[Literal["block_diffusion"], FixedOnResume()] = Field(
+        description="Predicts masked tokens of a block from the rest of the block and the blocks before it "
+        "(arXiv:2503.09573).",
+    )
+    block_size: Annotated[PositiveInt, FixedOnResume(), Unit("tokens")] = Field(
+        default=16,
+        description="Tokens that are unmasked together, block after block from left to right; divides "
+        "`model.max_seq_len`.",
+    )
+
+
+_Kinds = AutoregressiveConfig | NonAutoregressiveConfig | BlockDiffusionConfig
+
+ObjectiveConfig = Annotated[_Kinds, Field(discriminator="kind"), reads_all_kinds(_Kinds)]
+"""What is learned."""
