@@ -198,11 +198,11 @@ def run_index(arguments: argparse.Namespace) -> str:
 
 def train_tokenizer_first(arguments: argparse.Namespace) -> None:
     """Train the tokenizer if that is asked for and its file does not exist, and print what was done."""
+    if not arguments.train_tokenizer:
+        return
     from nar_scale.data import train_tokenizer
     from nar_scale.errors import UserError
 
-    if not arguments.train_tokenizer:
-        return
     path = Path(arguments.tokenizer)
     if path.exists():
         print(f"{path} is there already and is used as it is", flush=True)
@@ -242,10 +242,10 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def shard_cache(arguments: argparse.Namespace) -> ShardCache | None:
-    from nar_scale.data import ShardCache, cache_bytes
-
     if arguments.cache_directory is None:
         return None
+    from nar_scale.data import ShardCache, cache_bytes
+
     return ShardCache(arguments.cache_directory, cache_bytes(arguments.cache_gib))
 
 
@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         print(report, flush=True)
-    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

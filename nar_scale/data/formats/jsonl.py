@@ -110,7 +110,7 @@ def _seek_first_line(file: BinaryIO, piece: Piece) -> int:
     """Go to the first line that starts in the piece and return its position, the end or later if there is none."""
     if piece.start == 0:
         return 0
-    # the byte before tells whether a line starts here
+    # a line starts here if the byte before ends one
     position = file.seek(piece.start - 1)
     while position < piece.end and (part := file.readline(BUFFER_BYTES)):
         position += len(part)

@@ -1,4 +1,4 @@
-"""Finding the files in a tar by reading its headers alone.
+"""Finding the files in a tar by reading only its headers.
 
 Tars come from untrusted sources, and tarfile of the standard library trusts them: a negative size makes it loop
 forever, and a header of a megabyte can make it allocate memory without limit. Here no header costs more than its own

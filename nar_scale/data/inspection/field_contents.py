@@ -109,7 +109,7 @@ class SampleView:
     Args:
         tokens_field: the field that holds the tokens.
         documents_field: the field that holds the document of each token.
-        tokenizer: decodes the tokens; None to show numbers alone.
+        tokenizer: decodes the tokens; None to show numbers only.
         may_be_images: show square numbers of tokens as a grid.
     """
 

@@ -39,7 +39,7 @@ class ShardSummary:
         index: the shards.
         index_directory: where their indices are kept, if not only beside them.
         info: the `dataset.json` of their data set, if it has one.
-        tokenizer: decodes the tokens; None to show numbers alone.
+        tokenizer: decodes the tokens; None to show numbers only.
         cache: where copies of remote shards are kept on this node.
     """
 

@@ -56,8 +56,8 @@ class SplitVerification:
     @property
     def entropy(self) -> float:
         """Entropy of the distribution of single tokens, in bits."""
-        shares = self.histogram[self.histogram > 0] / self.tokens
-        return float(-(shares * np.log2(shares)).sum()) + 0.0  # not -0.0
+        frequencies = self.histogram[self.histogram > 0] / self.tokens
+        return float(-(frequencies * np.log2(frequencies)).sum()) + 0.0  # not -0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -98,7 +98,7 @@ def prepare_work_item(task: tuple[WorkItem, Recipe, Path]) -> WorkItemRecord:
             file.flush()
             os.fsync(file.fileno())
         if target.exists() and WorkItemRecord.load(target) is None:
-            os.rename(target, working / "incomplete")  # somebody has deleted a part of it
+            os.rename(target, working / "incomplete")  # a part of it has been deleted
         try:
             os.rename(packed, target)
         except OSError:

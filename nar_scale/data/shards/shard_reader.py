@@ -47,7 +47,7 @@ class _OpenShard:
     def __init__(self, shard: ShardReference, cache: ShardCache | None, memory_map: bool):
         index = load_shard_index(shard.location, shard.index_path)
         if index is None or index.stamp.digest != shard.digest:
-            # this node has never seen it, or somebody has removed the index
+            # this node has never opened it, or the index has been removed
             index = make_shard_index(shard.location, shard.index_path, cache, allow_damage=True)
             if index.stamp.digest != shard.digest:
                 raise DataError(f"shard {shard.location} changed since it was opened; restore it, or start again")

@@ -14,7 +14,7 @@ from nar_scale.errors import DataError
 READ_BYTES = 1 << 20
 MAX_FIELDS = 64
 MAX_FIELD_LETTERS = 255
-MAX_KEY_BYTES = 256  # keys serve messages alone; longer ones are cut
+MAX_KEY_BYTES = 256  # keys are used in messages only; longer ones are cut
 MISSING, DUPLICATE = -1, -2  # in place of the offset of a field
 
 

@@ -35,7 +35,7 @@ class CachedShard:
         self._owner = os.getpid()
 
     def close(self) -> None:
-        """Let the shard be removed. A process that has inherited it by `fork` closes its own descriptor alone."""
+        """Let the shard be removed. A process that has inherited it by `fork` closes only its own descriptor."""
         if self.descriptor < 0:
             return
         descriptor, self.descriptor = self.descriptor, -1

@@ -6,7 +6,7 @@ from nar_scale.text import printable
 
 TRANSIENT_STATUSES = (408, 425, 429)  # of those from 400 to 499
 NO_SUCH_OBJECT, REFUSED = (404, 410), (401, 403)
-# what a second attempt does not mend: options or an address that make no sense, and no credentials to be found
+# what a second attempt does not correct: options or an address that make no sense, and no credentials to be found
 PERMANENT_ERRORS = (ValueError, TypeError, AttributeError, LookupError)
 PERMANENT_ERROR_NAMES = ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "DefaultCredentialsError")
 

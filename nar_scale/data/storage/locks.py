@@ -38,7 +38,7 @@ def exclusive_lock(path: Path, wait: bool = True) -> Iterator[None]:
         try:
             yield
         finally:
-            # while the lock is held: who waits for the file sees that it is gone, and makes a new one
+            # while the lock is held: a process that waits for the file sees that it is gone, and makes a new one
             path.unlink(missing_ok=True)
 
 

@@ -13,6 +13,7 @@ from nar_scale.checkpoint import TrainingState
 from nar_scale.config import FaultsConfig
 from nar_scale.data import Batch
 from nar_scale.errors import DivergenceError
+from nar_scale.text import integer_ranges
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.nonfinite import scale_is_exhausted, skip_steps_without_finite_gradient
 from nar_scale.training.fault_tolerance.loss_spikes import SpikeDetector
@@ -133,10 +134,4 @@ class Guard:
 
 def as_runs(numbers: Any) -> str:
     """Integers in ascending order, neighbours joined: `3-5, 9`."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return ", ".join(integer_ranges(numbers))
