@@ -1,28 +1,17 @@
-"""Turn a corpus, or scikit-learn's handwritten digits, into shards ready for training; look into shards, check them."""
+"""Turn a corpus, or scikit-learn's handwritten digits, into shards for training; inspect, verify and index shards."""
+
+from __future__ import annotations
 
 import argparse
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from nar_scale.data import (
-    DatasetInfo,
-    ShardCache,
-    cache_bytes,
-    index_shards,
-    inspect,
-    merge_units,
-    plan_dataset,
-    prepare,
-    prepare_units,
-    train_tokenizer,
-    verify,
-)
-from nar_scale.errors import DataError, UserError
-from nar_scale.examples.digits import prepare_digits
+if TYPE_CHECKING:  # else imported by the jobs, after the arguments have been checked: it takes seconds
+    from nar_scale.data import DatasetInfo, ShardCache
 
 MAX_FAULTS = 20  # lines about damaged shards
 
@@ -44,7 +33,7 @@ examples:
   python launcher/prepare.py --index /shared/their_shards
   python launcher/prepare.py --digits --output data/digits
 
-A run that was killed goes on where it was when the same command is run again. On many machines that share a file
+A run that was killed continues where it was when the same command is run again. On many machines that share a file
 system, run the same command with --part 1/N to --part N/N, then with --merge; the result does not depend on N.
 """
 
@@ -56,8 +45,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, nargs="+", metavar="PATH", help="files and folders")
     source.add_argument("--digits", action="store_true", help="the images that scikit-learn ships, 64 tokens each")
-    source.add_argument("--inspect", metavar="DIR|URL", help="tell what is in a folder of shards")
-    source.add_argument("--verify", metavar="DIR", help="read a whole data set again and check it")
+    source.add_argument("--inspect", metavar="DIR|URL", help="describe what is in a folder of shards")
+    source.add_argument("--verify", metavar="DIR", help="read a whole data set again and verify its integrity")
     source.add_argument(
         "--index", nargs="+", metavar="DIR|URL", help="build the indices of shards, so that training need not"
     )
@@ -65,23 +54,32 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seq-len", type=int, metavar="N", help="tokens in a sample; needed with --input")
     parser.add_argument("--tokenizer", metavar="byte|FILE", help="byte (default) or a tokenizer.json")
     parser.add_argument(
-        "--train-tokenizer", type=int, metavar="VOCAB", help="learn this many tokens from the input into the FILE first"
+        "--train-tokenizer",
+        type=int,
+        metavar="VOCAB",
+        help="train the tokenizer FILE with this many tokens on the input first",
     )
     parser.add_argument("--vocabulary-size", type=int, metavar="N", help="for input that is tokens of no tokenizer")
     parser.add_argument("--text-field", default="text", metavar="NAME", help="key, column or field of the text")
     parser.add_argument(
-        "--one-document-per-sample", action="store_true", help="do not join documents: pad them, cut longer ones"
+        "--one-document-per-sample", action="store_true", help="do not concatenate documents: pad them, cut longer ones"
     )
     parser.add_argument("--document-ids", action="store_true", help="also write which document each token belongs to")
     parser.add_argument(
-        "--validation", type=float, default=0.01, metavar="FRACTION", help="documents to hold out (default 0.01)"
+        "--validation",
+        type=float,
+        default=0.01,
+        metavar="FRACTION",
+        help="documents for the validation split (default 0.01)",
     )
     parser.add_argument("--include", default="*", metavar="GLOB", help="names of files to take from folders")
     parser.add_argument(
         "--exclude", nargs="+", default=[], metavar="NAME", help="names or globs of files and folders to leave out"
     )
     parser.add_argument("--samples-per-shard", type=int, default=8192, metavar="N", help="at most (default 8192)")
-    parser.add_argument("--unit-bytes", type=int, metavar="N", help="input packed together (default: about 4 shards)")
+    parser.add_argument(
+        "--unit-bytes", type=int, metavar="N", help="input bytes in a work item (default: about 4 shards)"
+    )
     parser.add_argument("--part", type=part, metavar="I/N", help="do only the I-th of N parts; others do the rest")
     parser.add_argument("--merge", action="store_true", help="check that all parts are done and publish the data set")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
@@ -110,14 +108,108 @@ def part(text: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
-def learn_tokenizer(arguments: argparse.Namespace) -> None:
+def job_of(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], str]:
+    """Return the function for what is asked; it returns a report."""
+    if arguments.inspect:
+        return run_inspect
+    if arguments.verify:
+        return run_verify
+    if arguments.index:
+        return run_index
+    if arguments.digits:
+        return run_digits
+    if arguments.train_tokenizer and arguments.output is None:
+        return run_train_tokenizer
+    if arguments.part:
+        return run_part
+    return run_merge if arguments.merge else run_prepare
+
+
+def run_prepare(arguments: argparse.Namespace) -> str:
+    from nar_scale.data import prepare
+
+    start = time.perf_counter()
+    train_tokenizer_first(arguments)
+    info = prepare(arguments.input, arguments.output, overwrite=arguments.overwrite, **settings(arguments))
+    return summary(info, arguments.output, time.perf_counter() - start)
+
+
+def run_part(arguments: argparse.Namespace) -> str:
+    from nar_scale.data import plan_dataset, prepare_work_items
+
+    train_tokenizer_first(arguments)
+    plan = plan_dataset(arguments.input, arguments.output, **settings(arguments))
+    done = prepare_work_items(plan, arguments.output, arguments.part, arguments.workers, arguments.overwrite)
+    number, parts = arguments.part
+    return f"part {number}/{parts}: {done:,} of {len(plan.work_items):,} work items done in {arguments.output}"
+
+
+def run_merge(arguments: argparse.Namespace) -> str:
+    from nar_scale.data import merge_work_items, plan_dataset
+
+    start = time.perf_counter()
+    train_tokenizer_first(arguments)
+    plan = plan_dataset(arguments.input, arguments.output, **settings(arguments))
+    info = merge_work_items(plan, arguments.output, arguments.workers, arguments.overwrite)
+    return summary(info, arguments.output, time.perf_counter() - start)
+
+
+def run_train_tokenizer(arguments: argparse.Namespace) -> str:
+    train_tokenizer_first(arguments)
+    return "give --output and --seq-len as well to prepare a data set with it"
+
+
+def run_digits(arguments: argparse.Namespace) -> str:
+    from nar_scale.examples.digits import prepare_digits
+
+    start = time.perf_counter()
+    info = prepare_digits(arguments.output, overwrite=arguments.overwrite)
+    return summary(info, arguments.output, time.perf_counter() - start)
+
+
+def run_inspect(arguments: argparse.Namespace) -> str:
+    from nar_scale.data import inspect
+
+    return inspect(arguments.inspect, index_directory=arguments.index_directory, cache=shard_cache(arguments))
+
+
+def run_verify(arguments: argparse.Namespace) -> str:
+    from nar_scale.data import verify
+
+    return str(verify(arguments.verify, index_directory=arguments.index_directory, workers=arguments.workers))
+
+
+def run_index(arguments: argparse.Namespace) -> str:
+    from nar_scale.data import index_shards
+    from nar_scale.errors import DataError
+
+    done = index_shards(arguments.index, arguments.index_directory, shard_cache(arguments), arguments.workers)
+    report, faults = "\n".join(done.lines), done.faults
+    if not faults:
+        return report
+    if report:
+        print(report)
+    if len(faults) > MAX_FAULTS:
+        faults = [*faults[:MAX_FAULTS], f"{len(faults) - MAX_FAULTS:,} more are damaged or missing"]
+    for fault in faults[:-1]:
+        print(f"prepare: error: {fault}", file=sys.stderr)
+    raise DataError(faults[-1])
+
+
+def train_tokenizer_first(arguments: argparse.Namespace) -> None:
+    """Train the tokenizer if that is asked for and its file does not exist, and print what was done."""
+    if not arguments.train_tokenizer:
+        return
+    from nar_scale.data import train_tokenizer
+    from nar_scale.errors import UserError
+
     path = Path(arguments.tokenizer)
     if path.exists():
-        print(f"{path} is there already and is used as it is")
+        print(f"{path} is there already and is used as it is", flush=True)
         return
     if arguments.part or arguments.merge:
         raise UserError(
-            f"{path} is not there; learn it before the parts, with --train-tokenizer but without --output, so that all "
+            f"{path} is missing; train it before the parts, with --train-tokenizer but without --output, so that all "
             "parts have the same one"
         )
     train_tokenizer(
@@ -128,10 +220,11 @@ def learn_tokenizer(arguments: argparse.Namespace) -> None:
         include=arguments.include,
         exclude=arguments.exclude,
     )
-    print(f"wrote {path}")
+    print(f"wrote {path}", flush=True)
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `plan_dataset`."""
     return {
         "seq_len": arguments.seq_len,
         "tokenizer": arguments.tokenizer or (None if arguments.vocabulary_size else "byte"),
@@ -148,51 +241,11 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def run(arguments: argparse.Namespace) -> str:
-    start = time.perf_counter()
-    if arguments.inspect:
-        index_directory, cache = arguments.index_directory, shard_cache(arguments)
-        return inspect(arguments.inspect, index_directory=index_directory, cache=cache)
-    if arguments.verify:
-        return str(verify(arguments.verify, index_directory=arguments.index_directory, workers=arguments.workers))
-    if arguments.index:
-        return index(arguments)
-    if arguments.digits:
-        info = prepare_digits(arguments.output, overwrite=arguments.overwrite)
-        return summary(info, arguments.output, time.perf_counter() - start)
-    if arguments.train_tokenizer:
-        learn_tokenizer(arguments)
-        if arguments.output is None:
-            return "give --output and --seq-len as well to prepare a data set with it"
-    if arguments.part or arguments.merge:
-        plan = plan_dataset(arguments.input, arguments.output, **settings(arguments))
-        if arguments.part:
-            units = prepare_units(plan, arguments.output, arguments.part, arguments.workers, arguments.overwrite)
-            number, parts = arguments.part
-            return f"part {number}/{parts}: {units:,} of {len(plan.units):,} units done in {arguments.output}"
-        info = merge_units(plan, arguments.output, arguments.workers, arguments.overwrite)
-    else:
-        info = prepare(arguments.input, arguments.output, overwrite=arguments.overwrite, **settings(arguments))
-    return summary(info, arguments.output, time.perf_counter() - start)
-
-
-def index(arguments: argparse.Namespace) -> str:
-    done = index_shards(arguments.index, arguments.index_directory, shard_cache(arguments), arguments.workers)
-    report, faults = "\n".join(done.lines), done.faults
-    if not faults:
-        return report
-    if report:
-        print(report)
-    if len(faults) > MAX_FAULTS:
-        faults = [*faults[:MAX_FAULTS], f"{len(faults) - MAX_FAULTS:,} more are damaged or not there"]
-    for fault in faults[:-1]:
-        print(f"prepare: error: {fault}", file=sys.stderr)
-    raise DataError(faults[-1])
-
-
 def shard_cache(arguments: argparse.Namespace) -> ShardCache | None:
     if arguments.cache_directory is None:
         return None
+    from nar_scale.data import ShardCache, cache_bytes
+
     return ShardCache(arguments.cache_directory, cache_bytes(arguments.cache_gib))
 
 
@@ -213,14 +266,16 @@ def summary(info: DatasetInfo, output: Path, seconds: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    from nar_scale.errors import UserError
+
     try:
-        report = run(arguments)
+        report = job_of(arguments)(arguments)
     except UserError as error:
         print(f"prepare: error: {error}", file=sys.stderr)
         return 2
     try:
         print(report, flush=True)
-    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+    except BrokenPipeError:  # the reader, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 

@@ -12,7 +12,7 @@ from nar_scale.checkpoint import WeightKind
 from nar_scale.decoding import Sampler
 
 LAUNCHER = Path(__file__).parents[1] / "launcher"
-SCRIPTS = sorted(path.stem for path in LAUNCHER.glob("*.py") if path.stem != "prepare")
+SCRIPTS = sorted(path.stem for path in LAUNCHER.glob("*.py"))
 # runs a script with arguments that end it at once, and prints which libraries that has loaded
 LOADED = """
 import runpy, sys

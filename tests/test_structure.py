@@ -39,6 +39,11 @@ def test_public_names_have_docstrings():
     assert [where for where, node in definitions if not structure.ast.get_docstring(node)] == []
 
 
+def test_engines_are_typed_and_output_goes_through_logging():
+    assert structure.untyped_engines() == []
+    assert structure.calls_of("print") == []
+
+
 def test_the_report_names_its_targets():
     command = [sys.executable, "-m", "tests.structure"]
     report = subprocess.run(command, cwd=structure.ROOT, capture_output=True, text=True, check=True).stdout

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import logging
 import os
 import signal
 import sys
@@ -21,11 +21,12 @@ from nar_scale.checkpoint.store import CheckpointStore, find_damage
 from nar_scale.config import load_config
 from nar_scale.errors import CheckpointError, UserError
 from nar_scale.objectives import build_wrapper
+from nar_scale.processes import send_when_parent_ends
 
 EMA = "ema"
 """Kind of the moving average of the weights among the optimizer's state."""
 
-_PR_SET_PDEATHSIG = 1  # of Linux's prctl.h
+_logger = logging.getLogger(__name__)
 
 
 def consolidate(run: str | Path, output: str | Path, step: int | None = None) -> float:
@@ -88,14 +89,14 @@ def consolidate_as_command(run: str, output: str, step: str, parent: str) -> Non
     try:
         consolidate(run, output, int(step))
     except UserError as error:
-        print(f"consolidation of step {step}: error: {error}", file=sys.stderr, flush=True)
+        _logger.error("consolidation of step %s: error: %s", step, error)
         sys.exit(1)
 
 
 def end_with_parent(parent: int) -> None:
     """Leave this process, by way of all `finally`, at a SIGTERM; Linux sends one when the parent ends."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(1))
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    send_when_parent_ends(signal.SIGTERM)
     if os.getppid() != parent:  # it has ended before
         sys.exit(1)
 

@@ -1,6 +1,5 @@
-"""Running a function over many items in several processes, and saying how far it is."""
+"""Running a function over many items in several processes, and showing the progress."""
 
-import ctypes
 import os
 import signal
 import sys
@@ -13,15 +12,14 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 from nar_scale.errors import DataError
-
-PR_SET_PDEATHSIG = 1
+from nar_scale.processes import send_when_parent_ends
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def available_cores() -> int:
-    """Return the number of cores this process may use (a SLURM job may own fewer than the machine has)."""
+    """Return the number of cores that this process may use; a SLURM job may own fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -30,8 +28,9 @@ def available_cores() -> int:
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     """Yield `function(item)` for every item, in the order of the items.
 
-    With one worker everything runs in this process. With more, at most four items per worker are in flight,
-    so results do not pile up in memory when the caller is slower than the workers.
+    With one worker everything runs in this process. With more, at most four items per worker are in progress, so
+    results do not fill the memory when the caller is slower than the workers. The workers end when this process is
+    killed.
 
     Args:
         function: a picklable function of one item.
@@ -46,7 +45,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         yield from map(function, items)
         return
     pending: deque[Future[Result]] = deque()
-    pool = ProcessPoolExecutor(workers, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, initializer=send_when_parent_ends, initargs=(signal.SIGKILL,))
     try:
         for item in items:
             pending.append(pool.submit(function, item))
@@ -62,14 +61,15 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         pool.shutdown(cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Leave no workers behind when this process is killed; they would wait for work for ever."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def progress_bar(description: str, total: int, unit: str, enabled: bool) -> "tqdm[Any]":
-    """Return a progress bar on stderr, silent unless `enabled` and stderr is a terminal."""
+    """Return a progress bar on stderr, which shows nothing unless `enabled` and stderr is a terminal.
+
+    Args:
+        description: of the work, one word.
+        total: number of units.
+        unit: what is counted, such as "B" or "shard".
+        enabled: whether to show it.
+    """
     return tqdm(
         desc=description,
         total=total,

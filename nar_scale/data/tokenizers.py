@@ -1,4 +1,4 @@
-"""Text to token ids and back: raw bytes, or a Hugging Face `tokenizer.json`."""
+"""Tokenizers, from text to token ids and back: raw bytes, or a Hugging Face `tokenizer.json`."""
 
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
@@ -18,10 +18,10 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class Tokenizer(Protocol):
-    """What the rest of the library asks of a tokenizer.
+    """The interface of all tokenizers.
 
     Attributes:
-        name: what to store beside data or a checkpoint, so that `load_tokenizer(name, directory)` finds it again.
+        name: stored beside data or a checkpoint, so that `load_tokenizer(name, directory)` finds the tokenizer again.
         vocabulary_size: number of ids, the end token included; every id is below it.
         end_token: the id that ends a document.
         fingerprint: two tokenizers with the same one give the same ids.
@@ -33,16 +33,16 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Return the ids of a document, [n] of an integer type that just holds them, without an end token.
+        """Return the ids of a document, integers `[n]`, without an end token.
 
-        It may be read-only: take `.astype(np.int64)` before arithmetic or torch.
+        The dtype may be small and the array read-only: take `.astype(np.int64)` before arithmetic or torch.
         """
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return readable text; an end token is spelled out, an id outside the vocabulary shows as a block."""
 
     def save(self, directory: str | Path) -> None:
-        """Write what `load_tokenizer(self.name, directory)` needs into an existing directory."""
+        """Write the file that `load_tokenizer(self.name, directory)` needs into an existing directory."""
 
 
 class ByteTokenizer:
@@ -54,7 +54,7 @@ class ByteTokenizer:
     fingerprint = "byte"
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Return the bytes themselves, as uint8 [len(text)], read-only; see `Tokenizer.encode`."""
+        """Return the bytes themselves, uint8 `[len(text)]`, read-only; see `Tokenizer.encode`."""
         return np.frombuffer(text, dtype=np.uint8)
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -62,13 +62,13 @@ class ByteTokenizer:
         return _decode_runs(ids, self, lambda run: bytes(run).decode("utf-8", errors="replace"))
 
     def save(self, directory: str | Path) -> None:
-        """Write nothing: the name "byte" says it all."""
+        """Write nothing: the name "byte" is all that is needed."""
 
 
 class HuggingFaceTokenizer:
     """A tokenizer read from a Hugging Face `tokenizer.json` file.
 
-    The file's own truncation and padding are switched off: documents are encoded whole.
+    The truncation and padding that the file asks for are switched off: documents are encoded whole.
 
     Args:
         path: the file; its `<|endoftext|>`, `</s>`, `[SEP]` or `<eos>` token, the first it has, ends a document.
@@ -93,7 +93,7 @@ class HuggingFaceTokenizer:
         self.vocabulary_size: int = max(vocabulary.values()) + 1
 
     def encode(self, text: bytes) -> np.ndarray:
-        """Return the ids of UTF-8 text as int64 [n]; bytes that are not UTF-8 become the replacement character."""
+        """Return the ids of UTF-8 text, int64 `[n]`; bytes that are not UTF-8 become the replacement character."""
         encoding = self._tokenizer.encode(text.decode("utf-8", errors="replace"), add_special_tokens=False)
         return np.array(encoding.ids, dtype=np.int64)
 
@@ -111,7 +111,7 @@ def load_tokenizer(spec: str | Path, directory: str | Path = ".") -> Tokenizer:
 
     Args:
         spec: "byte", or a Hugging Face `tokenizer.json` file, or a directory that holds one.
-        directory: where a relative file name starts; for a stored `Tokenizer.name`, the directory it was saved in.
+        directory: where a relative file name starts; for a stored `Tokenizer.name`, the directory of `save`.
 
     Raises:
         UserError: the optional package `tokenizers` is needed and not installed.

@@ -1,4 +1,4 @@
-"""The handwritten digits that scikit-learn ships, as a data set of images with classes."""
+"""The handwritten digits that come with scikit-learn, as a data set of images with classes."""
 
 import shutil
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from nar_scale.data.formats.field_names import TOKENS_FIELD
-from nar_scale.data.preparation.merge import WrittenShard
-from nar_scale.data.preparation.publish import alone, publish, refuse_existing_shards
+from nar_scale.data.preparation.publish import merge_lock, publish, refuse_existing_shards
 from nar_scale.data.preparation.shard_writer import write_shard
+from nar_scale.data.preparation.small_shards import WrittenShard
 from nar_scale.data.preparation.staging import remove_done, staging_directory
 from nar_scale.data.shards.dataset_info import DatasetInfo, SplitInfo
 from nar_scale.data.shards.layout import SPLITS
@@ -41,7 +41,7 @@ def prepare_digits(output: Path, overwrite: bool = False) -> DatasetInfo:
     staging = staging_directory(Path(output), "digits")
     try:
         staging.parent.mkdir(parents=True, exist_ok=True)
-        with alone(staging.parent):
+        with merge_lock(staging.parent):
             remove_done(staging.parent)
             refuse_existing_shards(staging, overwrite)
             return _write(images, digits, staging)
@@ -76,7 +76,7 @@ def _write(images: np.ndarray, digits: np.ndarray, staging: Path) -> DatasetInfo
 
 
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images, uint8 [count, 64], and digits, int [count]."""
+    """Return the images, uint8 `[count, 64]`, and the digits, int64 `[count]`."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:

@@ -21,8 +21,8 @@ import yaml
 from nar_scale.checkpoint import WEIGHT, CheckpointStore, PartitionReader, TrainingState, consolidate
 from nar_scale.config import load_config
 from nar_scale.data import (
+    ConcatenatedIndex,
     DatasetIndex,
-    JoinedIndex,
     MixedOrder,
     SampleFormat,
     SampleOrder,
@@ -435,7 +435,7 @@ def test_a_mixture_trains_as_a_plain_loop(data: Data, two_ranks: TwoRanks) -> No
     indexes = {name: DatasetIndex.open(getattr(data, name), "train/*.tar") for name in ("prose", "code")}
     orders = [SampleOrder(index.counts, SEED + (number << 32), 8) for number, index in enumerate(indexes.values())]
     order = MixedOrder(orders, [Stage(0, FIRST), Stage(CHANGE * BATCH, LATER)], SEED)
-    expected = plain_losses(data.mixture(), ["model.dropout=0.0"], whole_batches(JoinedIndex(indexes), order))
+    expected = plain_losses(data.mixture(), ["model.dropout=0.0"], whole_batches(ConcatenatedIndex(indexes), order))
     assert list(two_ranks.losses("without dropout").values()) == pytest.approx(expected, rel=2e-5)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, TokenStream
-from tests.data.shards import write_samples
+from tests.data.shard_files import write_samples
 
 from .helpers import small_nar
 

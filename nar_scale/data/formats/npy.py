@@ -1,4 +1,4 @@
-"""Reading small `.npy` arrays from memory, fast and without pickle."""
+"""Reading small arrays in the `.npy` format from memory, fast and without pickle."""
 
 import io
 import math
@@ -21,10 +21,10 @@ class _Header(NamedTuple):
 
 
 def decode_npy(content: bytes) -> np.ndarray:
-    """Return the array in the bytes of a `.npy` file, read-only.
+    """Return the array that the bytes of a `.npy` file hold, read-only, of the stored dtype and shape.
 
     Args:
-        content: the whole file.
+        content: the whole file, format version 1.0 or 2.0 (numpy.lib.format).
 
     Raises:
         ValueError: these are not the bytes of a `.npy` file, some are missing, or the array holds Python objects.
@@ -44,14 +44,18 @@ def decode_npy(content: bytes) -> np.ndarray:
     return array.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
-def decode_alike(contents: Sequence[bytes]) -> np.ndarray | None:
-    """Return the one-dimensional arrays in several `.npy` files as one, [files, n], in one go.
+def decode_uniform(contents: Sequence[bytes]) -> np.ndarray | None:
+    """Decode several `.npy` files with the same header at once, much faster than one by one.
+
+    Args:
+        contents: the whole files, at least one.
 
     Returns:
-        the arrays; None if they have different headers.
+        The one-dimensional arrays as one, `[files, n]` of their dtype; None if their headers differ or they have
+        another number of dimensions.
 
     Raises:
-        ValueError: see `decode_npy`.
+        ValueError: the first is not a `.npy` file; see `decode_npy`.
     """
     first, size = decode_npy(contents[0]), len(contents[0])
     header = _header_of(contents[0])

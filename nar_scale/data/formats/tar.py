@@ -1,7 +1,8 @@
-"""The files in a tar, found by its headers alone.
+"""Finding the files in a tar by reading only its headers.
 
-Tars come from anywhere, and tarfile of the standard library trusts them: a negative size sends it round in circles,
-and a header of a megabyte can make it take memory without end. Here no header costs more than its own length.
+Tars come from untrusted sources, and tarfile of the standard library trusts them: a negative size makes it loop
+forever, and a header of a megabyte can make it allocate memory without limit. Here no header costs more than its own
+length. Formats: POSIX ustar and pax (IEEE Std 1003.1), and GNU tar's long names and large sizes.
 """
 
 import re
@@ -15,24 +16,31 @@ MAX_EXTENDED_BYTES = 1 << 20  # of a header that holds a long name or attributes
 OCTAL = re.compile(rb"[0-7]{1,12}")
 DECIMAL = re.compile(rb"[0-9]{1,18}")
 REGULAR, SPARSE, LONG_NAME, LONG_LINK = (b"0", b"\0", b"7"), b"S", b"L", b"K"
-LINKS_AND_PLACES = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories and pipes: no content
-PAX, PAX_OF_ALL = (b"x", b"X"), b"g"
+WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories and pipes
+PAX, GLOBAL_PAX = (b"x", b"X"), b"g"
 
 
-class TarDamage(Exception):
-    """A tar that is cut or damaged.
+class DamagedTarError(Exception):
+    """A tar that is truncated or damaged. The message is the reason.
 
     Attributes:
-        phrase: what can be said of it, such as "is damaged at byte 2048"; the message is the reason alone.
+        description: what is wrong as the predicate of a sentence about the file, such as "is damaged at byte 2048".
     """
 
-    def __init__(self, reason: str, phrase: str | None = None):
+    def __init__(self, reason: str, description: str | None = None):
         super().__init__(reason)
-        self.phrase = phrase or f"is truncated, damaged or not an uncompressed tar ({reason})"
+        self.description = description or f"is truncated, damaged or not an uncompressed tar ({reason})"
 
 
 class TarMember(NamedTuple):
-    """A regular file in a tar: its name, not to be used as a path; where its content lies; where the next begins."""
+    """A regular file in a tar.
+
+    Attributes:
+        name: as it is stored; it must not be used as a path.
+        offset: byte at which the content begins.
+        size: bytes of content.
+        end: byte at which the next header begins.
+    """
 
     name: str
     offset: int
@@ -41,13 +49,17 @@ class TarMember(NamedTuple):
 
 
 def tar_members(file: BinaryIO, file_bytes: int) -> Iterator[TarMember]:
-    """Yield the regular files one by one; the file may be read elsewhere in between.
+    """Yield the regular files of a tar one by one; the position of `file` may be changed in between.
+
+    Args:
+        file: the open tar.
+        file_bytes: its size in bytes.
 
     Raises:
-        TarDamage: after the last whole member, if there is no end of the archive behind it.
+        DamagedTarError: after the last whole member, if the end of the archive does not follow it.
         OSError: the file cannot be read.
     """
-    start, of_all = 0, dict[bytes, bytes]()
+    start, global_attributes = 0, dict[bytes, bytes]()
     while True:
         position, attributes, long_name = start, dict[bytes, bytes](), None
         while True:
@@ -55,29 +67,31 @@ def tar_members(file: BinaryIO, file_bytes: int) -> Iterator[TarMember]:
             if header == END and position == start:
                 _check_rest(file, position, file_bytes)
                 return
-            _check_sum(header, position, position == start > 0)
+            _check_checksum(header, position, position == start > 0)
             kind, size = header[156:157], _size(header[124:136])
             position += BLOCK_BYTES
-            if kind not in (*PAX, PAX_OF_ALL, LONG_NAME, LONG_LINK):
+            if kind not in (*PAX, GLOBAL_PAX, LONG_NAME, LONG_LINK):
                 break
             content = _read_extension(file, position, size, file_bytes)
             position += _padded(size)
             if kind == LONG_NAME:
                 long_name = content.split(b"\0", 1)[0]
             elif kind != LONG_LINK:
-                (of_all if kind == PAX_OF_ALL else attributes).update(_pax_records(content))
-        attributes = {**of_all, **attributes}
+                (global_attributes if kind == GLOBAL_PAX else attributes).update(_pax_records(content))
+        attributes = {**global_attributes, **attributes}
         name = attributes.get(b"path") or long_name or _name(header)
         if kind == SPARSE or b"sparse" in attributes:
-            raise TarDamage(f"a sparse file at byte {start}", f"has a sparse file at byte {start}, which is not read")
-        if kind in LINKS_AND_PLACES or (kind == b"\0" and _name(header).endswith(b"/")):
+            raise DamagedTarError(
+                f"a sparse file at byte {start}", f"has a sparse file at byte {start}, which is not read"
+            )
+        if kind in WITHOUT_CONTENT or (kind == b"\0" and _name(header).endswith(b"/")):
             start = position
             continue
         if attributes.get(b"size"):
             size = _decimal(attributes[b"size"])
         end = position + _padded(size)
         if position + size > file_bytes:
-            raise _cut(file_bytes)
+            raise _truncated(file_bytes)
         if kind in REGULAR:
             yield TarMember(name.decode("utf-8", errors="surrogateescape"), position, size, end)
         start = end
@@ -87,12 +101,12 @@ def _check_rest(file: BinaryIO, position: int, file_bytes: int) -> None:
     # an interrupted copy may have its full length, and zeros where the rest should be
     rest = file_bytes - position
     if rest > MAX_PADDING_BYTES:
-        raise TarDamage(
-            "no end", f"has {rest} bytes after its end at byte {position}: a part is missing, or two joined"
+        raise DamagedTarError(
+            "no end", f"has {rest} bytes after its end at byte {position}: a part is missing, or it is two tars in one"
         )
     file.seek(position)
     if file.read(rest).strip(b"\0"):
-        raise TarDamage("no end", f"is damaged at byte {position}: there is more after its end")
+        raise DamagedTarError("no end", f"is damaged at byte {position}: there is more after its end")
 
 
 def _read(file: BinaryIO, position: int, size: int, file_bytes: int) -> bytes:
@@ -101,21 +115,27 @@ def _read(file: BinaryIO, position: int, size: int, file_bytes: int) -> bytes:
         file.seek(position)
         content = file.read(size)
     if len(content) < size:
-        raise TarDamage("empty file" if file_bytes == 0 else "truncated header") if position == 0 else _cut(file_bytes)
+        raise (
+            DamagedTarError("empty file" if file_bytes == 0 else "truncated header")
+            if position == 0
+            else _truncated(file_bytes)
+        )
     return content
 
 
-def _cut(file_bytes: int) -> TarDamage:
-    return TarDamage(f"it ends at byte {file_bytes}", f"is truncated at byte {file_bytes}")
+def _truncated(file_bytes: int) -> DamagedTarError:
+    return DamagedTarError(f"it ends at byte {file_bytes}", f"is truncated at byte {file_bytes}")
 
 
-def _check_sum(header: bytes, position: int, may_be_end: bool) -> None:
+def _check_checksum(header: bytes, position: int, may_be_end: bool) -> None:
     field = header[148:156]
     unsigned = sum(header) - sum(field) + 8 * ord(" ")
     signed = unsigned - 256 * sum(byte > 127 for byte in header[:148] + header[156:]) if not header.isascii() else 0
     if _octal(field) not in (unsigned, signed or unsigned):
-        # where the archive could have ended, all that is certain is the place
-        raise TarDamage(f"bad checksum at byte {position}", f"is damaged at byte {position}" if may_be_end else None)
+        # where the archive could have ended, all that is certain is the position
+        raise DamagedTarError(
+            f"bad checksum at byte {position}", f"is damaged at byte {position}" if may_be_end else None
+        )
 
 
 def _octal(field: bytes) -> int | None:
@@ -125,7 +145,7 @@ def _octal(field: bytes) -> int | None:
 
 def _decimal(digits: bytes) -> int:
     if not DECIMAL.fullmatch(digits):
-        raise TarDamage(f"{digits[:20]!r} is no size")
+        raise DamagedTarError(f"{digits[:20]!r} is no size")
     return int(digits)
 
 
@@ -134,7 +154,7 @@ def _size(field: bytes) -> int:
         return int.from_bytes(field[1:], "big")
     size = _octal(field)
     if size is None:
-        raise TarDamage("a size is no number, or negative")
+        raise DamagedTarError("a size is no number, or negative")
     return size
 
 
@@ -150,7 +170,7 @@ def _name(header: bytes) -> bytes:
 
 def _read_extension(file: BinaryIO, position: int, size: int, file_bytes: int) -> bytes:
     if size > MAX_EXTENDED_BYTES:
-        raise TarDamage(f"a header of {size} bytes")
+        raise DamagedTarError(f"a header of {size} bytes")
     return _read(file, position, size, file_bytes)
 
 
@@ -162,7 +182,7 @@ def _pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         end = position + _decimal(content[position:space] if space > 0 else b"")
         key, equals, value = content[space + 1 : end].partition(b"=")
         if not equals or not value.endswith(b"\n") or end > len(content):
-            raise TarDamage("a damaged pax header")
+            raise DamagedTarError("a damaged pax header")
         if key in (b"path", b"size"):
             yield key, value[:-1]
         elif key.startswith(b"GNU.sparse."):
@@ -171,5 +191,5 @@ def _pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 # WebDataset's rule: the key is the path up to the first dot of the file name, the field is what follows. Written so
-# that a long name takes time in proportion to its length; a hidden file is a field of its folder, as it is there.
+# that matching takes time in proportion to the length of the name; a hidden file is a field of its folder, as there.
 MEMBER_NAME = re.compile(r"((?:.*/|)(?:[^./]+|[^./]*/))\.([^/]*)", re.DOTALL)

@@ -1,1 +1,1 @@
-"""Summaries of data sets, and their verification."""
+"""Looking into data sets without changing them: a summary of any shards, and verification of prepared ones."""

@@ -1,4 +1,4 @@
-"""A micro-batch of token samples."""
+"""The micro-batch of token samples that training and evaluation work on."""
 
 from collections.abc import Callable
 from copy import copy
@@ -12,17 +12,17 @@ PAD_TOKEN = 0
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro-batch; all tensors int64 and on one device.
+    """A micro-batch; all tensors are int64 and on one device.
 
     Attributes:
-        tokens: [batch, n], with 0 beyond the length of a sample.
-        lengths: [batch], valid tokens in each sample, in [0, n]; 0 for one that is skipped or missing.
-        sample_ids: [batch], number of each sample in its data set.
-        epochs: [batch], how often the stream had passed over the data set before.
-        positions: [batch], place of each sample in the endless stream.
-        classes: [batch], the class of each sample; None where samples have none.
-        documents: [batch, n], the number of the document within its sample that each token belongs to, never falling
-            from left to right, 0 beyond the length; None where samples are not divided into documents.
+        tokens: `[batch, n]`, 0 beyond the length of a sample.
+        lengths: `[batch]`, valid tokens in each sample, in `[0, n]`; 0 for a sample that is skipped or missing.
+        sample_ids: `[batch]`, the number of each sample in its data set.
+        epochs: `[batch]`, how often the stream had passed over the data set before.
+        positions: `[batch]`, the position of each sample in the endless stream.
+        classes: `[batch]`, the class of each sample; None where samples have none.
+        documents: `[batch, n]`, the number of the document within its sample that each token belongs to, never
+            decreasing from left to right, 0 beyond the length; None where samples are not divided into documents.
         faults: why samples were skipped, one line each.
     """
 
@@ -36,7 +36,7 @@ class Batch:
     faults: tuple[str, ...] = ()
 
     padded: bool = field(init=False)
-    """Whether any sample is shorter than n; known on the host, so that asking never waits for a device."""
+    """Whether any sample is shorter than n; kept on the host, so that reading it never waits for a device."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "padded", bool((self.lengths < self.tokens.shape[1]).any()))

@@ -1,4 +1,4 @@
-"""Reading samples and stacking them into a batch."""
+"""Reading samples and padding them to a batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,15 +7,15 @@ import numpy as np
 import torch
 
 from nar_scale.data.loading.batch import PAD_TOKEN, Batch
-from nar_scale.data.shards.sample_format import AlikeSamples, Sample, SampleFormat, SampleIndex
+from nar_scale.data.shards.sample_format import Sample, SampleFormat, SampleIndex, UniformSamples
 from nar_scale.errors import DataError
 
 
 class BatchArrays(NamedTuple):
-    """The fields of a `Batch`, in its order, as numpy arrays.
+    """The fields of a `Batch`, in its order, as int64 arrays of numpy.
 
-    This is what loader workers hand over: through a pipe, in a fraction of the time that tensors take through shared
-    memory, of which containers often have too little.
+    Loader workers return these: through a pipe, in a fraction of the time that tensors take through shared memory, of
+    which containers often have too little.
     """
 
     tokens: np.ndarray
@@ -43,7 +43,7 @@ class BatchReader:
     Args:
         index: the data set.
         sample_format: what each sample must look like.
-        skip_faults: give a sample that cannot be used as one of length 0 and name it in `faults`, instead of raising.
+        skip_faults: return a sample that cannot be used as one of length 0, named in `faults`, instead of raising.
     """
 
     def __init__(self, index: SampleIndex, sample_format: SampleFormat, skip_faults: bool = False):
@@ -52,17 +52,17 @@ class BatchReader:
         self.skip_faults = skip_faults
 
     def read(self, positions: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray) -> BatchArrays:
-        """Return the samples with tokens [batch, sequence_length].
+        """Return samples as a batch with tokens `[batch, sequence_length]`.
 
         Args:
-            positions: int64 [batch], places in the stream.
-            epochs: int64 [batch].
-            sample_ids: int64 [batch], what to read.
+            positions: int64 `[batch]`, of the samples in the stream.
+            epochs: int64 `[batch]`, of the stream there.
+            sample_ids: int64 `[batch]`, which samples to read.
 
         Raises:
-            DataError: naming shard, key and reason, if a sample cannot be used and faults are not skipped.
+            DataError: a sample cannot be used and faults are not skipped; names shard, key and reason.
         """
-        batch = self._read_quickly(positions, epochs, sample_ids)
+        batch = self._read_at_once(positions, epochs, sample_ids)
         if batch is not None:
             return batch
         samples: list[Sample | None] = []
@@ -77,30 +77,30 @@ class BatchReader:
                 faults.append(str(error))
         return stack(samples, self.sample_format, positions, epochs, sample_ids, tuple(faults))
 
-    def _read_quickly(self, positions: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray) -> BatchArrays | None:
-        """Read all samples in one go; None if any of them cannot be used."""
+    def _read_at_once(self, positions: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray) -> BatchArrays | None:
+        """Read all samples at once, which is much faster; return None if any of them cannot be used."""
         try:
             contents = {field: self.index.read_many(sample_ids, field) for field in self.sample_format.fields}
-            alike = self.sample_format.parse_alike(contents)
-            if alike is not None:
-                return self._pad(alike, positions, epochs, sample_ids)
+            uniform = self.sample_format.parse_uniform(contents)
+            if uniform is not None:
+                return self._pad(uniform, positions, epochs, sample_ids)
             samples = [self.sample_format.parse(dict(zip(contents, sample))) for sample in zip(*contents.values())]
         except (DataError, ValueError):
             return None
         return stack(samples, self.sample_format, positions, epochs, sample_ids)
 
     def _pad(
-        self, alike: AlikeSamples, positions: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray
+        self, samples: UniformSamples, positions: np.ndarray, epochs: np.ndarray, sample_ids: np.ndarray
     ) -> BatchArrays:
-        count, length = alike.tokens.shape
+        count, length = samples.tokens.shape
         tokens = np.full((count, self.sample_format.sequence_length), PAD_TOKEN, dtype=np.int64)
-        tokens[:, :length] = alike.tokens
+        tokens[:, :length] = samples.tokens
         documents = None
-        if alike.documents is not None:
+        if samples.documents is not None:
             documents = np.zeros_like(tokens)
-            documents[:, :length] = alike.documents
+            documents[:, :length] = samples.documents
         lengths = np.full(count, length, dtype=np.int64)
-        return BatchArrays(tokens, lengths, sample_ids, epochs, positions, alike.labels, documents)
+        return BatchArrays(tokens, lengths, sample_ids, epochs, positions, samples.labels, documents)
 
 
 def stack(
@@ -111,10 +111,18 @@ def stack(
     sample_ids: np.ndarray,
     faults: tuple[str, ...] = (),
 ) -> BatchArrays:
-    """Pad samples to one length; None stands for a sample that is skipped.
+    """Pad samples to one length.
+
+    Args:
+        samples: None for a sample that is skipped.
+        sample_format: says the length, and which fields there are.
+        positions: int64 `[batch]`, of the samples in the stream.
+        epochs: int64 `[batch]`, of the stream there.
+        sample_ids: int64 `[batch]`.
+        faults: why samples are skipped.
 
     Returns:
-        arrays as in `Batch`, with 0 where a sample ends or is skipped.
+        Arrays as in `Batch`, 0 beyond the end of a sample and for one that is skipped.
     """
     shape = (len(samples), sample_format.sequence_length)
     tokens = np.full(shape, PAD_TOKEN, dtype=np.int64)

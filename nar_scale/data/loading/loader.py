@@ -1,4 +1,4 @@
-"""Micro-batches for one rank: the endless training stream, and one pass for evaluation."""
+"""The micro-batches of one rank: the endless training stream, and one pass for evaluation."""
 
 import atexit
 import os
@@ -23,10 +23,10 @@ LOCATED_SAMPLES = 1024
 
 
 class TokenStream:
-    """The endless, exactly repeatable stream of one rank's micro-batches.
+    """The endless stream of one rank's micro-batches, which can be repeated exactly from any position.
 
-    Global batch b is the positions [b * G, (b + 1) * G) of the order. A rank takes its contiguous share of them and
-    cuts it into micro-batches. The sequence of global batches depends on the data set and the order alone: not on the
+    Global batch b is the positions `[b * G, (b + 1) * G)` of the order. A rank takes a contiguous part of them and cuts
+    it into micro-batches. The sequence of global batches depends on the data set and the order alone: not on the
     number of ranks, the micro-batch, the workers or where the run was resumed.
 
     Args:
@@ -35,18 +35,18 @@ class TokenStream:
         sample_format: what each sample must look like.
         global_batch_size: G, samples in a global batch over all ranks and accumulation steps.
         micro_batch_size: samples in a `Batch`.
-        rank: this process, in [0, world_size).
-        world_size: number of processes that share the stream.
-        workers: processes that read ahead; 0 reads in this one.
-        prefetch: micro-batches that each of them reads ahead.
-        start_sample: samples consumed before; found at once, nothing is skipped by reading.
-        first_batch: where global batches of this size begin in the stream, if those before were of another.
+        rank: of this process, in `[0, world_size)`.
+        world_size: number of processes that the stream is divided among.
+        workers: processes that read ahead; 0 reads in this process.
+        prefetch: micro-batches that each worker reads ahead.
+        start_sample: samples consumed before, where the stream begins; none of them is read.
+        first_batch: the position at which global batches of this size begin, if those before had another size.
         pin_memory: put batches into page-locked memory.
-        skip_faults: give a sample that cannot be used as one of length 0, named in `Batch.faults`.
+        skip_faults: return a sample that cannot be used as one of length 0, named in `Batch.faults`.
 
     Raises:
         ConfigError: G is not a multiple of world_size * micro_batch_size.
-        DataError: `start_sample` is not a multiple of G after `first_batch`; while iterating, an unusable sample.
+        DataError: `start_sample` is not a multiple of G after `first_batch`; while iterating, a sample cannot be used.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class TokenStream:
             self._arrays = partial(iter, in_workers(samples, micro_batches, workers, prefetch))
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield micro-batches for ever, from `start_sample` on.
+        """Yield micro-batches without end, from `start_sample` on.
 
         Raises:
-            DataError: naming shard, key and reason, if a sample cannot be used.
+            DataError: a sample cannot be used; names shard, key and reason.
         """
         for arrays in self._arrays():
             if isinstance(arrays, DataError):
@@ -102,35 +102,36 @@ def sequential_batches(
     limit: int | None = None,
     skip_faults: bool = False,
 ) -> Iterator[Batch]:
-    """Return one pass over samples in their order, each on one rank, for evaluation.
+    """Return the micro-batches of one rank in one pass over samples in their order, for evaluation.
 
-    Ranks take contiguous shares that differ by at most one sample, so some may have a batch less or none at all.
+    Each sample is on one rank. Ranks take contiguous ranges that differ by at most one sample, so some may have one
+    batch less or none at all.
 
     Args:
         index: the data set.
         sample_format: what each sample must look like.
         batch_size: samples in a `Batch`; the last of a rank may have fewer.
-        rank: this process, in [0, world_size).
-        world_size: number of processes that share the pass.
+        rank: of this process, in `[0, world_size)`.
+        world_size: number of processes that the pass is divided among.
         limit: samples to take over all ranks, spread evenly over the data set; all if None.
-        skip_faults: give a sample that cannot be used as one of length 0, named in `Batch.faults`.
+        skip_faults: return a sample that cannot be used as one of length 0, named in `Batch.faults`.
 
     Raises:
-        DataError: while iterating, naming shard, key and reason, if a sample cannot be used.
+        DataError: while iterating, a sample cannot be used; names shard, key and reason.
     """
     samples = index.num_samples if limit is None else min(limit, index.num_samples)
     reader = BatchReader(index, sample_format, skip_faults)
     end = samples * (rank + 1) // world_size
     for start in range(samples * rank // world_size, end, batch_size):
-        places = np.arange(start, min(start + batch_size, end), dtype=np.int64)
-        yield reader.read(places, np.zeros_like(places), places * index.num_samples // samples).to_batch()
+        positions = np.arange(start, min(start + batch_size, end), dtype=np.int64)
+        yield reader.read(positions, np.zeros_like(positions), positions * index.num_samples // samples).to_batch()
 
 
 Located = tuple[np.ndarray, np.ndarray, np.ndarray]  # positions, epochs and sample ids of a micro-batch
 
 
 class _MicroBatches(Sampler[Located]):
-    """Where this rank's micro-batches lie; many are located at a time, which costs hardly more than one."""
+    """The positions of this rank's micro-batches; many are located at a time, which costs hardly more than one."""
 
     def __init__(
         self,
@@ -146,19 +147,22 @@ class _MicroBatches(Sampler[Located]):
         self.order = order
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
-        self.share = global_batch_size // world_size
-        self.first = start_sample + rank * self.share
+        self.rank_batch_size = global_batch_size // world_size
+        self.first = start_sample + rank * self.rank_batch_size
 
     def __iter__(self) -> Iterator[Located]:
         first, steps = self.first, 1
         while True:
             starts = first + np.arange(steps, dtype=np.int64) * self.global_batch_size
-            positions = (starts[:, None] + np.arange(self.share, dtype=np.int64)).reshape(-1, self.micro_batch_size)
+            positions = (starts[:, None] + np.arange(self.rank_batch_size, dtype=np.int64)).reshape(
+                -1, self.micro_batch_size
+            )
             epochs, sample_ids = self.order.locate(positions.ravel())
             self.index.prefetch(sample_ids)
             yield from zip(positions, epochs.reshape(positions.shape), sample_ids.reshape(positions.shape))
             first += steps * self.global_batch_size
-            steps = min(2 * steps, -(-LOCATED_SAMPLES // self.share))  # the first batch need not wait for many
+            # doubling, so that the first batch need not wait for many
+            steps = min(2 * steps, -(-LOCATED_SAMPLES // self.rank_batch_size))
 
 
 class _Samples(Dataset[BatchArrays | DataError]):
@@ -176,33 +180,39 @@ class _Samples(Dataset[BatchArrays | DataError]):
 def in_workers(
     samples: Dataset[BatchArrays | DataError], micro_batches: Sampler[Located] | None, workers: int, prefetch: int
 ) -> DataLoader[BatchArrays | DataError]:
-    """Read micro-batches ahead in other processes."""
-    leaving = RawValue(c_bool, False)
-    atexit.register(setattr, leaving, "value", True)  # comes before multiprocessing's own, which terminates workers
+    """Return a loader that reads micro-batches ahead in other processes.
+
+    Args:
+        samples: reads a micro-batch, or the endless stream of them.
+        micro_batches: where each lies; None if `samples` is a stream.
+        workers: number of processes, at least 1.
+        prefetch: micro-batches that each of them reads ahead.
+    """
+    exiting = RawValue(c_bool, False)
+    atexit.register(setattr, exiting, "value", True)  # comes before multiprocessing's own, which terminates workers
     return DataLoader(
         samples,
         batch_size=None,
         sampler=micro_batches,
         num_workers=workers,
         prefetch_factor=prefetch,
-        collate_fn=unchanged,
-        worker_init_fn=partial(_ignore_stop_signals, leaving),
+        collate_fn=_unchanged,
+        worker_init_fn=partial(_ignore_stop_signals, exiting),
         # DataLoader seeds its workers from the global generator unless it is given one of its own; taking from
         # the global one would make a resumed run differ from an unbroken one.
         generator=torch.Generator(),
     )
 
 
-def unchanged(arrays: Any) -> Any:
-    """Return what a worker made as it is."""
+def _unchanged(arrays: Any) -> Any:
     return arrays
 
 
-def _ignore_stop_signals(leaving: Any, worker: int) -> None:
+def _ignore_stop_signals(exiting: Any, worker: int) -> None:
     # A batch system signals every process of a job. The trainer decides when to stop, perhaps some steps later, and
     # needs its batches until then; workers notice by themselves when it is gone.
     def ignore(number: int, frame: Any) -> None:
-        if leaving.value:
+        if exiting.value:
             os._exit(0)
 
     for stop_signal in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -210,7 +220,16 @@ def _ignore_stop_signals(leaving: Any, worker: int) -> None:
 
 
 def check_batch_sizes(global_batch_size: int, micro_batch_size: int, world_size: int) -> None:
-    """Raise a ConfigError if a global batch cannot be shared out."""
+    """Check that a global batch can be divided into the micro-batches of all ranks.
+
+    Args:
+        global_batch_size: samples in an optimizer step over all ranks.
+        micro_batch_size: samples in a forward pass on one rank.
+        world_size: number of ranks.
+
+    Raises:
+        ConfigError: the global batch size is not a multiple of world size times micro-batch size.
+    """
     step = world_size * micro_batch_size
     if global_batch_size % step == 0 and global_batch_size > 0:
         return

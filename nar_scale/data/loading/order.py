@@ -1,11 +1,13 @@
 """The order of training samples: a pure function of (counts, seed, position).
 
-Nothing is buffered and nothing is drawn: the sample at any position is computed, so a run resumes anywhere at once.
-In every epoch the shards are permuted, cut into windows of a few shards, and the samples permuted inside each
+There is no shuffle buffer and no generator state: the sample at any position is computed, so a run resumes anywhere at
+once. In every epoch the shards are permuted, cut into windows of a few shards, and the samples permuted inside each
 window, so that only the shards of one window need to be open. The permutation of a window is a Feistel network
-with cycle-walking (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002) over the splitmix64 finaliser
-(Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014). Both are spelled out here because
-a run must find the same order after an upgrade, which library generators do not promise.
+with cycle-walking (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002) over SplitMix64
+(Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014). Both are written out here
+because a run must find the same order after an upgrade, which generators of libraries do not promise. `masking.noise`
+has the same mixing function for int64 tensors on a device: numpy has unsigned integers and torch shifts signed ones, so
+one text cannot serve both. A test compares the two.
 """
 
 from dataclasses import dataclass
@@ -30,12 +32,12 @@ class _EpochPlan:
 
 
 class SampleOrder:
-    """A different permutation of all samples in every epoch, for ever.
+    """An endless order of samples: another permutation of all of them in every epoch.
 
     Args:
-        counts: int64 [shards], samples in each shard; sample ids number them through in this order.
+        counts: int64 `[shards]`, samples in each shard; sample ids number them through in this order.
         seed: any integer; other seeds give other orders.
-        window_shards: shards mixed with each other; more mix better and keep more files open.
+        window_shards: shards that are mixed with each other, at least 1; more mix better and keep more files open.
 
     Raises:
         DataError: there is no sample.
@@ -58,11 +60,11 @@ class SampleOrder:
         """Return the epochs and the sample ids at some positions of the endless stream.
 
         Args:
-            positions: int64 [n], each at least 0.
+            positions: int64 `[n]`, each at least 0.
 
         Returns:
-            epochs, int64 [n], and sample ids, int64 [n], in [0, num_samples). The num_samples positions of an epoch
-            hold every sample once.
+            The epochs, int64 `[n]`, and the sample ids, int64 `[n]`, each in `[0, num_samples)`. The num_samples
+            positions of an epoch hold every sample once.
         """
         positions = np.asarray(positions, dtype=np.int64)
         epochs, offsets = np.divmod(positions, self.num_samples)
@@ -96,24 +98,24 @@ class SampleOrder:
 
 
 def hash_words(*words: int | np.ndarray) -> np.ndarray:
-    """Hash a sequence of integers, each a scalar or an array, to uint64 of their common shape, at least 1-D."""
+    """Hash a sequence of integers, each a scalar or an array, to uint64 of their common shape, at least `[1]`."""
     state = np.zeros(1, dtype=np.uint64)
     for word in words:
         bits = np.uint64(word % 2**64) if isinstance(word, int) else word.astype(np.uint64)
-        state = _mix(state ^ bits)
+        state = splitmix64(state ^ bits)
     return state
 
 
 def permute(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Permute [0, size) by a keyed bijection, elementwise.
+    """Permute the integers in `[0, size)` by a keyed bijection, elementwise.
 
     Args:
-        index: int64 [n], each in [0, size).
-        size: int64 [n], each in [1, 2**53].
-        key: uint64 [n] or [1], which of the bijections.
+        index: int64 `[n]`, each in `[0, size)`.
+        size: int64 `[n]`, each in `[1, 2**53]`.
+        key: uint64 `[n]` or `[1]`, which of the bijections.
 
     Returns:
-        int64 [n], each in [0, size).
+        int64 `[n]`, each in `[0, size)`.
     """
     key = np.broadcast_to(key, index.shape)
     # The network permutes a power of two below 2 * size; where it leaves the range, going on until it is back
@@ -134,13 +136,14 @@ def _feistel(value: np.ndarray, bits: np.ndarray, key: np.ndarray) -> np.ndarray
     for number in range(FEISTEL_ROUNDS):
         left = value >> right_bits
         right = value & ((one << right_bits) - one)
-        noise = _mix(right ^ (key + np.uint64(number * ROUND_KEY % 2**64)))
+        noise = splitmix64(right ^ (key + np.uint64(number * ROUND_KEY % 2**64)))
         value = (right << left_bits) | (left ^ (noise & ((one << left_bits) - one)))
         left_bits, right_bits = right_bits, left_bits
     return value
 
 
-def _mix(value: np.ndarray) -> np.ndarray:
+def splitmix64(value: np.ndarray) -> np.ndarray:
+    """Return the output of SplitMix64 for states, uint64 of any shape: the golden gamma is added, then mixed."""
     value = value + np.uint64(0x9E3779B97F4A7C15)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

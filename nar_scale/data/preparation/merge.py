@@ -1,102 +1,145 @@
-"""Few shards of the normal size in place of many small ones, their samples as they are and in the same order."""
+"""The last step of preparation: all work items become one published data set."""
 
-import os
-import shutil
-import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from tarfile import BLOCKSIZE, RECORDSIZE
-from typing import BinaryIO, NamedTuple
 
-from nar_scale.data.formats.tar import TarDamage, tar_members
-from nar_scale.data.parallel import ordered_map, progress_bar
-from nar_scale.data.shards.layout import SHARD_NAME
-from nar_scale.data.shards.shard_index import index_path, load_shard_index, make_shard_index
+from nar_scale.data.formats.field_names import DOCUMENTS_FIELD, TOKENS_FIELD
+from nar_scale.data.parallel import available_cores
+from nar_scale.data.preparation.plan import Plan
+from nar_scale.data.preparation.publish import merge_lock, publish, refuse_existing_shards
+from nar_scale.data.preparation.small_shards import WrittenShard, merge_small_shards
+from nar_scale.data.preparation.staging import plan_directory, remove_done
+from nar_scale.data.preparation.work_item import WorkItemRecord, work_item_directory
+from nar_scale.data.shards.dataset_info import DatasetInfo, SplitInfo
+from nar_scale.data.shards.layout import SPLITS
+from nar_scale.data.tokenizers import load_tokenizer
 from nar_scale.errors import DataError
 
+NUMBERS_IN_MESSAGES = 10
 
-class WrittenShard(NamedTuple):
-    """A shard on its way into place: where it is, the digest of its bytes, and its samples."""
-
-    path: Path
-    digest: str
-    samples: int
+Records = Mapping[int, WorkItemRecord]  # by the number of the work item
 
 
-def join_small_shards(
-    shards: Sequence[WrittenShard], samples_per_shard: int, directory: Path, workers: int, progress: bool
-) -> list[WrittenShard]:
-    """Join neighbours as long as they have no more than `samples_per_shard` samples together.
+class EmptySplit(DataError):
+    """A split would have no document."""
 
-    What is joined already is not joined again, and what was being written when the process was killed is.
+
+def merge_work_items(
+    plan: Plan, output: Path, workers: int | None = None, overwrite: bool = False, progress: bool = True
+) -> DatasetInfo:
+    """Check that every work item is done, and publish all shards as a data set.
+
+    When it was killed, doing it again completes it. A work item has few samples for validation, so those of neighbours
+    are put together into shards of the normal size, always the same ones.
 
     Args:
-        shards: in order; one that has no neighbour to join stays where it is.
-        samples_per_shard: most samples in a shard.
-        directory: where joined shards are written.
-        workers: processes.
+        plan: from `plan_dataset`, of the same inputs and settings as the parts were done with.
+        output: the directory of the data set.
+        workers: processes; by default as many as there are cores.
+        overwrite: replace a data set that is already in `output`.
         progress: show a progress bar if stderr is a terminal.
 
+    Returns:
+        The contents of `dataset.json`.
+
     Raises:
-        DataError: a shard is damaged.
-        OSError: one went away, or the directory cannot be written.
+        UserError: `output` holds a data set already, or another process is merging there.
+        DataError: work items are missing, a split is empty, or the output cannot be written.
     """
-    groups: list[list[WrittenShard]] = []
-    together = 0
-    for shard in shards:
-        together += shard.samples
-        if not groups or together > samples_per_shard:
-            groups.append([])
-            together = shard.samples
-        groups[-1].append(shard)
-    places = [directory / SHARD_NAME.format(number) for number in range(len(groups))]
-    tasks = [(place, group) for place, group in zip(places, groups) if len(group) > 1]
-    with progress_bar("merge", len(tasks), "shard", progress) as bar:
-        joined = []
-        for shard in ordered_map(_join, tasks, max(min(workers, len(tasks)), 1)):
-            joined.append(shard)
-            bar.update(1)
-    following = iter(joined)
-    return [next(following) if len(group) > 1 else group[0] for group in groups]
-
-
-def _join(task: tuple[Path, list[WrittenShard]]) -> WrittenShard:
-    place, shards = task
-    path = index_path(str(place), None)
-    index = load_shard_index(str(place), path) if place.exists() else None
-    if index is None:
-        _write_joined(place, shards)
-        index = make_shard_index(str(place), path)
-    return WrittenShard(place, index.stamp.digest, sum(shard.samples for shard in shards))
-
-
-def _write_joined(place: Path, shards: list[WrittenShard]) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f".{place.name}.{uuid.uuid4().hex}")
     try:
-        with open(unfinished, "xb") as file:
-            for shard in shards:
-                _append_members(shard.path, file)
-            file.write(bytes(2 * BLOCKSIZE))
-            file.write(bytes(-file.tell() % RECORDSIZE))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, place)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        with merge_lock(Path(output)):
+            return _merge(plan, Path(output), workers or available_cores(), overwrite, progress)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
 
 
-def _append_members(shard: Path, joined: BinaryIO) -> None:
-    """Append the content of a tar without the empty blocks at its end."""
-    start = joined.tell()
-    with open(shard, "rb") as file:
-        end = 0
-        try:
-            for member in tar_members(file, os.fstat(file.fileno()).st_size):
-                end = member.end
-        except TarDamage as error:
-            raise DataError(f"shard {shard} is damaged ({error}); delete its folder and do its unit again") from None
-        file.seek(0)
-        shutil.copyfileobj(file, joined)
-    joined.seek(start + end)
-    joined.truncate()
+def _merge(plan: Plan, output: Path, workers: int, overwrite: bool, progress: bool) -> DatasetInfo:
+    staging = plan_directory(plan, output)
+    remove_done(output)
+    refuse_existing_shards(staging, overwrite)
+    records = _load_records(plan, staging)
+    info = _describe(plan, records)
+    shards = {split: _written_shards(plan, staging, records, split) for split in info.splits}
+    tokenizer = None if plan.recipe.tokenizer is None else load_tokenizer(plan.recipe.tokenizer)
+    if "validation" in shards:
+        few = merge_small_shards(
+            shards["validation"],
+            plan.recipe.samples_per_shard,
+            staging / "joined" / "validation",
+            workers,
+            progress,
+        )
+        shards["validation"] = few
+        info.splits["validation"] = replace(info.splits["validation"], shards=len(few))
+    publish(staging, shards, info, tokenizer)
+    return info
+
+
+def _load_records(plan: Plan, staging: Path) -> Records:
+    records = {item.number: WorkItemRecord.load(work_item_directory(staging, item.number)) for item in plan.work_items}
+    missing = [str(number + 1) for number, record in records.items() if record is None]
+    if missing:
+        numbers = ", ".join(missing[:NUMBERS_IN_MESSAGES]) + (", ..." if len(missing) > NUMBERS_IN_MESSAGES else "")
+        raise DataError(
+            f"{len(missing)} of {len(records)} work items are missing in {staging.parent} ({numbers}); run the parts "
+            "that have not finished with the same inputs and settings, then --merge again"
+        )
+    return {number: record for number, record in records.items() if record is not None}
+
+
+def _written_shards(plan: Plan, staging: Path, records: Records, split: str) -> list[WrittenShard]:
+    most = plan.recipe.samples_per_shard
+    return [
+        WrittenShard(
+            work_item_directory(staging, number) / split / name, digest, min(most, record.samples - row * most)
+        )
+        for number, record in ((number, record.splits[split]) for number, record in records.items())
+        for row, (name, _, digest) in enumerate(record.shards)
+    ]
+
+
+def _describe(plan: Plan, records: Records) -> DatasetInfo:
+    recipe = plan.recipe
+    splits = {}
+    num_classes = 0
+    for name in SPLITS:
+        split_records = [record.splits[name] for record in records.values()]
+        totals = {
+            what: sum(getattr(record, what) for record in split_records)
+            for what in ("documents", "samples", "tokens", "bytes")
+        }
+        num_classes = max([num_classes, *(record.classes for record in split_records)])
+        if totals["samples"]:
+            splits[name] = SplitInfo(**totals, shards=sum(len(record.shards) for record in split_records))
+    _check_splits(splits, recipe.validation)
+    skipped = Counter({"hidden": plan.hidden, "binary": 0, "empty": 0})
+    for record in records.values():
+        skipped.update(record.skipped)
+    return DatasetInfo(
+        tokenizer=None if recipe.tokenizer is None else load_tokenizer(recipe.tokenizer).name,
+        vocabulary_size=recipe.vocabulary_size,
+        end_token=recipe.end_token,
+        seq_len=recipe.seq_len,
+        field=TOKENS_FIELD,
+        splits=splits,
+        skipped=dict(skipped),
+        document_field=DOCUMENTS_FIELD if recipe.document_ids else None,
+        num_classes=num_classes or None,
+    )
+
+
+def _check_splits(splits: dict[str, SplitInfo], validation: float) -> None:
+    documents = {split: splits[split].documents if split in splits else 0 for split in SPLITS}
+    total = sum(documents.values())
+    if total == 0:
+        raise EmptySplit("no document in the inputs: all are empty or binary; give files of text")
+    if validation > 0 and documents["validation"] == 0:
+        raise EmptySplit(
+            f"none of the {total} documents fell into the validation split at a fraction of {validation}; "
+            "raise the fraction, give more documents, or pass --validation 0 and prepare validation files separately"
+        )
+    if documents["train"] == 0:
+        raise EmptySplit(f"all {total} documents fell into the validation split; lower --validation {validation}")

@@ -1,4 +1,4 @@
-"""Documents into samples: joined and cut, or one by one."""
+"""Cutting documents into samples: concatenated (packed), or one by one."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -18,9 +18,9 @@ class Packer:
 
     Args:
         sequence_length: tokens in a sample.
-        packed: join documents, so that all samples but the last are full; otherwise each document starts a sample, and
-            a longer one is cut into several.
-        document_ids: note which document each token belongs to, numbered from 0 in each sample.
+        packed: concatenate documents, so that all samples but the last are full; otherwise each document starts a
+            sample, and a longer one is cut into several.
+        document_ids: record which document each token belongs to, numbered from 0 in each sample.
     """
 
     def __init__(self, sequence_length: int, packed: bool, document_ids: bool):
@@ -30,7 +30,12 @@ class Packer:
         self._documents = 0
 
     def add(self, tokens: np.ndarray, label: int | None = None) -> Iterator[Sample]:
-        """Take a document, int [n] with n > 0, and yield the samples that are full."""
+        """Add a document and yield the samples that are full.
+
+        Args:
+            tokens: integers `[n]`, n > 0.
+            label: its class; only one document a sample can keep it.
+        """
         self._documents += 1
         start = 0
         while start < len(tokens):
@@ -39,16 +44,16 @@ class Packer:
             self._waiting += len(piece)
             start += len(piece)
             if self._waiting == self.sequence_length:
-                yield self._take(label)
+                yield self._next_sample(label)
         if not self.packed:
             yield from self.finish(label)
 
     def finish(self, label: int | None = None) -> Iterator[Sample]:
-        """Yield what is left as a shorter sample, if anything is."""
+        """Yield the tokens that are left as a shorter sample, if there are any."""
         if self._runs:
-            yield self._take(label)
+            yield self._next_sample(label)
 
-    def _take(self, label: int | None) -> Sample:
+    def _next_sample(self, label: int | None) -> Sample:
         tokens = np.concatenate([run.tokens for run in self._runs])
         documents = None
         if self.document_ids:

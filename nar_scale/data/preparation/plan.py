@@ -1,4 +1,4 @@
-"""What to prepare and how, cut into units of work that do not depend on who does them."""
+"""What to prepare and how, cut into work items that do not depend on which process does them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -6,10 +6,10 @@ from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
 
-from nar_scale.data.formats.corpus import Corpus
-from nar_scale.data.formats.input_formats import Piece
+from nar_scale.data.formats.documents import Piece
 from nar_scale.data.formats.inputs import split_into_pieces
 from nar_scale.data.parallel import ordered_map
+from nar_scale.data.preparation.corpus import Corpus
 from nar_scale.errors import DataError
 
 FILES_PER_TASK = 256
@@ -22,15 +22,15 @@ class Recipe:
     Attributes:
         seq_len: tokens in a sample.
         tokenizer: "byte", the path of a tokenizer file, or None where the input is tokens of no tokenizer.
-        tokenizer_fingerprint: of that file.
+        tokenizer_fingerprint: see `Tokenizer`; empty without a tokenizer.
         vocabulary_size: number of token ids.
-        end_token: appended to documents; None if they are joined as they are.
+        end_token: appended to documents; None if nothing is appended.
         text_field: see `read_piece`.
-        validation: fraction of the documents to hold out.
-        packed: join documents instead of giving each samples of its own.
+        validation: fraction of the documents for the validation split.
+        packed: concatenate documents instead of giving each samples of its own.
         document_ids: write which document each token belongs to.
         samples_per_shard: most samples in a tar file.
-        unit_bytes: input that is packed together.
+        unit_bytes: bytes of input in a work item.
     """
 
     seq_len: int
@@ -47,11 +47,11 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Unit:
+class WorkItem:
     """Input that one process packs into shards of its own.
 
     Attributes:
-        number: the place of the unit among all.
+        number: position of the item among all, from 0.
         pieces: what to read, in order.
     """
 
@@ -66,27 +66,32 @@ class Unit:
 
 @dataclass(frozen=True)
 class Plan:
-    """All units of a data set; the same on every machine that sees the same inputs.
+    """All work items of a data set; the same on every machine that sees the same inputs.
 
     Attributes:
         recipe: how documents become samples.
-        units: in the order of the inputs.
-        hidden: hidden files that were passed over.
+        work_items: in the order of the inputs.
+        hidden: number of hidden files that were skipped.
         fingerprint: hex digest of the recipe and of name, size and mtime of the inputs.
     """
 
     recipe: Recipe
-    units: tuple[Unit, ...]
+    work_items: tuple[WorkItem, ...]
     hidden: int
     fingerprint: str
 
-    def part(self, number: int, parts: int) -> list[Unit]:
-        """Return the units of part `number`, from 1, of `parts`."""
-        return list(self.units[number - 1 :: parts])
+    def part(self, number: int, parts: int) -> list[WorkItem]:
+        """Return the work items of part `number`, from 1, of `parts`."""
+        return list(self.work_items[number - 1 :: parts])
 
 
 def make_plan(corpus: Corpus, recipe: Recipe, workers: int) -> Plan:
-    """Cut a corpus into units of about `recipe.unit_bytes`.
+    """Cut a corpus into work items of about `recipe.unit_bytes` bytes of input.
+
+    Args:
+        corpus: the files.
+        recipe: how they are prepared.
+        workers: processes that look at the files.
 
     Raises:
         DataError: a file cannot be read or is damaged.
@@ -102,11 +107,13 @@ def make_plan(corpus: Corpus, recipe: Recipe, workers: int) -> Plan:
     for found, described in ordered_map(_split, tasks, min(workers, len(tasks))):
         pieces.extend(found)
         hasher.update(described.encode())
-    units = tuple(Unit(number, tuple(unit)) for number, unit in enumerate(_group(pieces, recipe.unit_bytes)))
-    return Plan(recipe, units, corpus.hidden, hasher.hexdigest())
+    groups = _group(pieces, recipe.unit_bytes)
+    work_items = tuple(WorkItem(number, tuple(group)) for number, group in enumerate(groups))
+    return Plan(recipe, work_items, corpus.hidden, hasher.hexdigest())
 
 
 def _split(task: tuple[Sequence[Path], int]) -> tuple[list[Piece], str]:
+    """Return the pieces of some files, and name, size and mtime of each file."""
     files, piece_bytes = task
     pieces, described = [], []
     for file in files:
@@ -119,12 +126,12 @@ def _split(task: tuple[Sequence[Path], int]) -> tuple[list[Piece], str]:
     return pieces, "".join(described)
 
 
-def _group(pieces: Sequence[Piece], unit_bytes: int) -> Iterator[list[Piece]]:
-    """Pieces that start in the same stretch of `unit_bytes` of the whole input."""
+def _group(pieces: Sequence[Piece], group_bytes: int) -> Iterator[list[Piece]]:
+    """Yield groups of the pieces that start in the same stretch of `group_bytes` bytes of the whole input."""
     end = 0
     stretches = []
     for piece in pieces:
-        stretches.append(end // unit_bytes)
+        stretches.append(end // group_bytes)
         end += piece.size
     for _, numbered in groupby(zip(stretches, pieces), key=lambda pair: pair[0]):
         yield [piece for _, piece in numbered]

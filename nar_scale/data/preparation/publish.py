@@ -1,18 +1,19 @@
-"""How a data set appears in its place: whole, and only when all of it is there."""
+"""Publishing a data set: its shards are moved into place, and `dataset.json` is written last."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from nar_scale.data.preparation.merge import WrittenShard
+from nar_scale.data.preparation.small_shards import WrittenShard
 from nar_scale.data.preparation.staging import discard, discard_others
 from nar_scale.data.shards.dataset_info import INFO_FILE, DatasetInfo
+from nar_scale.data.shards.index_file import load_shard_index
 from nar_scale.data.shards.layout import SHARD_NAME, SPLITS
 from nar_scale.data.shards.publish_marker import PUBLISHING
-from nar_scale.data.shards.shard_index import INDEX_SUFFIX, is_unchanged, load_shard_index
+from nar_scale.data.shards.shard_index import INDEX_SUFFIX, is_unchanged
 from nar_scale.data.shards.shard_scan import stamp_shard
-from nar_scale.data.storage.locks import locked_if_possible
+from nar_scale.data.storage.locks import exclusive_lock_if_supported
 from nar_scale.data.tokenizers import TOKENIZER_FILE, Tokenizer
 from nar_scale.errors import DataError, UserError
 
@@ -21,33 +22,35 @@ MERGE_LOCK = ".merge.lock"
 
 
 @contextmanager
-def alone(output: Path) -> Iterator[None]:
-    """Keep others from publishing in a directory; two at once would take the shards of each other away.
+def merge_lock(output: Path) -> Iterator[None]:
+    """Hold the exclusive lock for publishing in a directory: two processes at once would move each other's shards.
+
+    On a file system without locks it does nothing.
 
     Raises:
-        UserError: somebody is at it.
+        UserError: another process holds it.
     """
     with ExitStack() as stack:
         try:
-            if output.is_dir():  # else there is nothing to publish, which is told
-                stack.enter_context(locked_if_possible(output / MERGE_LOCK, wait=False))
+            if output.is_dir():  # else there is nothing to publish, which is an error later
+                stack.enter_context(exclusive_lock_if_supported(output / MERGE_LOCK, wait=False))
         except BlockingIOError:
             raise UserError(
-                f"another --merge is at work in {output}; wait for it to end, or if it was on a machine that is gone, "
+                f"another --merge is running in {output}; wait for it to end, or if it was on a machine that is gone, "
                 f"delete {output / MERGE_LOCK}"
             ) from None
         yield
 
 
 def refuse_existing_shards(staging: Path, overwrite: bool) -> None:
-    """Protect a data set from being overwritten, unless it is the one that is made in `staging`, on its way.
+    """Refuse to overwrite a data set, unless it is the one of which some shards were moved out of `staging`.
 
     Args:
-        staging: a directory beside the splits.
-        overwrite: it is to be replaced.
+        staging: where a data set is made, in the directory of the data set.
+        overwrite: allow it.
 
     Raises:
-        UserError: there is one, or parts of one.
+        UserError: there is a data set, or shards of one.
     """
     if overwrite or (staging / PUBLISHING).exists():
         return
@@ -63,69 +66,73 @@ def refuse_existing_shards(staging: Path, overwrite: bool) -> None:
 def publish(
     staging: Path, shards: Mapping[str, Sequence[WrittenShard]], info: DatasetInfo, tokenizer: Tokenizer | None
 ) -> None:
-    """Move shards into place, numbered through, in exchange for what is there, and remove what has been made beside it.
+    """Move shards into place, numbered through, instead of those that are there, and remove all staging directories.
 
-    Doing it again after a kill completes it.
+    When the process was killed, doing it again completes it.
 
     Args:
         staging: where the shards were made, in the directory of the data set.
         shards: by split, in order.
-        info: becomes `dataset.json`.
-        tokenizer: saved beside it.
+        info: written as `dataset.json`.
+        tokenizer: saved beside it; None if there is none.
 
     Raises:
-        DataError: a shard is neither where it was written nor in place.
+        DataError: a shard is neither where it was written nor in its place.
         OSError: the directory cannot be written.
     """
-    (staging / PUBLISHING).touch()  # before the marks of others go: one always stands where shards are mixed
+    (
+        staging / PUBLISHING
+    ).touch()  # before the markers of others are removed: one is there whenever old and new shards are mixed
     discard_others(staging)
-    _exchange(staging.parent, shards, info, tokenizer)
+    _replace(staging.parent, shards, info, tokenizer)
     discard(staging)
 
 
-def _exchange(
+def _replace(
     output: Path, shards: Mapping[str, Sequence[WrittenShard]], info: DatasetInfo, tokenizer: Tokenizer | None
 ) -> None:
     # The old dataset.json goes first and the new one comes last: at no moment does it describe other shards.
     (output / INFO_FILE).unlink(missing_ok=True)
-    if tokenizer is None or tokenizer.name != TOKENIZER_FILE:  # else it may be the very file that was asked for
+    if (
+        tokenizer is None or tokenizer.name != TOKENIZER_FILE
+    ):  # else it may be the very file that the tokenizer was read from
         (output / TOKENIZER_FILE).unlink(missing_ok=True)
     for name in (INFO_FILE, TOKENIZER_FILE):
         for half_written in output.glob(f".{name}.*"):
             half_written.unlink(missing_ok=True)
-    places = {
+    targets = {
         written.path: output / split / SHARD_NAME.format(number)
         for split, written_shards in shards.items()
         for number, written in enumerate(written_shards)
     }
-    kept = {*places.values(), *map(_index_of, places.values())}
+    kept = {*targets.values(), *map(_index_of, targets.values())}
     for old_file in _shard_files(output):
         if old_file not in kept:
             old_file.unlink()
     for split, written_shards in shards.items():
         (output / split).mkdir(exist_ok=True)
         for written in written_shards:
-            _move(written, places[written.path])
+            _move(written, targets[written.path])
     if tokenizer is not None:
         tokenizer.save(output)
     info.save(output)
 
 
-def _move(written: WrittenShard, place: Path) -> None:
-    # the index first: a shard that is gone from where it was written has taken its index along
+def _move(written: WrittenShard, target: Path) -> None:
+    # the index first: where the shard has been moved, its index has been moved before
     if _index_of(written.path).exists():
-        os.replace(_index_of(written.path), _index_of(place))
+        os.replace(_index_of(written.path), _index_of(target))
     if written.path.exists():
-        os.replace(written.path, place)
-    if not place.exists() or _digest(place) != written.digest:
+        os.replace(written.path, target)
+    if not target.exists() or _digest(target) != written.digest:
         raise DataError(
-            f"shard {place} was lost while it was moved into place; delete {written.path.parents[2]} and prepare the "
+            f"shard {target} was lost while it was moved into place; delete {written.path.parents[2]} and prepare the "
             "data set again"
         )
 
 
 def _digest(shard: Path) -> str:
-    """Return what the index says, and read the shard only if that may be of another: an old one in the same place."""
+    """Return the digest of a shard from its index, or by reading it if the index may be that of an older shard."""
     index = load_shard_index(str(shard), _index_of(shard))
     return index.stamp.digest if index is not None and is_unchanged(index) else stamp_shard(shard).digest
 

@@ -1,4 +1,4 @@
-"""Writing one WebDataset shard of samples, the same bytes every time."""
+"""Writing samples as one WebDataset shard, the same bytes every time."""
 
 import io
 import os

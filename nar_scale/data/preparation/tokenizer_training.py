@@ -1,19 +1,19 @@
-"""Learning a byte-pair vocabulary from a corpus."""
+"""Training a byte-pair tokenizer on a corpus."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from nar_scale.data.formats.corpus import find_corpus
-from nar_scale.data.formats.input_formats import DEFAULT_TEXT_FIELD, Source
+from nar_scale.data.formats.documents import DEFAULT_TEXT_FIELD, Document
 from nar_scale.data.formats.inputs import is_token_file, read_piece, split_into_pieces
 from nar_scale.data.parallel import progress_bar
+from nar_scale.data.preparation.corpus import find_corpus
 from nar_scale.errors import DataError, UserError
 from nar_scale.files import write_atomically
 
 END_TOKEN = "<|endoftext|>"
 MIN_VOCABULARY = 257  # the bytes and the end token
 PIECE_BYTES = 1 << 24
-LEARNED_BYTES = 1 << 30
+MAX_TRAINING_BYTES = 1 << 30
 
 
 def train_tokenizer(
@@ -24,10 +24,10 @@ def train_tokenizer(
     text_field: str = DEFAULT_TEXT_FIELD,
     include: str = "*",
     exclude: Sequence[str] = (),
-    max_bytes: int = LEARNED_BYTES,
+    max_bytes: int = MAX_TRAINING_BYTES,
     progress: bool = True,
 ) -> None:
-    """Learn a byte-level byte-pair encoding (Sennrich et al., arXiv:1508.07909) and write it as `tokenizer.json`.
+    """Train a byte-level byte-pair encoding (Sennrich et al., arXiv:1508.07909) and write it as `tokenizer.json`.
 
     Args:
         inputs: files and folders, as for `prepare`.
@@ -36,7 +36,7 @@ def train_tokenizer(
         text_field: see `read_piece`.
         include: glob on the names of files in folders.
         exclude: globs on the parts of paths below a folder.
-        max_bytes: text to learn from, evenly taken from all inputs where there is more.
+        max_bytes: bytes of input to train on, taken evenly from all inputs where there is more.
         progress: show a progress bar if stderr is a terminal.
 
     Raises:
@@ -49,7 +49,7 @@ def train_tokenizer(
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     except ImportError as error:
         raise UserError(
-            "learning a tokenizer needs an optional package: pip install 'nar_scale[tokenizers]'"
+            "training a tokenizer needs an optional package: pip install 'nar_scale[tokenizers]'"
         ) from error
     corpus = find_corpus(inputs, include, exclude, path)
     files = [file for file in corpus.files if not is_token_file(file) and file != path.resolve()]
@@ -62,7 +62,7 @@ def train_tokenizer(
             for piece in pieces[::stride]:
                 for document in read_piece(piece, text_field):
                     bar.update(document.size)
-                    if isinstance(document, Source) and document.text is not None:
+                    if isinstance(document, Document) and document.text is not None:
                         yield document.text.decode("utf-8", errors="replace")
 
     tokenizer = Tokenizer(models.BPE())
@@ -74,11 +74,9 @@ def train_tokenizer(
     )
     tokenizer.train_from_iterator(texts(), trainer)
     if tokenizer.get_vocab_size() <= MIN_VOCABULARY < vocabulary_size:
-        raise DataError(
-            f"no text to learn from in {', '.join(map(str, inputs))}; give text, not tokens or binary files"
-        )
+        raise DataError(f"no text to train on in {', '.join(map(str, inputs))}; give text, not tokens or binary files")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, tokenizer.to_str(pretty=True).encode("utf-8"))
     except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}; choose a writable place") from error
+        raise DataError(f"cannot write {path}: {error.strerror}; choose a writable directory") from error

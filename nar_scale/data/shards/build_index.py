@@ -1,20 +1,26 @@
-"""Building the indices of shards ahead of training, which then starts at once."""
+"""Building the indices of many shards before training, which then starts at once."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from nar_scale.data.shards.dataset_index import COMPRESSED_SUFFIXES, DatasetIndex
+from nar_scale.data.shards.dataset_index import DatasetIndex
 from nar_scale.data.shards.dataset_info import DatasetInfo
 from nar_scale.data.shards.layout import shard_patterns
-from nar_scale.data.storage.remote import is_remote
+from nar_scale.data.shards.shard_files import COMPRESSED_SUFFIXES
 from nar_scale.data.storage.shard_cache import ShardCache
+from nar_scale.data.storage.urls import is_remote
 from nar_scale.errors import DataError, UserError
 
 
 class IndexedShards(NamedTuple):
-    """What became of the shards: a line for each location, and one for each damaged shard or wrong location."""
+    """The outcome of `index_shards`.
+
+    Attributes:
+        lines: one for each location whose shards were found, with counts.
+        faults: one for each damaged shard, and for each location that has none.
+    """
 
     lines: list[str]
     faults: list[str]
@@ -27,11 +33,13 @@ def index_shards(
     workers: int | None = None,
     progress: bool = True,
 ) -> IndexedShards:
-    """Build the index of every shard that has none, as the start of training does; doing it again goes on after a kill.
+    """Build the index of every shard that has none, as the start of training does.
+
+    A run that was killed continues where it was when it is started again.
 
     Args:
-        locations: paths or URLs of folders, see `shard_patterns`, and names or patterns of shards; those of remote
-            shards end with `.tar`.
+        locations: paths or URLs of folders, whose shards `shard_patterns` finds, and names or patterns of shards; those
+            of remote shards end with `.tar`.
         index_directory: where to keep the indices; see `DatasetIndex.open`.
         cache: where copies of remote shards are kept on this node.
         workers: processes; by default as many as there are cores.

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from glob import glob, has_magic
 from hashlib import blake2b
 from pathlib import Path
 
@@ -11,35 +10,34 @@ import numpy as np
 
 from nar_scale.data.formats.field_names import TOKENS_FIELD
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
+from nar_scale.data.shards.index_file import ShardIndex, load_shard_index
+from nar_scale.data.shards.shard_files import find_shards
 from nar_scale.data.shards.shard_index import (
-    ShardIndex,
     copy_shard_index,
+    damaged_shard,
     index_path,
     is_unchanged,
-    load_shard_index,
     make_shard_index,
-    raise_damage,
 )
-from nar_scale.data.shards.shard_reader import MAX_OPEN_SHARDS, KnownShard, ShardReader
+from nar_scale.data.shards.shard_reader import MAX_OPEN_SHARDS, ShardReader, ShardReference
 from nar_scale.data.storage.prefetch import ShardPrefetcher
-from nar_scale.data.storage.remote import expand_braces, find_remote, is_remote
 from nar_scale.data.storage.shard_cache import ShardCache
-from nar_scale.data.text import printable
+from nar_scale.data.storage.urls import is_remote
 from nar_scale.errors import DataError
+from nar_scale.text import printable
 
-PIPE = "pipe:"
-COMPRESSED_SUFFIXES = (".gz", ".tgz", ".zst", ".bz2", ".xz", ".lz4", ".zip")
-LOOKING_THREADS = 16  # looking at many small files waits for the file system, not for the processor
+LOADING_THREADS = 16  # reading many small files waits for the file system, not for the processor
 
 
 class DatasetIndex:
     """The samples of a set of shards, numbered through in sorted order of the shards' names.
 
-    Open it with `DatasetIndex.open`. Costs about 50 bytes a shard and the length of its name, and the memory-mapped
-    tables of the shards in use. Another process, on another node too, may get it pickled: it makes what it misses.
+    Open it with `DatasetIndex.open`. It takes about 50 bytes of memory for each shard and the length of its name, and
+    the memory-mapped tables of the shards in use. It can be pickled for another process, on another node too: indices
+    and copies of shards that are missing there are made there.
 
     Attributes:
-        counts: int64 [shards], samples in each.
+        counts: int64 `[shards]`, samples in each.
         num_samples: samples in all.
         fingerprint: hex digest of the names, sizes, contents and counts of all shards; two data sets with the same
             fingerprint give the same sample for every sample id.
@@ -63,10 +61,10 @@ class DatasetIndex:
         self.counts = np.array([index.count for index in indexes], dtype=np.int64)
         self.num_samples = int(self.counts.sum())
         self.damages = [f"shard {index.shard} {index.damage}" for index in indexes if index.damage is not None]
-        self.fingerprint = self._fingerprint()
+        self.fingerprint = self._compute_fingerprint()
         self._ends = np.cumsum(self.counts)
         self._starts = self._ends - self.counts
-        self._reader = ShardReader(self._known_shard, cache, memory_map, max_open_shards)
+        self._reader = ShardReader(self._reference, cache, memory_map, max_open_shards)
         self._cache = cache
         self._prefetcher = ShardPrefetcher(self._fetch)
 
@@ -86,8 +84,8 @@ class DatasetIndex:
     ) -> "DatasetIndex":
         """Open shards, building the index of those that have none, several at a time.
 
-        Several processes may open the same shards at once. When there are many, let one of them build first. What is
-        built stays, so a build that is killed goes on where it was.
+        Several processes may open the same shards at once; when there are many shards, let one process build the
+        indices first. What is built stays, so a build that was killed continues where it was.
 
         Args:
             directory: where relative patterns start; a path or URL.
@@ -97,8 +95,10 @@ class DatasetIndex:
                 directory of the cache.
             progress: show a progress bar while building, if stderr is a terminal.
             cache: where copies of remote shards are kept on this node.
-            skip_faults: take what is whole of damaged shards, and samples without a field, which are errors when read.
-            memory_map, max_open_shards: how samples are read, see `ShardReader`.
+            skip_faults: take the intact samples of damaged shards, and samples without a field, which are errors when
+                they are read.
+            memory_map: see `ShardReader`.
+            max_open_shards: see `ShardReader`.
             workers: processes that build; by default as many as there are cores.
 
         Raises:
@@ -107,22 +107,16 @@ class DatasetIndex:
         """
         if is_remote(str(directory)) and index_directory is None and cache is not None:
             index_directory = cache.directory / "indices"
-        place = None if index_directory is None else Path(index_directory)
+        index_folder = None if index_directory is None else Path(index_directory)
         patterns = [pattern] if isinstance(pattern, str) else pattern
-        shards = _find_shards(str(directory), patterns, cache)
-        tasks = [(shard, index_path(shard, place), cache, skip_faults) for shard in shards]
-        with ThreadPoolExecutor(LOOKING_THREADS) as pool:
-            indexes = list(pool.map(_look, tasks))
-        unread = [row for row, index in enumerate(indexes) if index is None]
-        built = _read_shards([tasks[row] for row in unread], workers or available_cores(), progress)
-        for row, index in zip(unread, built):
-            indexes[row] = index
-        known = [index for index in indexes if index is not None]
+        shards = find_shards(str(directory), patterns, cache)
+        tasks = [(shard, index_path(shard, index_folder), cache, skip_faults) for shard in shards]
+        indexes = _load_or_build(tasks, workers or available_cores(), progress)
         if not skip_faults:
-            _check(known, fields)
-        dataset = cls(str(directory), known, place, cache, memory_map, max_open_shards)
+            _check(indexes, fields)
+        dataset = cls(str(directory), indexes, index_folder, cache, memory_map, max_open_shards)
         if dataset.num_samples == 0:
-            _check(known, ())  # shards of which nothing is whole
+            _check(indexes, ())  # shards of which nothing is intact
             raise DataError(f"the {len(shards)} shards of {pattern} in {directory} hold no sample; write them again")
         return dataset
 
@@ -140,108 +134,78 @@ class DatasetIndex:
         """Return a field of a sample, as it is stored.
 
         Args:
-            sample_id: in [0, num_samples).
+            sample_id: in `[0, num_samples)`.
             field: which field.
 
         Raises:
-            DataError: naming shard, key and reason, if it cannot be read.
+            DataError: it cannot be read; names shard, key and reason.
         """
-        return self._reader.read(*self._place(sample_id), field)
+        return self._reader.read(*self._locate(sample_id), field)
 
     def read_many(self, sample_ids: np.ndarray, field: str = TOKENS_FIELD) -> list[bytes]:
-        """Return a field of several samples, int64 [n], in one go; errors as in `read`."""
+        """Return a field of several samples, int64 `[n]`, at once; errors as in `read`."""
         shards = np.searchsorted(self._ends, sample_ids, side="right")
         rows = sample_ids - self._starts[shards]
         contents = [b""] * len(sample_ids)
-        for chosen in group(shards):
+        for chosen in group_equal(shards):
             read = self._reader.read_many(int(shards[chosen[0]]), rows[chosen], field)
-            for place, content in zip(chosen.tolist(), read):
-                contents[place] = content
+            for position, content in zip(chosen.tolist(), read):
+                contents[position] = content
         return contents
 
     def prefetch(self, sample_ids: np.ndarray) -> None:
-        """Start to fetch the remote shards of samples, int64 [n], that will be read soon."""
+        """Start to fetch the remote shards of samples, int64 `[n]`, that will be read soon."""
         if self._cache is not None:
             shards = np.unique(np.searchsorted(self._ends, sample_ids, side="right")).tolist()
-            self._prefetcher.want(shard for shard in shards if is_remote(self.shard(shard)))
+            self._prefetcher.request(shard for shard in shards if is_remote(self.shard(shard)))
 
     def _fetch(self, shard: int) -> None:
-        known = self._known_shard(shard)
+        reference = self._reference(shard)
         assert self._cache is not None
-        self._cache.open(known.location, known.size, known.digest).close()
+        self._cache.open(reference.location, reference.size, reference.digest).close()
 
     def name(self, sample_id: int) -> str:
         """Return "shard PATH, sample KEY" for messages about a sample."""
-        return self._reader.name(*self._place(sample_id))
+        return self._reader.name(*self._locate(sample_id))
 
-    def _place(self, sample_id: int) -> tuple[int, int]:
+    def _locate(self, sample_id: int) -> tuple[int, int]:
+        """Return the shard and the row in it of a sample."""
         if not 0 <= sample_id < self.num_samples:
             raise IndexError(f"sample {sample_id} of {self.num_samples}")
         shard = int(np.searchsorted(self._ends, sample_id, side="right"))
         return shard, int(sample_id - self._starts[shard])
 
-    def _known_shard(self, number: int) -> KnownShard:
+    def _reference(self, number: int) -> ShardReference:
         location = self.shard(number)
         digest = self._digests[number].tobytes().hex()
-        return KnownShard(location, index_path(location, self._index_directory), int(self._sizes[number]), digest)
+        return ShardReference(location, index_path(location, self._index_directory), int(self._sizes[number]), digest)
 
-    def _fingerprint(self) -> str:
+    def _compute_fingerprint(self) -> str:
         hasher = blake2b(digest_size=16)
         for name, size, digest, count in zip(self._names, self._sizes, self._digests, self.counts):
             hasher.update(f"{name.decode()}\0{size}\0{digest.tobytes().hex()}\0{count}\n".encode())
         return hasher.hexdigest()
 
 
-def group(numbers: np.ndarray) -> list[np.ndarray]:
-    """Return the places, int64, of each different number."""
+def group_equal(numbers: np.ndarray) -> list[np.ndarray]:
+    """Return for each different number, in ascending order, the int64 positions at which it stands."""
     order = np.argsort(numbers, kind="stable")
     ends = [*(np.flatnonzero(np.diff(numbers[order])) + 1).tolist(), len(order)]
     return [order[start:end] for start, end in zip([0, *ends], ends)]
 
 
-_Task = tuple[str, Path, ShardCache | None, bool]
+_Task = tuple[str, Path, ShardCache | None, bool]  # shard, its index file, the cache, whether damage is allowed
 
 
-def _find_shards(directory: str, patterns: Sequence[str], cache: ShardCache | None) -> list[str]:
-    shards: set[str] = set()
-    for pattern in patterns:
-        if pattern.startswith(PIPE) or directory.startswith(PIPE):
-            raise DataError(
-                f"{printable(pattern if pattern.startswith(PIPE) else directory)} is a command; set data.sequential: "
-                "true to have a shell run it, with data.train naming it: the stream is then inexact"
-            )
-        location = pattern if is_remote(pattern) else f"{directory.rstrip('/')}/{pattern}"
-        if is_remote(location):
-            if cache is None:
-                raise DataError(
-                    f"{location} is remote; give --cache-directory or data.cache_directory, a directory on this node"
-                )
-            shards.update(find_remote(location, cache.storage_options))
-            continue
-        for name in expand_braces(pattern):
-            names = glob(name, root_dir=directory, recursive=True) if has_magic(name) else [name]
-            matches = [str(path) for path in (Path(directory) / match for match in names) if path.is_file()]
-            if not matches:
-                raise DataError(f"no shard {name} in {directory}; prepare the data set or correct the path")
-            shards.update(matches)
-    for shard in shards:
-        if shard.lower().endswith(COMPRESSED_SUFFIXES):
-            raise DataError(
-                f"shard {shard} is compressed, so its samples cannot be read one by one; unpack it, or set "
-                "data.sequential: true for .tar.gz: the stream is then inexact"
-            )
-    # part by part, as a folder comes before what lies in it
-    return sorted(shards, key=lambda shard: shard.split("/"))
+def _load_or_build(tasks: Sequence[_Task], workers: int, progress: bool) -> list[ShardIndex]:
+    with ThreadPoolExecutor(LOADING_THREADS) as pool:
+        loaded = list(pool.map(_load_unchanged, tasks))
+    built = _build([task for task, index in zip(tasks, loaded) if index is None], workers, progress)
+    return [index if index is not None else next(built) for index in loaded]
 
 
-def _relative(shard: str, directory: str) -> str:
-    if is_remote(shard):
-        return shard.removeprefix(directory.rstrip("/") + "/")
-    relative = os.path.relpath(shard, directory)
-    return os.path.abspath(shard) if relative.startswith("..") else relative
-
-
-def _look(task: _Task) -> ShardIndex | None:
+def _load_unchanged(task: _Task) -> ShardIndex | None:
+    """Return the index of a shard that has not changed since it was built; None if it is to be built or checked."""
     shard, path, _, allow_damage = task
     index = load_shard_index(shard, path) or copy_shard_index(shard, path)
     if index is None or not is_unchanged(index) or (index.damage is not None and not allow_damage):
@@ -249,24 +213,31 @@ def _look(task: _Task) -> ShardIndex | None:
     return index
 
 
-def _read_shards(tasks: Sequence[_Task], workers: int, progress: bool) -> Iterator[ShardIndex]:
+def _build(tasks: Sequence[_Task], workers: int, progress: bool) -> Iterator[ShardIndex]:
     if not tasks:
         return
     with progress_bar("index", len(tasks), "shard", progress) as bar:
-        for index in ordered_map(_read_shard, tasks, min(workers, len(tasks))):
+        for index in ordered_map(_build_one, tasks, min(workers, len(tasks))):
             bar.set_postfix_str(f"{printable(Path(index.shard).name)}, {index.count:,} samples")
             bar.update(1)
             yield index
 
 
-def _read_shard(task: _Task) -> ShardIndex:
+def _build_one(task: _Task) -> ShardIndex:
     return make_shard_index(*task)
 
 
 def _check(indexes: Sequence[ShardIndex], fields: Sequence[str]) -> None:
     for index in indexes:
         if index.damage is not None:
-            raise_damage(index.shard, index.damage)
+            raise damaged_shard(index.shard, index.damage)
         if index.count:
             for field in fields:
                 index.check_complete(field)
+
+
+def _relative(shard: str, directory: str) -> str:
+    if is_remote(shard):
+        return shard.removeprefix(directory.rstrip("/") + "/")
+    relative = os.path.relpath(shard, directory)
+    return os.path.abspath(shard) if relative.startswith("..") else relative

@@ -1,4 +1,4 @@
-"""What a prepared data set says of itself: `dataset.json`."""
+"""The description of a prepared data set: `dataset.json`."""
 
 import dataclasses
 import json
@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from nar_scale.data.shards.publish_marker import refuse_half_published
-from nar_scale.data.storage.remote import is_remote, read_small
+from nar_scale.data.storage.remote import read_small
+from nar_scale.data.storage.urls import is_remote
 from nar_scale.errors import DataError
 from nar_scale.files import write_atomically
 
@@ -38,7 +39,7 @@ class SplitInfo:
 
     @property
     def bytes_per_token(self) -> float | None:
-        """Length of the text behind a token; None where there is no text."""
+        """Bytes of text for each token, on average; None where there is no text."""
         return self.bytes / self.tokens if self.bytes else None
 
 
@@ -53,7 +54,7 @@ class DatasetInfo:
         end_token: the id that ends a document; None if there is none.
         seq_len: tokens in a sample.
         field: the WebDataset field that holds the tokens.
-        splits: sizes of "train" and, unless none was asked for, "validation".
+        splits: sizes of "train" and, unless none was asked for, of "validation".
         skipped: files and documents left out, counted by reason ("hidden", "binary", "empty", "no text").
         document_field: the field with the document of each token; None if it was not asked for.
         num_classes: one more than the largest class; None where samples have no class.
@@ -71,7 +72,11 @@ class DatasetInfo:
 
     @classmethod
     def find(cls, directory: str, storage_options: Mapping[str, Any]) -> "DatasetInfo | None":
-        """Read `dataset.json` from a local or remote directory, if there is one.
+        """Read `dataset.json` from a local or remote directory; return None if there is none.
+
+        Args:
+            directory: path or URL.
+            storage_options: arguments of the file system of fsspec, for a remote directory.
 
         Raises:
             DataError: there is no such local directory, it is one that `prepare.py` has not finished, or the file is
@@ -91,8 +96,14 @@ class DatasetInfo:
     def fetch(directory: str, name: str, storage_options: Mapping[str, Any], cache_directory: str | None) -> str:
         """Return the absolute path of a file that belongs to a data set, fetching it into the cache if it is remote.
 
+        Args:
+            directory: of the data set, a path or URL.
+            name: of the file in it.
+            storage_options: arguments of the file system of fsspec, for a remote directory.
+            cache_directory: a directory on this node, for a remote directory.
+
         Raises:
-            DataError: it is not there.
+            DataError: the file is missing, or there is no cache directory.
         """
         if not is_remote(directory):
             return str((Path(directory) / name).resolve())
@@ -101,10 +112,10 @@ class DatasetInfo:
             raise DataError(f"{directory} has no {name}, which its {INFO_FILE} names; copy it there")
         if cache_directory is None:
             raise DataError(f"{directory} is remote; set data.cache_directory to a directory on this node")
-        place = Path(cache_directory) / blake2b(content, digest_size=8).hexdigest()
-        place.mkdir(parents=True, exist_ok=True)
-        write_atomically(place / name, content)
-        return str((place / name).resolve())
+        folder = Path(cache_directory) / blake2b(content, digest_size=8).hexdigest()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / name, content)
+        return str((folder / name).resolve())
 
     @classmethod
     def load(cls, directory: str | Path) -> "DatasetInfo":

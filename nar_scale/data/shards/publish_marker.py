@@ -1,25 +1,21 @@
-"""The mark of a data set whose shards are on their way into place."""
+"""The marker of a data set whose shards are being moved into place."""
 
 from pathlib import Path
 
 from nar_scale.errors import DataError
 
-STAGING = ".prepare-"
-
-
-DONE = ".done"  # at the end of the name of a directory that may be deleted
-
-
-PUBLISHING = "publishing"  # in such a directory: its shards are on their way into place
+STAGING = ".prepare-"  # begins the name of a directory in which a data set is made
+DONE = ".done"  # ends the name of such a directory that may be deleted
+PUBLISHING = "publishing"  # a file in such a directory: its shards are being moved into place
 
 
 def refuse_half_published(output: Path) -> None:
-    """Protect from taking shards, of which some are old and some are new, for a data set.
+    """Check that a directory does not hold shards of which some are old and some are new.
 
     Raises:
-        DataError: shards are on their way into place.
+        DataError: shards are being moved into place there, or were when a process was killed.
     """
-    if any(mark.parent.suffix != DONE for mark in output.glob(f"{STAGING}*/{PUBLISHING}")):
+    if any(marker.parent.suffix != DONE for marker in output.glob(f"{STAGING}*/{PUBLISHING}")):
         raise DataError(
             f"data set {output} is being put into place by prepare.py, or was when that was killed; run the same "
             "launcher/prepare.py command again"

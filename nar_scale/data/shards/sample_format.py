@@ -1,4 +1,4 @@
-"""What a sample must look like, and reading one that does."""
+"""What a sample must look like, and reading samples that do."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,17 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from nar_scale.data.formats.field_names import TOKENS_FIELD
-from nar_scale.data.formats.npy import decode_alike, decode_npy
+from nar_scale.data.formats.npy import decode_npy, decode_uniform
 from nar_scale.errors import DataError
 
 
 class SampleIndex(Protocol):
-    """Samples by number: a `DatasetIndex`, or several as one (`JoinedIndex`)."""
+    """Samples by number: a `DatasetIndex`, or several as one (`ConcatenatedIndex`).
+
+    Attributes:
+        num_samples: samples in all.
+        fingerprint: two indices with the same one give the same sample for every sample id.
+    """
 
     num_samples: int
     fingerprint: str
@@ -22,22 +27,22 @@ class SampleIndex(Protocol):
         """Return a field of a sample as it is stored."""
 
     def read_many(self, sample_ids: np.ndarray, field: str) -> list[bytes]:
-        """Return a field of several samples, int64 [n], in one go."""
+        """Return a field of several samples, int64 `[n]`, at once."""
 
     def prefetch(self, sample_ids: np.ndarray) -> None:
-        """Start to fetch what samples, int64 [n], that will be read soon need."""
+        """Start to fetch what will be needed to read samples, int64 `[n]`, soon."""
 
     def name(self, sample_id: int) -> str:
         """Return "shard PATH, sample KEY" for messages."""
 
 
 class Sample(NamedTuple):
-    """A checked sample.
+    """A sample that has been checked.
 
     Attributes:
-        tokens: int [length], of whatever integer type it is stored in.
+        tokens: integers `[length]` of the dtype in which they are stored.
         label: its class, if the format has one.
-        documents: int [length], if the format has them.
+        documents: integers `[length]`, the number of the document that each token belongs to, if the format has them.
     """
 
     tokens: np.ndarray
@@ -45,13 +50,13 @@ class Sample(NamedTuple):
     documents: np.ndarray | None = None
 
 
-class AlikeSamples(NamedTuple):
-    """Checked samples of one length.
+class UniformSamples(NamedTuple):
+    """Samples of one length that have been checked.
 
     Attributes:
-        tokens: int [batch, length].
-        labels: int64 [batch], if the format has classes.
-        documents: int [batch, length], if the format has them.
+        tokens: integers `[batch, length]`.
+        labels: int64 `[batch]`, if the format has classes.
+        documents: integers `[batch, length]`, if the format has them.
     """
 
     tokens: np.ndarray
@@ -64,13 +69,14 @@ class SampleFormat:
     """The fields of a sample and what they may hold.
 
     Attributes:
-        sequence_length: n, the most tokens a sample may have; a batch is padded to it.
+        sequence_length: n, the largest number of tokens that a sample may have; a batch is padded to it.
         vocabulary_size: every token must be below it.
         field: the member with the tokens, a one-dimensional `.npy` of integers.
         class_field: the member with the class, an integer as text (WebDataset's `cls`) or, where its name ends in
             `npy`, an array of one element; None if classes are not read.
-        num_classes: every class must be below it.
-        document_field: the member with the document of each token, as `tokens`; None if they are not read.
+        num_classes: every class must be below it; None for no limit.
+        document_field: the member with the document of each token, a `.npy` as that of the tokens; None if they are
+            not read.
     """
 
     sequence_length: int
@@ -82,14 +88,14 @@ class SampleFormat:
 
     @cached_property
     def fields(self) -> tuple[str, ...]:
-        """All members that are read."""
+        """The names of all members that are read."""
         return tuple(field for field in (self.field, self.class_field, self.document_field) if field is not None)
 
     def read(self, index: SampleIndex, sample_id: int) -> Sample:
         """Read a sample.
 
         Raises:
-            DataError: naming shard, key and reason, if it cannot be read or is not of this format.
+            DataError: it cannot be read or is not of this format; names shard, key and reason.
         """
         contents = {field: index.read(sample_id, field) for field in self.fields}
         try:
@@ -98,10 +104,13 @@ class SampleFormat:
             raise DataError(f"{index.name(sample_id)}: {error}") from None
 
     def parse(self, contents: Mapping[str, bytes]) -> Sample:
-        """Return the sample in the contents of its fields.
+        """Return the sample that the contents of its fields hold.
+
+        Args:
+            contents: the bytes of each of `fields`.
 
         Raises:
-            ValueError: with reason and remedy, if they are not of this format.
+            ValueError: they are not of this format; gives reason and remedy.
         """
         tokens = self._parse_row(contents[self.field], self.field)
         if len(tokens) == 0:
@@ -123,13 +132,19 @@ class SampleFormat:
             documents = self._parse_documents(contents[self.document_field], tokens)
         return Sample(tokens, label, documents)
 
-    def parse_alike(self, contents: Mapping[str, Sequence[bytes]]) -> AlikeSamples | None:
-        """Return samples of one length and type in one go, as most data sets have them.
+    def parse_uniform(self, contents: Mapping[str, Sequence[bytes]]) -> UniformSamples | None:
+        """Parse several samples at once if they have one length and dtype, as in most data sets.
+
+        Args:
+            contents: for each of `fields` its bytes in every sample.
 
         Returns:
-            the samples; None if they are not alike, or one is not of this format.
+            The samples; None if their lengths or dtypes differ, or one is not of this format.
+
+        Raises:
+            ValueError: a field is damaged, or a class is not of this format.
         """
-        tokens = decode_alike(contents[self.field])
+        tokens = decode_uniform(contents[self.field])
         if tokens is None or tokens.dtype.kind not in "iu" or not 0 < tokens.shape[1] <= self.sequence_length:
             return None
         if tokens.min() < 0 or tokens.max() >= self.vocabulary_size:
@@ -138,12 +153,12 @@ class SampleFormat:
         if self.class_field is not None:
             labels = np.array([self._parse_class(content) for content in contents[self.class_field]], dtype=np.int64)
         if self.document_field is not None:
-            documents = decode_alike(contents[self.document_field])
+            documents = decode_uniform(contents[self.document_field])
             if documents is None or documents.dtype.kind not in "iu" or documents.shape != tokens.shape:
                 return None
             if (documents[:, 1:] < documents[:, :-1]).any():
                 return None
-        return AlikeSamples(tokens, labels, documents)
+        return UniformSamples(tokens, labels, documents)
 
     def _parse_class(self, content: bytes) -> int:
         try:

@@ -11,20 +11,29 @@ from weakref import WeakSet
 
 import numpy as np
 
-from nar_scale.data.shards.shard_index import describe_sample, load_shard_index, make_shard_index
-from nar_scale.data.storage.remote import is_remote
-from nar_scale.data.storage.shard_cache import CachedShard, CacheFull, ShardCache
+from nar_scale.data.shards.index_file import describe_sample, load_shard_index
+from nar_scale.data.shards.shard_index import make_shard_index
+from nar_scale.data.storage.cache_files import CachedShard
+from nar_scale.data.storage.shard_cache import CacheFull, ShardCache
+from nar_scale.data.storage.urls import is_remote
 from nar_scale.errors import DataError
 
 MAX_OPEN_SHARDS = 32
-CACHE_PATIENCE = 60.0  # seconds to wait for other processes to close what fills the cache
-FAULT_MEMORY = 30.0  # seconds in which a shard that could not be opened is not tried again
+CACHE_FULL_TIMEOUT = 60.0  # seconds to wait for other processes to close what fills the cache
+FAILED_SHARD_SECONDS = 30.0  # in which a shard that could not be opened is not tried again
 RETRY_WAITS = (0.1, 1.0)  # seconds before the second and the third attempt
 
 
 @dataclass(frozen=True)
-class KnownShard:
-    """What a reader must be told of a shard: its path or URL, its index file, its size in bytes and its digest."""
+class ShardReference:
+    """What a reader needs to know of a shard.
+
+    Attributes:
+        location: path or URL.
+        index_path: its index file.
+        size: bytes.
+        digest: blake2b of its bytes, as in `ShardStamp`.
+    """
 
     location: str
     index_path: Path
@@ -33,18 +42,18 @@ class KnownShard:
 
 
 class _OpenShard:
-    """A shard whose size and index are those that are known; its content was compared when it was fetched."""
+    """An open shard of the recorded size and index; the content of a remote one was compared when it was fetched."""
 
-    def __init__(self, shard: KnownShard, cache: ShardCache | None, memory_map: bool):
+    def __init__(self, shard: ShardReference, cache: ShardCache | None, memory_map: bool):
         index = load_shard_index(shard.location, shard.index_path)
         if index is None or index.stamp.digest != shard.digest:
-            # this node has never seen it, or somebody has removed the index
+            # this node has never opened it, or the index has been removed
             index = make_shard_index(shard.location, shard.index_path, cache, allow_damage=True)
             if index.stamp.digest != shard.digest:
                 raise DataError(f"shard {shard.location} changed since it was opened; restore it, or start again")
         self.index = index
         self.table = index.map_table()
-        self.places = np.asarray(self.table["places"])  # a plain view, several times as quick to index
+        self.spans = np.asarray(self.table["spans"])  # a plain view, several times as quick to index
         self.columns = {field: column for column, field in enumerate(index.fields)}
         self.size = shard.size
         self.copy: CachedShard | None = None
@@ -63,22 +72,22 @@ class _OpenShard:
             )
         self.map = mmap.mmap(self.descriptor, 0, prot=mmap.PROT_READ) if memory_map else None
 
-    def read(self, places: list[list[int]]) -> list[bytes]:
-        """The bytes at some offsets and of some sizes.
+    def read(self, spans: list[list[int]]) -> list[bytes]:
+        """Return the bytes at some offsets and of some sizes.
 
         Raises:
             OSError: they cannot be read.
-            ValueError: the shard is no longer as long.
+            ValueError: the shard is shorter than it was.
         """
         if self.map is None:
-            contents = [os.pread(self.descriptor, size, offset) for offset, size in places]
-            if any(len(content) < size for content, (_, size) in zip(contents, places)):
+            contents = [os.pread(self.descriptor, size, offset) for offset, size in spans]
+            if any(len(content) < size for content, (_, size) in zip(contents, spans)):
                 raise ValueError("the shard ends in the middle of it")
             return contents
         # touching a map beyond the end of its file kills the process
         if os.fstat(self.descriptor).st_size < self.size:
             raise ValueError("the shard has been cut while it was in use")
-        return [self.map[offset : offset + size] for offset, size in places]
+        return [self.map[offset : offset + size] for offset, size in spans]
 
     def close(self) -> None:
         if self.map is not None:
@@ -104,13 +113,13 @@ class ShardReader:
         shard: returns what is known of shard number i.
         cache: where remote shards are kept on this node.
         memory_map: read through memory maps, which is quicker; but when a file system fails to deliver a page, the
-            process dies. Otherwise by read calls, which are then repeated.
-        max_open: shards that are kept open; fewer than those samples are mixed among would be slow.
+            process dies. Otherwise read by calls, which are then repeated.
+        max_open: shards that are kept open; reading is slow with fewer than the shards that samples are mixed among.
     """
 
     def __init__(
         self,
-        shard: Callable[[int], KnownShard],
+        shard: Callable[[int], ShardReference],
         cache: ShardCache | None = None,
         memory_map: bool = True,
         max_open: int = MAX_OPEN_SHARDS,
@@ -123,10 +132,10 @@ class ShardReader:
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
 
     def read(self, shard: int, row: int, field: str) -> bytes:
-        """Return a field of sample `row` of shard number `shard` as it is.
+        """Return a field of sample `row` of shard number `shard` as it is stored.
 
         Raises:
-            DataError: naming shard, key and reason, if it cannot be read.
+            DataError: it cannot be read; names shard, key and reason.
         """
         try:
             for wait in RETRY_WAITS:
@@ -149,12 +158,12 @@ class ShardReader:
             ) from error
 
     def read_many(self, shard: int, rows: np.ndarray, field: str) -> list[bytes]:
-        """Return a field of samples `rows`, int64 [n], of shard number `shard`; errors as in `read`."""
+        """Return a field of samples `rows`, int64 `[n]`, of shard number `shard`; errors as in `read`."""
         try:
             opened = self._opened(shard)
-            places = opened.places[rows, opened.columns[field]].tolist()
-            if all(offset >= 0 for offset, _ in places):
-                return opened.read(places)
+            spans = opened.spans[rows, opened.columns[field]].tolist()
+            if all(offset >= 0 for offset, _ in spans):
+                return opened.read(spans)
         except (OSError, KeyError, ValueError):
             pass
         return [self.read(shard, int(row), field) for row in rows]  # finds out what is wrong, and tries again
@@ -170,16 +179,16 @@ class ShardReader:
         opened = self._opened(shard)
         record = opened.table[row]
         column = opened.columns.get(field)
-        if column is None or record["places"][column, 0] < 0:
+        if column is None or record["spans"][column, 0] < 0:
             raise DataError(f"{self.name(shard, row)}: {opened.index.explain_absence(record, field)}")
-        return opened.read([record["places"][column].tolist()])[0]
+        return opened.read([record["spans"][column].tolist()])[0]
 
     def _opened(self, shard: int) -> _OpenShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        failed_at, error = self._failed.get(shard, (-FAULT_MEMORY, None))
-        if error is not None and time.monotonic() - failed_at < FAULT_MEMORY:
+        failed_at, error = self._failed.get(shard, (-FAILED_SHARD_SECONDS, None))
+        if error is not None and time.monotonic() - failed_at < FAILED_SHARD_SECONDS:
             raise DataError(*error.args)
         try:
             opened = self._open_with_room(shard)
@@ -193,7 +202,7 @@ class ShardReader:
         return opened
 
     def _open_with_room(self, shard: int) -> _OpenShard:
-        deadline = time.monotonic() + CACHE_PATIENCE
+        deadline = time.monotonic() + CACHE_FULL_TIMEOUT
         while True:
             try:
                 return _OpenShard(self._shard(shard), self._cache, self._memory_map)

@@ -1,4 +1,4 @@
-"""Finding the samples of one tar shard, and telling a whole shard from a damaged one."""
+"""Finding the samples of one tar shard by its headers, and where they end if the shard is damaged."""
 
 import os
 from array import array
@@ -8,19 +8,25 @@ from pathlib import Path
 
 import numpy as np
 
-from nar_scale.data.formats.tar import MEMBER_NAME, TarDamage, TarMember, tar_members
+from nar_scale.data.formats.tar import MEMBER_NAME, DamagedTarError, TarMember, tar_members
 from nar_scale.errors import DataError
 
 READ_BYTES = 1 << 20
 MAX_FIELDS = 64
 MAX_FIELD_LETTERS = 255
-MAX_KEY_BYTES = 256  # keys serve messages alone; longer ones are cut
-MISSING, TWICE = -1, -2  # in place of the offset of a field
+MAX_KEY_BYTES = 256  # keys are used in messages only; longer ones are cut
+MISSING, DUPLICATE = -1, -2  # in place of the offset of a field
 
 
 @dataclass(frozen=True)
 class ShardStamp:
-    """What identifies the content of a shard: size in bytes, mtime in ns, hex digest of all bytes."""
+    """What identifies the content of a shard.
+
+    Attributes:
+        size: bytes.
+        mtime_ns: time of the last modification, in nanoseconds.
+        digest: blake2b of 16 bytes over all bytes of the shard, in hexadecimal digits.
+    """
 
     size: int
     mtime_ns: int
@@ -32,21 +38,21 @@ class ShardScan:
     """Where the samples of a shard lie.
 
     Attributes:
-        keys: bytes [samples], at most 256 bytes each.
+        keys: bytes `[samples]`, at most 256 bytes each.
         fields: all fields that occur.
-        places: int64 [samples, fields, 2], offset and size in bytes; the offset is `MISSING` or `TWICE` where a
-            sample does not have a field once.
-        damage: what is wrong with the shard after these samples; None if it is whole.
+        spans: int64 `[samples, fields, 2]`, offset and size in bytes; the offset is `MISSING` or `DUPLICATE` where a
+            sample does not have a field exactly once.
+        damage: what is wrong with the shard after these samples, as the predicate of a sentence; None if it is whole.
     """
 
     keys: np.ndarray
     fields: tuple[str, ...]
-    places: np.ndarray
+    spans: np.ndarray
     damage: str | None
 
 
 def stamp_shard(shard: Path) -> ShardStamp:
-    """Read the whole shard and return its stamp.
+    """Read a whole shard and return its stamp.
 
     Raises:
         DataError: it cannot be read, or it is being written to.
@@ -69,9 +75,9 @@ def scan_shard(shard: Path) -> ShardScan:
     """Read the headers of a shard; nothing is extracted, and names are not used as paths.
 
     Raises:
-        DataError: the shard cannot be read, or has more than 64 fields or one of a name too long.
+        DataError: the shard cannot be read, or has more than 64 fields or one with a name of more than 255 letters.
     """
-    table = _Table()
+    table = _MemberTable()
     damage = None
     try:
         with open(shard, "rb") as file:
@@ -82,25 +88,25 @@ def scan_shard(shard: Path) -> ShardScan:
                             f"shard {shard} has more than {MAX_FIELDS} fields or one of more than {MAX_FIELD_LETTERS} "
                             f"letters, such as {member.name[:80]!r}; is it a WebDataset shard?"
                         )
-            except TarDamage as error:
-                damage = error.phrase
+            except DamagedTarError as error:
+                damage = error.description
     except OSError as error:
         raise DataError(f"cannot read shard {shard}: {error.strerror}; restore it or correct its path") from error
-    return table.scan(damage)
+    return table.to_scan(damage)
 
 
-class _Table:
-    """What is found, in a few bytes for each member."""
+class _MemberTable:
+    """The members found so far, in a few bytes each."""
 
     def __init__(self) -> None:
         self.keys: list[bytes] = []
         self.fields: dict[str, int] = {}
         self._rows, self._columns, self._offsets, self._sizes = array("q"), array("q"), array("q"), array("q")
         self._key: str | None = None
-        self._sample: dict[str, int] = {}  # where the fields of the latest sample are noted
+        self._sample: dict[str, int] = {}  # the entry of each field of the latest sample
 
     def add(self, member: TarMember) -> bool:
-        """Note a member; False if there are too many fields."""
+        """Enter a member; return False if there are too many fields or its name is too long."""
         name = MEMBER_NAME.fullmatch(member.name)
         if name is None:
             return True
@@ -111,7 +117,7 @@ class _Table:
             self.keys.append(key[:MAX_KEY_BYTES].encode("utf-8", errors="surrogateescape")[:MAX_KEY_BYTES])
             self._key, self._sample = key, {}
         if field in self._sample:
-            self._offsets[self._sample[field]], self._sizes[self._sample[field]] = TWICE, 0
+            self._offsets[self._sample[field]], self._sizes[self._sample[field]] = DUPLICATE, 0
             return True
         self._sample[field] = len(self._rows)
         self._rows.append(len(self.keys) - 1)
@@ -120,10 +126,10 @@ class _Table:
         self._sizes.append(member.size)
         return True
 
-    def scan(self, damage: str | None) -> ShardScan:
-        places = np.zeros((len(self.keys), len(self.fields), 2), dtype=np.int64)
-        places[:, :, 0] = MISSING
-        places[self._rows, self._columns, 0] = self._offsets
-        places[self._rows, self._columns, 1] = self._sizes
+    def to_scan(self, damage: str | None) -> ShardScan:
+        spans = np.zeros((len(self.keys), len(self.fields), 2), dtype=np.int64)
+        spans[:, :, 0] = MISSING
+        spans[self._rows, self._columns, 0] = self._offsets
+        spans[self._rows, self._columns, 1] = self._sizes
         keys = np.array(self.keys, dtype=f"S{max(map(len, self.keys), default=1)}")
-        return ShardScan(keys, tuple(self.fields), places, damage)
+        return ShardScan(keys, tuple(self.fields), spans, damage)

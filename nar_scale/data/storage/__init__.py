@@ -1,1 +1,1 @@
-"""Remote object stores, the cache of a node, prefetching and file locks."""
+"""Remote objects and the disk of a node: object stores, the cache of shards, prefetching, locks between processes."""

@@ -1,75 +1,72 @@
-"""Locks between processes, by `flock`: the kernel takes them back when a process ends, however it ends."""
+"""Exclusive locks between the processes of a host.
+
+They are `flock` locks of the package filelock: the kernel takes them back when a process ends, however it ends. Shared
+locks, which filelock does not offer for `flock`, are those of `cache_files`.
+"""
 
 import errno
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout, lock_descriptor, unlock_descriptor
+
 WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # from file systems mounted without them
+LOCK_FILE_MODE = 0o666  # other users of a shared directory must be able to open a lock file that a killed process left
+DIRECTORY_POLL_SECONDS = 0.01
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock file, which is removed afterwards.
+def exclusive_lock(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold an exclusive lock on a lock file, which is made in an existing directory and removed afterwards.
+
+    Args:
+        path: the lock file.
+        wait: wait until no other process or thread holds the lock.
 
     Raises:
-        BlockingIOError: it is held and `wait` is false.
+        BlockingIOError: the lock is held and `wait` is false.
         OSError: the file cannot be made, or its file system has no locks.
     """
-    while True:
-        descriptor = _open(path)
+    lock = FileLock(path, mode=LOCK_FILE_MODE, blocking=wait, fallback_to_soft=False)
+    try:
+        held = lock.acquire()
+    except Timeout:
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path)) from None
+    with held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if is_at(descriptor, path):
-                try:
-                    yield
-                    return
-                finally:
-                    path.unlink(missing_ok=True)
+            yield
         finally:
-            # not left to the descriptor: a process forked meanwhile would keep the lock
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_UN)
-            os.close(descriptor)
+            # while the lock is held: a process that waits for the file sees that it is gone, and makes a new one
+            path.unlink(missing_ok=True)
 
 
 @contextmanager
-def locked_if_possible(path: Path, wait: bool = True) -> Iterator[None]:
-    """Do as `locked` does, or nothing on a file system without locks."""
+def exclusive_lock_if_supported(path: Path, wait: bool = True) -> Iterator[None]:
+    """Do as `exclusive_lock` does, or nothing on a file system without locks."""
     with ExitStack() as stack:
         try:
-            stack.enter_context(locked(path, wait))
+            stack.enter_context(exclusive_lock(path, wait))
         except OSError as error:
             if error.errno not in WITHOUT_LOCKS:
                 raise
         yield
 
 
-def _open(path: Path) -> int:
-    flags = os.O_CREAT | os.O_CLOEXEC
-    try:
-        return os.open(path, flags | os.O_RDWR, 0o666)  # a network file system locks what can be written alone
-    except PermissionError:  # it is another user's
-        return os.open(path, flags | os.O_RDONLY, 0o666)
-
-
 @contextmanager
-def locked_directory(directory: Path) -> Iterator[None]:
-    """Hold a lock on a directory of this node."""
+def directory_lock(directory: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a directory of this host; no lock file is made in it.
+
+    Raises:
+        OSError: the directory does not exist, or its file system has no locks.
+    """
     descriptor = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        lock_descriptor(descriptor, poll_interval=DIRECTORY_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            unlock_descriptor(descriptor)  # not left to closing it: a process forked meanwhile would keep the lock
     finally:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
-
-
-def is_at(descriptor: int, path: Path) -> bool:
-    """Tell whether an open file is still the one at a path."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False

@@ -14,9 +14,9 @@ from typing import Any
 from nar_scale.config import Config, DataConfig, SourceConfig, batch_size_at
 from nar_scale.data import (
     Batch,
+    ConcatenatedIndex,
     DatasetIndex,
     DatasetInfo,
-    JoinedIndex,
     MixedOrder,
     SampleFormat,
     SampleOrder,
@@ -94,7 +94,7 @@ class TrainingData:
         if config.training.batch_size_warmup:
             settings["first_batch"] = start_sample
         if self.mixture is not None:
-            return TokenStream(JoinedIndex(self.sources), self.mixture, **settings)
+            return TokenStream(ConcatenatedIndex(self.sources), self.mixture, **settings)
         (index,) = self.sources.values()
         order = SampleOrder(index.counts, config.training.seed, config.data.shuffle_window)
         return TokenStream(index, order, **settings)
@@ -155,7 +155,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         (index,) = indexes.values()
         return opened(fingerprint=index.fingerprint, summary=_describe(index), sources=indexes, mixture=None)
     mixture = mixture_of(config, {name: index.counts for name, index in indexes.items()})
-    fingerprint = JoinedIndex(indexes).fingerprint
+    fingerprint = ConcatenatedIndex(indexes).fingerprint
     return opened(
         fingerprint=fingerprint, summary=_describe_mixture(indexes, mixture), sources=indexes, mixture=mixture
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -12,6 +12,7 @@ from nar_scale.checkpoint import TrainingState
 from nar_scale.config import FaultsConfig
 from nar_scale.data import Batch
 from nar_scale.errors import DivergenceError
+from nar_scale.text import integer_ranges
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.fault_tolerance.loss_spikes import SpikeDetector
@@ -116,8 +117,10 @@ class DivergenceHandler:
         ids = [int(i) for batch in micro_batches for i in batch.sample_ids[batch.lengths > 0]]
         of_ranks = self._world.gather((bool(loss.isfinite()), ids))
         bad = [rank for rank, (finite, _) in enumerate(of_ranks) if not finite]
-        reason = f"the loss of rank {format_ranges(bad)} is not finite" if bad else "the gradient is not finite"
-        return reason, format_ranges(i for _, ids in of_ranks for i in ids)
+        reason = (
+            f"the loss of rank {', '.join(integer_ranges(bad))} is not finite" if bad else "the gradient is not finite"
+        )
+        return reason, ", ".join(integer_ranges(i for _, ids in of_ranks for i in ids))
 
     def _warn(self, message: str) -> None:
         if self._world.is_main:
@@ -131,14 +134,3 @@ def unrecoverable(state: TrainingState, problem: DivergenceError) -> DivergenceE
         f"{problem}{back}; lower optimizer.learning_rate or look at the samples named above, and run again, to go on "
         "from the last checkpoint if there is one"
     )
-
-
-def format_ranges(numbers: Iterable[int]) -> str:
-    """Integers in ascending order, neighbours joined: `3-5, 9`."""
-    ranges: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if ranges and number == ranges[-1][1] + 1:
-            ranges[-1][1] = number
-        else:
-            ranges.append([number, number])
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)

@@ -16,9 +16,9 @@ from types import TracebackType
 import torch.distributed as dist
 
 from nar_scale.config import FaultsConfig
+from nar_scale.text import integer_ranges
 from nar_scale.training.distributed import World
 from nar_scale.training.fault_tolerance.activity import STARTING, Activity
-from nar_scale.training.fault_tolerance.divergence import format_ranges
 from nar_scale.training.fault_tolerance.error_reporting import own_store, report_error_once
 
 _HANGS = "nar_scale/hangs"
@@ -130,8 +130,9 @@ class Watchdog:
             stuck = {rank: statuses[rank] for rank in culprits if rank in statuses}
             where = f"is in {_activities(stuck)}" if stuck else "does not answer"
             seconds = max(float(str(status["seconds"])) for status in waiting.values())
+            blocking, blocked = (", ".join(integer_ranges(ranks)) for ranks in (culprits, waiting))
             what = (
-                f"rank {format_ranges(culprits)} {where} and has kept rank {format_ranges(waiting)} waiting in "
+                f"rank {blocking} {where} and has kept rank {blocked} waiting in "
                 f"{_activities(waiting)} for {seconds:.0f} s"
             )
         return (

@@ -5,20 +5,11 @@ import pytest
 import torch
 
 from nar_scale.training.engine.nonfinite import all_finite, drop_non_finite_gradients, with_non_finite_gradient
-from nar_scale.training.fault_tolerance.divergence import format_ranges
 from nar_scale.training.fault_tolerance.loss_spikes import SpikeDetector
 from nar_scale.training.optimizers.ema import averaging
 from nar_scale.training.optimizers.lion import Lion
 
 NAN, INF = float("nan"), float("inf")
-
-
-@pytest.mark.parametrize(
-    ("numbers", "text"),
-    [([], ""), ([7], "7"), ([3, 1, 2], "1-3"), ([9, 4, 5, 5, 1], "1, 4-5, 9")],
-)
-def test_ranges_of_numbers(numbers, text):
-    assert format_ranges(numbers) == text
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])

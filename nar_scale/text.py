@@ -1,0 +1,19 @@
+"""Text for messages and reports."""
+
+from collections.abc import Iterable
+
+
+def printable(name: str) -> str:
+    """Return a name from an untrusted file with its control characters escaped, which could deceive a terminal."""
+    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in name)
+
+
+def integer_ranges(numbers: Iterable[int]) -> list[str]:
+    """Return integers as ranges in ascending order, such as ["0-9", "13"] for 0 to 9 and 13; each counts once."""
+    ranges: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return [str(first) if first == last else f"{first}-{last}" for first, last in ranges]

@@ -1,0 +1,77 @@
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from nar_scale.data import ByteTokenizer, load_tokenizer
+from nar_scale.errors import DataError, UserError
+from tests.data.naming import raises_naming
+
+
+def test_bytes_survive_a_round_trip():
+    text = "naïve ▒ \t\n".encode() + bytes(range(128))
+    ids = ByteTokenizer().encode(text)
+    assert ids.dtype == np.uint8  # a huge document is not held eight times
+    assert ids.tolist() == list(text)
+    assert ByteTokenizer().decode(ids) == text.decode()
+
+
+def test_special_ids_are_shown():
+    assert ByteTokenizer().decode([104, 105, 256, 257, 300, 255]) == "hi\n<|end|>\n▒▒\ufffd"
+
+
+def test_byte_tokenizer_is_found_again(tmp_path):
+    tokenizer = load_tokenizer("byte")
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tokenizer.name, tmp_path)
+    assert (again.vocabulary_size, again.end_token) == (257, 256)
+
+
+def write_tokenizer(path, end_token):
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {"[UNK]": 0, "one": 1, "two": 2}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([end_token])
+    tokenizer.enable_truncation(2)
+    tokenizer.save(str(path))
+
+
+@pytest.mark.parametrize("end_token", ["<|endoftext|>", "</s>", "[SEP]", "<eos>"])
+def test_hugging_face_tokenizer(tmp_path, end_token):
+    write_tokenizer(tmp_path / "words.json", end_token)
+    tokenizer = load_tokenizer(tmp_path / "words.json")
+    assert (tokenizer.vocabulary_size, tokenizer.end_token) == (4, 3)
+    assert tokenizer.encode(b"one two two one three").tolist() == [1, 2, 2, 1, 0]  # not truncated to 2
+    assert tokenizer.decode([1, 2, 3, 4]) == "one two\n<|end|>\n▒"
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    tokenizer.save(saved)
+    for again in (load_tokenizer(tokenizer.name, saved), load_tokenizer(saved)):
+        assert again.encode(b"two").tolist() == [2]
+
+
+def test_tokenizer_without_end_token_is_refused(tmp_path):
+    write_tokenizer(tmp_path / "words.json", "<stop>")
+    with raises_naming(DataError, tmp_path / "words.json", "<|endoftext|>"):
+        load_tokenizer(tmp_path / "words.json")
+
+
+def test_damaged_tokenizer_is_refused(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "t.json").write_text(json.dumps({"model": 3}))
+    with raises_naming(DataError, tmp_path / "t.json"):
+        load_tokenizer(tmp_path / "t.json")
+
+
+def test_missing_tokenizer_is_refused(tmp_path):
+    with raises_naming(DataError, tmp_path / "nowhere.json", "No such file"):
+        load_tokenizer(tmp_path / "nowhere.json")
+
+
+def test_missing_package_is_named(tmp_path, monkeypatch):
+    (tmp_path / "t.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with raises_naming(UserError, tmp_path / "t.json", "pip install nar_scale[tokenizers]"):
+        load_tokenizer(tmp_path / "t.json")

@@ -1,0 +1,16 @@
+import pytest
+
+from nar_scale.text import integer_ranges, printable
+
+
+@pytest.mark.parametrize(
+    ("numbers", "ranges"),
+    [([], []), ([3], ["3"]), ([9, 3, 4, 5], ["3-5", "9"]), ([1, 1, 2], ["1-2"]), ([-2, -1, 0, 7], ["-2-0", "7"])],
+)
+def test_integers_are_shown_as_ranges(numbers, ranges):
+    assert integer_ranges(numbers) == ranges
+    assert integer_ranges(iter(numbers)) == ranges
+
+
+def test_control_characters_are_escaped():
+    assert printable("a\x1b[2Jä\n\u202e") == "a\\x1b[2Jä\\x0a\\x202e"
