@@ -13,7 +13,6 @@ from nar_scale.checkpoint import (
     TrainingState,
     check_probe,
     consolidate,
-    describe_decoding,
     list_files,
     load_exported,
     partition_file,
@@ -53,7 +52,7 @@ def built(settings=NAR):
 
 def export(output, settings=NAR, *, change=None, **options):
     config, wrapper = built(settings)
-    info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", describe_decoding(config, wrapper, 256))
+    info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", wrapper.decode_manifest(config.objective, 256))
     probe = run_probe(wrapper)
     if change is not None:
         change(wrapper, probe)
@@ -120,7 +119,7 @@ def test_tied_weights_stay_tied(tmp_path):
 def exported_with_average(output, settings=NAR, **options):
     config, wrapper = built({**settings, "training.ema_decay": 0.99})
     average = {name: weight + 1 for name, weight in wrapper.state_dict().items()}
-    info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", describe_decoding(config, wrapper, 256))
+    info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", wrapper.decode_manifest(config.objective, 256))
     write_exported(output, wrapper, config, info, run_probe(wrapper), average=average, **options)
     return wrapper
 
@@ -157,7 +156,7 @@ def test_an_average_that_is_not_there_is_not_loaded(exported, tmp_path):
 def test_how_to_decode_is_written_down():
     def described(settings):
         config, wrapper = built(settings)
-        return describe_decoding(config, wrapper, 256)
+        return wrapper.decode_manifest(config.objective, 256)
 
     nar, critic, ar = (described(MODELS[name]) for name in ("nar", "nar_all", "ar"))
     assert (nar.sampler, nar.steps, nar.schedule, nar.mask_id, nar.end_token) == ("confidence", 7, "cosine", 257, 256)

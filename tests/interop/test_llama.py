@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from launcher.export import main as launch
-from nar_scale.checkpoint import LoadedModel, ModelInfo, describe_decoding, load_exported, run_probe
+from nar_scale.checkpoint import LoadedModel, ModelInfo, load_exported, run_probe
 from nar_scale.checkpoint.exported import write_exported
 from nar_scale.data import load_tokenizer
 from nar_scale.errors import CheckpointError, ConfigError
@@ -35,7 +35,7 @@ def built(**settings):
     for parameter in wrapper.parameters():
         mean, std = (1.0, 0.3) if parameter.ndim == 1 else (0.0, parameter.shape[1] ** -0.5)
         torch.nn.init.normal_(parameter, mean, std)
-    info = ModelInfo(VOCABULARY, None, 30, 240, "fp32", describe_decoding(config, wrapper, END))
+    info = ModelInfo(VOCABULARY, None, 30, 240, "fp32", wrapper.decode_manifest(config.objective, END))
     return LoadedModel(wrapper, config, info, None)
 
 

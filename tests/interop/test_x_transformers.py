@@ -6,7 +6,7 @@ import x_transformers
 from safetensors.torch import load_file
 
 from launcher.export import main as launch
-from nar_scale.checkpoint import ModelInfo, describe_decoding, run_probe
+from nar_scale.checkpoint import ModelInfo, run_probe
 from nar_scale.checkpoint.exported import write_exported
 from nar_scale.errors import CheckpointError, ConfigError
 from nar_scale.interop import from_x_transformers, to_x_transformers
@@ -306,7 +306,7 @@ def exported(directory, **settings):
     torch.manual_seed(0)
     config = config_with(**{"training.run_directory": "runs/x", "model.norm": "layernorm", **settings})
     wrapper = build_wrapper(config, 257)
-    info = ModelInfo(257, "byte", 30, 240, "fp32", describe_decoding(config, wrapper, 256))
+    info = ModelInfo(257, "byte", 30, 240, "fp32", wrapper.decode_manifest(config.objective, 256))
     write_exported(directory, wrapper, config, info, run_probe(wrapper))
     return wrapper.eval()
 

@@ -25,7 +25,7 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token():
     wrapper, tokens = small_ar(), random_tokens(6, N)
     expected = F.cross_entropy(wrapper.net(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:])
     torch.testing.assert_close(wrapper(tokens), expected)
-    torch.testing.assert_close(wrapper(batch_of(tokens)).total(), expected)
+    torch.testing.assert_close(wrapper.loss_terms(batch_of(tokens)).total(), expected)
     loss, (logits, output) = wrapper(tokens, return_outputs=True)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(logits, wrapper.net(tokens[:, :-1]))
@@ -38,8 +38,8 @@ def test_ignored_tokens_and_lengths_do_not_count():
     targets = tokens.masked_fill(torch.arange(N) >= lengths[:, None], -1)[:, 1:]
     expected = F.cross_entropy(wrapper.net(tokens[:, :-1]).transpose(1, 2), targets, ignore_index=-1)
     torch.testing.assert_close(wrapper(tokens, lens=lengths), expected)
-    torch.testing.assert_close(wrapper(batch_of(tokens, lengths)).total(), expected)
-    assert wrapper(batch_of(tokens, lengths)).counts.tolist() == [11 + 6 + 0 + 1]
+    torch.testing.assert_close(wrapper.loss_terms(batch_of(tokens, lengths)).total(), expected)
+    assert wrapper.loss_terms(batch_of(tokens, lengths)).counts.tolist() == [11 + 6 + 0 + 1]
 
     gaps = tokens.clone()
     gaps[:, 5] = -1
@@ -57,7 +57,7 @@ def test_the_loss_is_the_exact_likelihood_of_a_known_joint():
     joint = net.table.detach().double().log_softmax(dim=-1)
     codes = net.code(tokens)
     nats = -sum(joint[codes[:, i], i, tokens[:, i + 1]] for i in range(3))
-    terms = AutoregressiveWrapper(net)(batch_of(tokens))
+    terms = AutoregressiveWrapper(net).loss_terms(batch_of(tokens))
     assert terms.sums.item() == pytest.approx(nats.sum().item(), rel=1e-5)
     expected = [nats.square().sum().item(), 3 * nats.sum().item(), 9 * 50]
     assert terms.moments.tolist() == pytest.approx(expected, rel=1e-5)
@@ -84,8 +84,8 @@ def test_a_prefix_of_embeddings_is_seen_but_not_predicted():
 def test_the_exact_number_is_hidden_and_never_the_first(mask_prob, hidden):
     wrapper, batch = small_ar(mask_prob=mask_prob), batch_of(random_tokens(300, N))
     masks = visible_tokens(wrapper)
-    wrapper.train()(batch)
-    wrapper.eval()(batch)
+    wrapper.train().loss_terms(batch)
+    wrapper.eval().loss_terms(batch)
     assert masks[1] is None
     if not hidden:
         assert masks[0] is None
@@ -98,7 +98,7 @@ def test_the_exact_number_is_hidden_and_never_the_first(mask_prob, hidden):
 def test_hidden_tokens_are_not_attended():
     wrapper, tokens = small_ar(mask_prob=0.5).train(), random_tokens(4, N)
     masks = visible_tokens(wrapper)
-    loss = wrapper(batch_of(tokens)).total()
+    loss = wrapper.loss_terms(batch_of(tokens)).total()
     logits = wrapper.net(tokens[:, :-1], mask=masks[0])
     torch.testing.assert_close(loss, F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:]))
     assert not torch.allclose(loss, wrapper.eval()(tokens))
@@ -140,7 +140,7 @@ def test_z_loss_and_next_embedding_loss_by_hand():
 def test_the_embedding_to_predict_is_not_pulled_towards_the_prediction():
     wrapper = small_ar(net={"add_continuous_pred_head": True})
     tokens = torch.tensor([[1, 2]])
-    wrapper(batch_of(tokens)).sums[1].backward()
+    wrapper.loss_terms(batch_of(tokens)).sums[1].backward()
     gradient = wrapper.net.token_emb.weight.grad
     assert gradient[1].any()
     assert not gradient[2].any()

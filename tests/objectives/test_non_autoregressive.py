@@ -26,7 +26,7 @@ def has_gradient(module):
 def test_the_loss_equals_one_from_all_logits():
     wrapper, tokens = small_nar(schedule="cosine").eval(), random_tokens(40, N)
     seen = watched(wrapper)
-    terms = wrapper(batch_of(tokens), seed=1)
+    terms = wrapper.loss_terms(batch_of(tokens), seed=1)
     masked = seen[0] == MASK_ID
     logits = wrapper.net(seen[0]).detach()
     answers = torch.cat((logits[..., :MASK_ID], logits[..., MASK_ID + 1 :]), dim=-1)  # as if there were no mask token
@@ -41,20 +41,20 @@ def test_the_loss_equals_one_from_all_logits():
 
 def test_the_mask_token_is_never_an_answer():
     wrapper, batch = small_nar(), batch_of(random_tokens(8, N))
-    before = wrapper(batch, seed=1).total()
+    before = wrapper.loss_terms(batch, seed=1).total()
     before.backward()
     gradient = wrapper.net.to_logits.weight.grad
     assert (gradient[MASK_ID] == 0).all()
     assert (gradient[:MASK_ID].abs().sum(dim=1) > 0).all()
     with torch.no_grad():
         wrapper.net.to_logits.weight[MASK_ID] += 100.0
-    assert torch.equal(wrapper(batch, seed=1).total(), before)
+    assert torch.equal(wrapper.loss_terms(batch, seed=1).total(), before)
 
 
 def test_cross_entropies_are_reported_by_masked_fraction():
     wrapper, batch = small_nar(use_simple_mdlm_loss_weight=False), batch_of(random_tokens(50, N))
     seen = watched(wrapper)
-    terms = wrapper(batch, seed=1)
+    terms = wrapper.loss_terms(batch, seed=1)
     fractions = (seen[0] == MASK_ID).sum(dim=1) / N
     by_fraction = [terms.metrics[f"masked_{low:.1f}_to_{low + 0.2:.1f}"] for low in (0, 0.2, 0.4, 0.6, 0.8)]
     assert sum(metric[0] for metric in by_fraction).item() == pytest.approx(terms.sums[0].item(), rel=1e-5)
@@ -67,9 +67,9 @@ def test_bert_corruption_is_for_training_alone():
     wrapper, plain = small_nar(no_replace_prob=0.5, random_token_prob=0.5), small_nar()
     batch = batch_of(random_tokens(100, N))
     seen, uncorrupted = watched(wrapper), watched(plain)
-    wrapper.train()(batch, seed=1)
-    wrapper.eval()(batch, seed=1)
-    plain(batch, seed=1)
+    wrapper.train().loss_terms(batch, seed=1)
+    wrapper.eval().loss_terms(batch, seed=1)
+    plain.loss_terms(batch, seed=1)
     assert torch.equal(seen[1], uncorrupted[0])
     assert (seen[0] == MASK_ID).sum() < 0.9 * (seen[1] == MASK_ID).sum()
     assert ((seen[0] != batch.tokens) & (seen[0] != MASK_ID)).any()
@@ -102,7 +102,7 @@ def test_self_conditioning_trains_on_the_embeddings_of_a_first_pass():
     conditions = []
     wrapper.to_self_cond.register_forward_pre_hook(lambda _, arguments: conditions.append(arguments[0].detach()))
     seen = watched(wrapper)
-    wrapper(batch_of(random_tokens(400, N)), seed=1).total().backward()
+    wrapper.loss_terms(batch_of(random_tokens(400, N)), seed=1).total().backward()
     first, second = conditions
     null = wrapper.null_embed.detach()
     conditioned = (second != null).flatten(1).any(dim=1)
@@ -176,9 +176,9 @@ def test_it_learns(options):
     batch = batch_of(torch.arange(10).repeat(2)[:, None].expand(-1, N).contiguous())
     for step in range(40):
         optimizer.zero_grad()
-        wrapper(rows_of(batch, slice(None)), seed=step).total().backward()
+        wrapper.loss_terms(rows_of(batch, slice(None)), seed=step).total().backward()
         optimizer.step()
-    nats = wrapper.eval()(batch, seed=1000)
+    nats = wrapper.eval().loss_terms(batch, seed=1000)
     assert (nats.sums[0] / nats.counts[0]).item() < 0.5 * torch.tensor(10.0).log()
 
 
