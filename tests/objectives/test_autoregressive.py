@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from nar_scale.errors import ConfigError
 from nar_scale.model import Encoder
 from nar_scale.objectives import AutoregressiveWrapper
+from tests.errors import refused
 from tests.model.helpers import TableNet, small_net
 
 from .helpers import batch_of, random_tokens, small_ar
@@ -158,23 +159,23 @@ def test_it_learns():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("make", "error", "named"),
     [
-        (lambda: AutoregressiveWrapper(small_net(Encoder)), ConfigError, "needs a Decoder"),
-        (lambda: small_ar(mask_prob=1.0), ConfigError, "mask_prob must be at least 0 and below 1, not 1.0"),
-        (lambda: small_ar(mask_prob=-0.1), ConfigError, "not -0.1"),
-        (lambda: small_ar().generate(torch.zeros(2, 0, dtype=torch.long), 3), ValueError, "a prompt is empty"),
-        (lambda: small_ar().generate([torch.tensor([1]), torch.tensor([])], 3), ValueError, "a prompt is empty"),
-        (lambda: small_ar().generate([], 3), ValueError, "list of prompts is empty"),
+        (lambda: AutoregressiveWrapper(small_net(Encoder)), ConfigError, ["Decoder"]),
+        (lambda: small_ar(mask_prob=1.0), ConfigError, ["mask_prob", 1.0]),
+        (lambda: small_ar(mask_prob=-0.1), ConfigError, ["mask_prob", -0.1]),
+        (lambda: small_ar().generate(torch.zeros(2, 0, dtype=torch.long), 3), ValueError, ["prompt", "empty"]),
+        (lambda: small_ar().generate([torch.tensor([1]), torch.tensor([])], 3), ValueError, ["prompt", "empty"]),
+        (lambda: small_ar().generate([], 3), ValueError, ["list", "empty"]),
         (
             lambda: small_ar().generate(torch.tensor([[1]]), 3, filter_logits_fn="top_q"),
             ConfigError,
-            "unknown logit filter 'top_q'; use one of top_k, top_p, min_p, top_a",
+            ["top_q", "top_k", "top_p", "min_p", "top_a"],
         ),
     ],
 )
-def test_what_cannot_work_is_refused(make, error, message):
-    with pytest.raises(error, match=message):
+def test_what_cannot_work_is_refused(make, error, named):
+    with refused(error, *named):
         make()
 
 
@@ -192,5 +193,5 @@ def test_a_mask_of_the_caller_holds_beside_hidden_tokens():
 
 def test_a_continuous_head_with_learned_positions_needs_one_for_the_last_target():
     wrapper = small_ar(net={"add_continuous_pred_head": True, "rotary": False})
-    with pytest.raises(ValueError, match="13 tokens exceed max_seq_len 12"):
+    with refused(ValueError, 13, "max_seq_len 12"):
         wrapper(random_tokens(2, 13))

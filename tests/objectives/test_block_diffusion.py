@@ -10,6 +10,7 @@ from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import Decoder, Encoder, KeyValueCache
 from nar_scale.objectives import BlockDiffusionWrapper, NonAutoregressiveWrapper
+from tests.errors import refused
 from tests.model.helpers import small_net
 
 from .helpers import batch_of, mean_and_error, random_tokens, rows_of
@@ -181,13 +182,13 @@ def test_documents_are_apart_in_both_copies():
 
 
 def test_contradictions_are_refused():
-    with pytest.raises(ConfigError, match="no sliding window"):
+    with refused(ConfigError, "window"):
         blocks_of(4, net={"window": 3})
-    with pytest.raises(ConfigError, match="12 is not a multiple of block_size 5"):
+    with refused(ConfigError, "max_seq_len 12", "block_size 5"):
         blocks_of(5)
-    with pytest.raises(ConfigError, match="no self-conditioning"):
+    with refused(ConfigError, "self-conditioning"):
         blocks_of(4, self_cond=True)
-    with pytest.raises(ConfigError, match="no token critic"):
+    with refused(ConfigError, "critic"):
         blocks_of(4, self_token_critic=True)
-    with pytest.raises(ConfigError, match="Encoder"):
+    with refused(ConfigError, "Encoder"):
         BlockDiffusionWrapper(small_net(Decoder), mask_id=MASK_ID, block_size=4)

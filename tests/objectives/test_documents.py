@@ -13,6 +13,7 @@ from nar_scale.evaluation import evaluate_likelihood
 from nar_scale.model import Encoder
 from nar_scale.objectives import BlockDiffusionWrapper
 from nar_scale.objectives.documents import document_positions
+from tests.errors import refused
 from tests.model.helpers import small_net
 
 from .helpers import batch_of, random_tokens, small_ar, small_nar
@@ -395,7 +396,7 @@ def test_samples_may_be_longer_than_learned_positions_but_documents_may_not():
     wrapper = ar(net=net)
     expected = (wrapper(tokens[:, :6]) + wrapper(tokens[:, 6:])) / 2
     torch.testing.assert_close(wrapper(tokens, documents=documents), expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="a document exceeds max_seq_len 6 of the learned positions"):
+    with refused(ValueError, "document", "max_seq_len 6"):
         wrapper(tokens, documents=torch.tensor([[0] * 8 + [1] * 4]))
 
 
@@ -403,24 +404,24 @@ def test_samples_may_be_longer_than_learned_positions_but_documents_may_not():
 def test_what_does_not_go_together_is_refused(wrapper):
     wrapper, tokens = wrapper(), random_tokens(2, N)
     documents = torch.arange(N).expand(2, N) // 5
-    with pytest.raises(ValueError, match=r"documents of shape \(2, 11\) were given for tokens of shape \(2, 12\)"):
+    with refused(ValueError, "documents", (2, 11), (2, 12)):
         wrapper(tokens, documents=documents[:, 1:])
-    with pytest.raises(ValueError, match="document numbers fall"):
+    with refused(ValueError, "document numbers"):
         wrapper(tokens, documents=documents.flip(1))
-    with pytest.raises(ValueError, match="exclude each other: prepended embeddings belong to no document"):
+    with refused(ValueError, "documents", "prepend_embeds"):
         wrapper(tokens, documents=documents, prepend_embeds=torch.zeros(2, 3, 16))
 
 
 def test_a_prefix_of_the_sample_is_refused():
     batch, wrapper = packed(FULL), nar(prefix_length=2)
-    with pytest.raises(ValueError, match="documents and prefix_length exclude each other"):
+    with refused(ValueError, "documents", "prefix_length"):
         wrapper.loss_terms(batch)
-    with pytest.raises(ValueError, match="documents and prefix_length exclude each other"):
+    with refused(ValueError, "documents", "prefix_length"):
         wrapper.generate(prompt=batch.tokens, documents=batch.documents)
 
 
 def test_block_diffusion_generates_one_document_a_sequence():
-    with pytest.raises(ValueError, match="block diffusion generates one document a sequence"):
+    with refused(ValueError, "block diffusion", "documents"):
         blocks_of(4).generate(prompt=torch.full((1, N), MASK_ID), documents=torch.zeros(1, N, dtype=torch.int64))
 
 

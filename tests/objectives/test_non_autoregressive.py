@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from nar_scale.errors import ConfigError
 from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import NonAutoregressiveWrapper
+from tests.errors import refused
 from tests.model.helpers import small_net
 
 from .helpers import batch_of, random_tokens, rows_of, small_nar
@@ -183,43 +184,47 @@ def test_it_learns(options):
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("make", "error", "named"),
     [
-        (lambda: small_nar(mask_id=11), ConfigError, "mask_id 11 is outside the vocabulary of 11 tokens"),
-        (lambda: small_nar(mask_id=-1), ConfigError, "mask_id -1 is outside"),
-        (lambda: small_nar(schedule="sigmoid"), ConfigError, "unknown schedule 'sigmoid'"),
-        (lambda: NonAutoregressiveWrapper(small_net(Decoder), mask_id=10), ConfigError, "needs an Encoder"),
+        (lambda: small_nar(mask_id=11), ConfigError, ["mask_id 11", "11 tokens"]),
+        (lambda: small_nar(mask_id=-1), ConfigError, ["mask_id -1"]),
+        (lambda: small_nar(schedule="sigmoid"), ConfigError, ["schedule", "sigmoid"]),
+        (lambda: NonAutoregressiveWrapper(small_net(Decoder), mask_id=10), ConfigError, ["Encoder"]),
         (
             lambda: small_nar(token_critic=small_net(Encoder, logits_dim=1), self_token_critic=True),
             ConfigError,
-            "exclude each other",
+            ["token_critic", "self_token_critic"],
         ),
-        (lambda: small_nar()(random_tokens(2, 11)), ValueError, "sequences have 11 tokens, but max_seq_len is 12"),
+        (lambda: small_nar()(random_tokens(2, 11)), ValueError, ["11 tokens", "max_seq_len", 12]),
         (
             lambda: small_nar()(torch.full((2, N), MASK_ID)),
             (ValueError, RuntimeError),
-            "the data contains the mask id 10",
+            ["mask id 10"],
         ),
-        (lambda: small_nar()(random_tokens(2, N), only_train_critic=True), ValueError, "but there is no token_critic"),
+        (
+            lambda: small_nar()(random_tokens(2, N), only_train_critic=True),
+            ValueError,
+            ["only_train_critic", "token_critic"],
+        ),
         (
             lambda: small_nar(self_token_critic=True)(
                 random_tokens(2, N), only_train_critic=True, only_train_generator=True
             ),
             ValueError,
-            "only_train_generator and only_train_critic exclude each other",
+            ["only_train_generator", "only_train_critic"],
         ),
-        (lambda: small_nar(masking="binomial")(random_tokens(2, N)), ConfigError, "unknown masking 'binomial'"),
-        (lambda: small_nar(prefix_length=-1), ConfigError, "prefix_length must be at least 0 and below max_seq_len"),
-        (lambda: small_nar(prefix_length=N), ConfigError, "prefix_length .*not 12"),
-        (lambda: small_nar(condition_drop_prob=0.1), ConfigError, "condition_drop_prob needs a condition to drop"),
-        (lambda: small_nar().generate(1, guidance_scale=2.0), ValueError, "guidance_scale needs a condition"),
+        (lambda: small_nar(masking="binomial")(random_tokens(2, N)), ConfigError, ["masking", "binomial"]),
+        (lambda: small_nar(prefix_length=-1), ConfigError, ["prefix_length", "max_seq_len", -1]),
+        (lambda: small_nar(prefix_length=N), ConfigError, ["prefix_length", 12]),
+        (lambda: small_nar(condition_drop_prob=0.1), ConfigError, ["condition_drop_prob"]),
+        (lambda: small_nar().generate(1, guidance_scale=2.0), ValueError, ["guidance_scale"]),
         (
             lambda: small_nar().generate(prompt=torch.full((2, N + 1), MASK_ID)),
             ValueError,
-            "the prompt has 13 tokens, but max_seq_len is 12",
+            ["13 tokens", "max_seq_len", 12],
         ),
     ],
 )
-def test_what_cannot_work_is_refused(make, error, message):
-    with pytest.raises(error, match=message):
+def test_what_cannot_work_is_refused(make, error, named):
+    with refused(error, *named):
         make()
