@@ -229,7 +229,7 @@ class NonAutoregressiveWrapper(Denoiser):
 
         Raises:
             ValueError: a prompt longer than `max_seq_len`; classes that are missing, not expected or unknown; guidance
-                without a condition; documents that do not fit the prompt, or with block diffusion.
+                without a condition; documents that do not fit the prompt.
         """
         device = self.net.token_emb.weight.device
         single = batch_size is None if prompt is None else prompt.ndim == 1

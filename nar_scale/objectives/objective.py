@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -96,6 +96,10 @@ class Objective(nn.Module, ABC):
         by. Lightning redirects `forward` in the same way.
         """
         self.forward = self.loss_terms
+
+    @abstractmethod
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate sequences with the arguments and results of x-transformers, which differ between the wrappers."""
 
     @abstractmethod
     def start_from(self, prompt: list[int], length: int, end_token: int | None) -> list[int]:
