@@ -29,15 +29,12 @@ class SelfCritic(nn.Module):
         self.to_logits = Linear(net.emb_dim, 1)
 
     def forward(self, tokens: Tensor, **kwargs: Any) -> Tensor:
-        (
-            """The logit that each token is wrong, `[batch, n, 1]`.
+        """The logit that each token is wrong, `[batch, n, 1]`.
 
         Args:
             tokens: int64 `[batch, n]`.
             kwargs: further arguments of the network.
         """
-            ""
-        )
         return self.to_logits(self.net(tokens, return_embeddings=True, **kwargs))
 
 

@@ -32,7 +32,7 @@ class _StopPoll:
 
 
 def interruptible() -> AbstractContextManager[None]:
-    """A `with` block that is left when `stopping_batches` or `stopping_calls` within it find that the run is to stop."""
+    """A `with` block that is left when `stopping_batches` or `stopping_calls` in it find that the run is to stop."""
     return suppress(_Interrupted)
 
 
