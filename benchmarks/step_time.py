@@ -146,6 +146,7 @@ def bare_engine(run: RunView) -> Any:
     resolved = resolve_deepspeed_config(config, world.size)
     with sharded_initialization(resolved):
         wrapper = build_wrapper(config, run.state.vocabulary_size)
+    wrapper.redirect_forward()
     optimizer = build_optimizer(wrapper.to(world.device), config.optimizer)
     engine, *_ = deepspeed.initialize(model=wrapper, optimizer=optimizer, config=resolved, dist_init_required=False)
     return engine

@@ -4,12 +4,10 @@ from nar_scale.checkpoint.consolidate import EMA, consolidate, consolidate_as_co
 from nar_scale.checkpoint.exported import (
     CONFIG_FILE,
     MODEL_FILE,
-    DecodeManifest,
     ExportedWeights,
     LoadedModel,
     ModelInfo,
     WeightKind,
-    describe_decoding,
     load_exported,
 )
 from nar_scale.checkpoint.partitions import WEIGHT, Partition, PartitionReader, partition_file, write_partitions
@@ -30,7 +28,6 @@ __all__ = [
     "MODEL_FILE",
     "WEIGHT",
     "CheckpointStore",
-    "DecodeManifest",
     "ExportedWeights",
     "LoadedModel",
     "ModelInfo",
@@ -42,7 +39,6 @@ __all__ = [
     "consolidate",
     "consolidate_as_command",
     "delete_set_aside",
-    "describe_decoding",
     "find_damage",
     "list_files",
     "load_exported",

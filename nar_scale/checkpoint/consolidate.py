@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from nar_scale.checkpoint.exported import CONFIG_FILE, ModelInfo, describe_decoding, write_exported
+from nar_scale.checkpoint.exported import CONFIG_FILE, ModelInfo, write_exported
 from nar_scale.checkpoint.partitions import WEIGHT, PartitionReader
 from nar_scale.checkpoint.probe import PROBE_FILE
 from nar_scale.checkpoint.state import TrainingState
@@ -68,7 +68,7 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
         step=state.step,
         samples=state.samples,
         dtype=config.training.precision,
-        decode=describe_decoding(config, wrapper, state.end_token),
+        decode=wrapper.decode_manifest(config.objective, state.end_token),
     )
     probe = load_file(checkpoint / PROBE_FILE)
     with PartitionReader(checkpoint) as reader:

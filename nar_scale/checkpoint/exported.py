@@ -1,11 +1,11 @@
-"""The consolidated checkpoint: a directory that needs neither DeepSpeed nor pickle to be loaded.
+"""The consolidated checkpoint: a directory that is loaded without DeepSpeed and without pickle.
 
 config.yaml             the resolved configuration of the run
-model.safetensors       the weights; for large models model-00001-of-0000N.safetensors and an index
-ema.safetensors         their moving average, if the run kept one
-model.json              vocabulary, tokenizer, step, and how to decode
+model.safetensors       the weights; of large models model-00001-of-0000N.safetensors and an index
+ema.safetensors         the moving average of the weights, if the run kept one
+model.json              vocabulary, tokenizer, step, and how samples are drawn
 tokenizer.json          unless the tokenizer is `byte`
-probe.safetensors       a forward pass of the live model
+probe.safetensors       a recorded forward pass of the live model
 manifest.json           size and checksum of every file
 """
 
@@ -29,9 +29,10 @@ from nar_scale.checkpoint.store import MANIFEST, find_damage, list_files, record
 from nar_scale.checkpoint.streaming import read_as_it_runs
 from nar_scale.config import Config, dump_config, load_config
 from nar_scale.data import Tokenizer, load_tokenizer
+from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import CheckpointError
 from nar_scale.files import write_atomically
-from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper, build_wrapper
+from nar_scale.objectives import Objective, build_wrapper
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "model.json"
 
@@ -39,41 +40,16 @@ WeightKind = Literal["model", "ema"]
 
 
 @dataclass(frozen=True)
-class DecodeManifest:
-    """How samples are drawn from a model, so that a score can be reproduced.
-
-    Attributes:
-        sampler: `confidence`, `critic` or `left_to_right`.
-        steps: network calls at most; None for one a token.
-        schedule: of the masked fraction; None left to right.
-        temperature: at the start.
-        mask_id: the mask token; None left to right.
-        end_token: ends a document.
-        block_size: tokens that are demasked together; None for all.
-        guidance_scale: of classifier-free guidance; 1 for none.
-    """
-
-    sampler: str
-    steps: int | None
-    schedule: str | None
-    temperature: float
-    mask_id: int | None
-    end_token: int | None
-    block_size: int | None = None
-    guidance_scale: float = 1.0
-
-
-@dataclass(frozen=True)
 class ModelInfo:
-    """What a consolidated checkpoint says of its model.
+    """What a consolidated checkpoint records about its model beside the configuration.
 
     Attributes:
-        vocabulary_size: token ids in the data.
-        tokenizer: `byte`, `tokenizer.json`, or None if the run knew none.
+        vocabulary_size: number of token ids in the data.
+        tokenizer: `byte`, `tokenizer.json`, or None if the run had no tokenizer.
         step: optimizer steps taken.
         samples: sequences consumed.
         dtype: of the forward pass in training.
-        decode: how to sample.
+        decode: how samples are drawn by default.
     """
 
     vocabulary_size: int
@@ -86,41 +62,24 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to evaluate or generate.
+    """A model that was loaded from a consolidated checkpoint, ready to be evaluated or to generate.
 
     Attributes:
-        wrapper: in eval mode.
-        tokenizer: None if the run knew none.
+        wrapper: the model, in eval mode.
+        config: of its run.
+        info: what the checkpoint records about it.
+        tokenizer: None if the run had none.
     """
 
-    wrapper: Wrapper
+    wrapper: Objective
     config: Config
     info: ModelInfo
     tokenizer: Tokenizer | None = field(repr=False)
 
 
-def describe_decoding(config: Config, wrapper: Wrapper, end_token: int | None) -> DecodeManifest:
-    """The decode manifest of a model with its configured defaults."""
-    if isinstance(wrapper, NonAutoregressiveWrapper):
-        sampler = "confidence" if wrapper.token_critic is None else "critic"
-        objective = config.objective
-        block_size = objective.block_size if objective.kind == "block_diffusion" else None
-        return DecodeManifest(
-            sampler=sampler,
-            steps=wrapper.steps,
-            schedule=objective.schedule,
-            temperature=1.0,
-            mask_id=wrapper.mask_id,
-            end_token=end_token,
-            block_size=block_size,
-            guidance_scale=objective.guidance_scale,
-        )
-    return DecodeManifest("left_to_right", None, None, 1.0, None, end_token)
-
-
 def write_exported(
     output: Path,
-    wrapper: Wrapper,
+    wrapper: Objective,
     config: Config,
     info: ModelInfo,
     probe: dict[str, Tensor],
@@ -129,15 +88,21 @@ def write_exported(
     weights: Mapping[str, Tensor] | None = None,
     average: Mapping[str, Tensor] | None = None,
 ) -> float:
-    """Write a consolidated checkpoint; it appears at `output` only after its reloaded logits match the probe.
+    """Write a consolidated checkpoint, which appears at `output` only if the model, read again, matches the probe.
 
     Args:
-        wrapper: the model; if `weights` are given, it may be on the meta device, without any.
-        weights: by name, each asked for once, in float32; the wrapper's own if not given.
-        average: the moving average of the weights, likewise, if there is one.
+        output: the directory to create.
+        wrapper: the model; where `weights` are given, it may be on the meta device.
+        config: of the run.
+        info: what is recorded about the model.
+        probe: of the live model, from `run_probe`.
+        tokenizer_file: is copied as `tokenizer.json`.
+        shard_bytes: size of a file of weights, at most.
+        weights: float32 tensors by name, each of which is read once; those of `wrapper` if None.
+        average: the moving average of the weights in the same form, if there is one.
 
     Returns:
-        the largest difference of the logits over the largest logit.
+        the largest difference of the logits, relative to the largest logit.
 
     Raises:
         CheckpointError: the output exists or cannot be written, or the reloaded model is not the live one.
@@ -169,14 +134,15 @@ def load_exported(
     """Load a consolidated checkpoint.
 
     Args:
-        device: where the model goes.
+        directory: of the checkpoint.
+        device: that the model is moved to.
         dtype: of its weights.
         verify: compare every file with its recorded checksum first.
-        weights: those of the last step (`model`), or their moving average (`ema`).
+        weights: `model` for those of the last step, `ema` for their moving average.
 
     Raises:
-        CheckpointError: not a consolidated checkpoint, damaged, of another shape than its config says, or without a
-            moving average to load.
+        CheckpointError: the directory is not a consolidated checkpoint, or it is damaged, its weights are not those
+            that its config describes, or there is no moving average to load.
     """
     directory = Path(directory)
     config, info, wrapper = _describe(directory, verify)
@@ -189,14 +155,17 @@ def load_exported(
 
 
 class ExportedWeights:
-    """The weights of a consolidated checkpoint in the place of a training checkpoint's, to start another run from.
+    """The weights of a consolidated checkpoint as a training checkpoint has them, to start another run from.
 
-    Whether it is damaged is not looked at.
+    The integrity of the files is not verified.
+
+    Args:
+        directory: of the checkpoint.
 
     Attributes:
-        shapes: name of each parameter to its shape.
-        kinds: name of each parameter to `weight`; there is no state of an optimizer.
-        scalars: name of each parameter to nothing.
+        shapes: the shape of each parameter, by name.
+        kinds: `{"weight"}` for each parameter, since there is no optimizer state.
+        scalars: an empty dictionary for each parameter, for the same reason.
 
     Raises:
         CheckpointError: as `load_exported`.
@@ -210,12 +179,15 @@ class ExportedWeights:
         self._files = {name: file for file, name in shard_names(directory)}
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """Elements of a flattened parameter, `[stop - start]`."""
+        """The elements from `start` to `stop` of a flattened parameter, `[stop - start]`; `kind` is `weight`."""
         return read_weight(self._files[name], name).flatten()[start:stop]
 
 
-def stream_exported(directory: Path) -> Wrapper:
-    """A model that reads its blocks one after the other as it runs, for a look at a large one.
+def stream_exported(directory: Path) -> Objective:
+    """A model that reads the weights of each block when it runs and drops them afterwards, to check a large one.
+
+    Args:
+        directory: of a consolidated checkpoint, whose integrity is verified.
 
     Raises:
         CheckpointError: as `load_exported`.
@@ -229,8 +201,8 @@ def stream_exported(directory: Path) -> Wrapper:
     return wrapper
 
 
-def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Wrapper]:
-    """What a consolidated checkpoint holds, and its model on the meta device."""
+def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Objective]:
+    """The configuration and the records of a consolidated checkpoint, and its model on the meta device."""
     if not (directory / MODEL_FILE).is_file():
         raise CheckpointError(
             f"{directory} is not a consolidated checkpoint (no {MODEL_FILE}); make one with launcher/consolidate.py"
@@ -245,13 +217,13 @@ def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Wrapper
     return config, info, wrapper
 
 
-def _weights(wrapper: Wrapper) -> dict[str, Tensor]:
-    """Every weight once, under its first name."""
+def _weights(wrapper: Objective) -> dict[str, Tensor]:
+    """Each weight under its first name, tied weights once."""
     return dict(wrapper.named_parameters())
 
 
 @torch.no_grad()
-def _load_weights(directory: Path, wrapper: Wrapper, kind: WeightKind) -> None:
+def _load_weights(directory: Path, wrapper: Objective, kind: WeightKind) -> None:
     missing = _weights(wrapper)
     for file, name, value in read_shards(directory, kind):
         _copy(missing, name, value, file)

@@ -1,4 +1,4 @@
-"""A recorded forward pass, by which a model that was written and read again can be told from the original."""
+"""The probe: a recorded forward pass of the live model, with which a model that was read again is compared."""
 
 from __future__ import annotations
 
@@ -11,62 +11,45 @@ from torch import Tensor
 
 from nar_scale.errors import CheckpointError
 from nar_scale.masking import hash_counters
-from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
+from nar_scale.objectives import Objective, evaluating
 
 PROBE_FILE = "probe.safetensors"
 _PROBE_LENGTH = 32
-# rounding of the same arithmetic in another order, over the largest logit
+# relative to the largest logit: what the same arithmetic in another order may differ by
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 
-def probe_tokens(wrapper: Wrapper) -> Tensor:
-    """Fixed token ids, int64 `[1, n]`, every other one masked for a non-autoregressive model."""
-    n = min(_PROBE_LENGTH, wrapper.max_seq_len)
-    bits = hash_counters(torch.arange(n))
-    if isinstance(wrapper, NonAutoregressiveWrapper):
-        tokens = bits % (wrapper.net.num_tokens - 1)
-        tokens = tokens + (tokens >= wrapper.mask_id)
-        return torch.where(torch.arange(n) % 2 == 0, tokens, wrapper.mask_id)[None]
-    return (bits % wrapper.net.num_tokens)[None]
-
-
 @torch.no_grad()
-def run_probe(wrapper: Wrapper) -> dict[str, Tensor]:
-    """The probe's tokens, int64 `[1, n]`, and what the model makes of them, in its dtype.
+def run_probe(objective: Objective) -> dict[str, Tensor]:
+    """Run a model in eval mode on fixed tokens.
 
-    `logits` `[1, n, num_tokens]`; for a non-autoregressive model those of a second pass, conditioned on the first,
-    and the `judgement` of its critic `[1, n]`, if it has one.
+    Returns:
+        the `tokens`, int64 `[1, n]` with n up to 32, and on the CPU what the model makes of them (see
+        `Objective.run_probe`), in the dtype of the model: at least the `logits`, `[1, n, num_tokens]`.
     """
-    was_training = wrapper.training
-    wrapper.eval()
-    tokens = probe_tokens(wrapper)
-    on_device = tokens.to(wrapper.net.token_emb.weight.device)
-    outputs = {}
-    if isinstance(wrapper, NonAutoregressiveWrapper):
-        classes = None if wrapper.num_classes is None else on_device.new_tensor([wrapper.num_classes - 1])
-        _, embeddings = wrapper.predict(on_device, classes=classes)
-        outputs["logits"], _ = wrapper.predict(on_device, embeddings, classes)
-        if wrapper.token_critic is not None:
-            outputs["judgement"] = wrapper.judge(on_device, classes)
-    else:
-        outputs["logits"] = wrapper.net(on_device)
-    wrapper.train(was_training)
+    tokens = objective.probe_tokens(hash_counters(torch.arange(min(_PROBE_LENGTH, objective.max_seq_len))))[None]
+    with evaluating(objective):
+        outputs = objective.run_probe(tokens.to(objective.net.token_emb.weight.device))
     return {"tokens": tokens, **{name: output.cpu().contiguous() for name, output in outputs.items()}}
 
 
 def save_probe(directory: Path, probe: dict[str, Tensor]) -> None:
-    """Write a probe into a checkpoint."""
+    """Write a probe, as `run_probe` returns it, into the directory of a checkpoint."""
     save_file(probe, directory / PROBE_FILE)
 
 
-def check_probe(directory: Path, wrapper: Wrapper) -> float:
-    """Compare a model's logits with the recorded ones.
+def check_probe(directory: Path, objective: Objective) -> float:
+    """Compare what a model computes with the recorded probe of a checkpoint.
+
+    Args:
+        directory: of the checkpoint.
+        objective: is converted to the dtype of the record for the comparison.
 
     Returns:
-        the largest difference over the largest logit.
+        the largest difference, relative to the largest value of its kind.
 
     Raises:
-        CheckpointError: there is no record, or the logits differ by more than rounding.
+        CheckpointError: there is no record, or the values differ by more than rounding.
     """
     path = directory / PROBE_FILE
     try:
@@ -74,10 +57,10 @@ def check_probe(directory: Path, wrapper: Wrapper) -> float:
             recorded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
-    original = next(wrapper.parameters()).dtype
+    original = next(objective.parameters()).dtype
     dtype = recorded["logits"].dtype
-    probe = run_probe(wrapper.to(dtype))
-    wrapper.to(original)
+    probe = run_probe(objective.to(dtype))
+    objective.to(original)
     if set(probe) != set(recorded) or not torch.equal(probe["tokens"], recorded["tokens"]):
         raise CheckpointError(f"{path} was recorded by another kind of model, or one of another vocabulary or length")
     difference = max(_difference(probe[name], recorded[name]) for name in recorded if name != "tokens")
@@ -90,6 +73,6 @@ def check_probe(directory: Path, wrapper: Wrapper) -> float:
 
 
 def _difference(ours: Tensor, recorded: Tensor) -> float:
-    """The largest difference over the largest value."""
+    """The largest difference, relative to the largest recorded value."""
     largest = recorded.float().abs().max().clamp(min=1e-6)
     return float((ours.float() - recorded.float()).abs().max() / largest)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nar_scale.objectives import Wrapper
+from nar_scale.objectives import Objective
 
 
-def read_as_it_runs(wrapper: Wrapper, read: Callable[[str], Tensor]) -> None:
+def read_as_it_runs(wrapper: Objective, read: Callable[[str], Tensor]) -> None:
     """Let each block of a wrapper on the meta device read its weights when its turn comes, and forget them after.
 
     What is outside the blocks is read now.

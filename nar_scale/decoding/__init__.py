@@ -1,18 +1,20 @@
-"""Decoding: logit filters, left-to-right sampling and beam search, iterative demasking."""
+"""Decoding: logit filters, left-to-right sampling and beam search, iterative unmasking."""
 
-from nar_scale.decoding.demask import Demasked, Sampler, demask
 from nar_scale.decoding.filters import FILTERS, contrastive, get_filter, min_p, sample, top_a, top_k, top_p
 from nar_scale.decoding.left_to_right import Predictor, Prompts, continue_prompts, search_beams
+from nar_scale.decoding.options import DecodeManifest, SamplingOptions
+from nar_scale.decoding.unmask import Sampler, Unmasked, unmask
 
 __all__ = [
     "FILTERS",
-    "Demasked",
+    "DecodeManifest",
     "Predictor",
     "Prompts",
     "Sampler",
+    "SamplingOptions",
+    "Unmasked",
     "continue_prompts",
     "contrastive",
-    "demask",
     "get_filter",
     "min_p",
     "sample",
@@ -20,4 +22,5 @@ __all__ = [
     "top_a",
     "top_k",
     "top_p",
+    "unmask",
 ]

@@ -1,4 +1,7 @@
-"""Logit filters and sampling. All work on `[..., num_tokens]` and set what they drop to -inf."""
+"""Logit filters, contrastive decoding and sampling.
+
+A filter maps logits `[..., num_tokens]` to logits of the same shape, in which those of excluded tokens are -inf.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,17 @@ from torch import Tensor
 from nar_scale.errors import ConfigError
 
 LogitFilter = Callable[..., Tensor]
-_COLDEST = 1e-3  # below this temperature sampling is greedy in all but name
+_COLDEST = 1e-3  # at lower temperatures sampling is practically greedy
 
 
 def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) -> Tensor:
-    """Keep the k largest logits, or `ceil(frac_num_tokens * num_tokens)` of them."""
+    """Keep the k largest logits.
+
+    Args:
+        logits: `[..., num_tokens]`.
+        frac_num_tokens: keeps `ceil(frac_num_tokens * num_tokens)` logits where `k` is not given.
+        k: number of tokens to keep.
+    """
     num_tokens = logits.shape[-1]
     k = min(k or math.ceil(frac_num_tokens * num_tokens), num_tokens)
     if k == num_tokens:
@@ -25,7 +34,10 @@ def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) ->
 
 
 def top_p(logits: Tensor, thres: float = 0.9) -> Tensor:
-    """Keep the smallest set of tokens whose probability reaches `thres`, the one that crosses it included."""
+    """Keep the smallest set of most probable tokens whose total probability reaches `thres` (arXiv:1904.09751).
+
+    The token whose probability crosses the threshold is kept.
+    """
     ordered, indices = logits.sort(descending=True, dim=-1)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
@@ -35,13 +47,13 @@ def top_p(logits: Tensor, thres: float = 0.9) -> Tensor:
 
 
 def min_p(logits: Tensor, min_p: float = 0.1) -> Tensor:
-    """Keep tokens at least `min_p` times as probable as the likeliest (arXiv:2407.01082)."""
+    """Keep the tokens that are at least `min_p` times as probable as the most probable one (arXiv:2407.01082)."""
     probabilities = logits.softmax(dim=-1)
     return logits.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), -math.inf)
 
 
 def top_a(logits: Tensor, min_p_pow: float = 2.0, min_p_ratio: float = 0.02) -> Tensor:
-    """Keep tokens above `min_p_ratio` times the largest probability to the power `min_p_pow`."""
+    """Keep the tokens whose probability is at least `min_p_ratio * p_max ** min_p_pow`, p_max being the largest."""
     probabilities = logits.softmax(dim=-1)
     limit = probabilities.amax(dim=-1, keepdim=True) ** min_p_pow * min_p_ratio
     return logits.masked_fill(probabilities < limit, -math.inf)
@@ -51,10 +63,13 @@ FILTERS: dict[str, LogitFilter] = {"top_k": top_k, "top_p": top_p, "min_p": min_
 
 
 def get_filter(name: str | LogitFilter | None) -> LogitFilter:
-    """The filter of that name, the callable itself, or one that keeps everything for None.
+    """The filter with that name.
+
+    Args:
+        name: a key of `FILTERS`; a callable, which is returned as it is; or None for a filter that keeps all tokens.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: there is no filter with that name.
     """
     if name is None:
         return lambda logits: logits
@@ -66,7 +81,14 @@ def get_filter(name: str | LogitFilter | None) -> LogitFilter:
 
 
 def contrastive(expert_logits: Tensor, amateur_logits: Tensor, alpha: float = 0.1, beta: float = 0.5) -> Tensor:
-    """Prefer what the expert knows and the amateur does not (arXiv:2309.09117, appendix A, algorithm 2)."""
+    """Logits of contrastive decoding: (1 + beta) expert - beta amateur (arXiv:2309.09117, appendix A, algorithm 2).
+
+    Args:
+        expert_logits: `[..., num_tokens]`.
+        amateur_logits: `[..., num_tokens]`, of a weaker model.
+        alpha: excludes tokens that the expert gives less than `alpha` times the probability of its most probable one.
+        beta: strength of the contrast; 0 leaves the expert's logits as they are.
+    """
     cutoff = math.log(alpha) + expert_logits.amax(dim=-1, keepdim=True)
     difference = (1 + beta) * expert_logits - beta * amateur_logits
     return difference.masked_fill(expert_logits < cutoff, -math.inf)
@@ -77,7 +99,7 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
 
     Args:
         logits: `[..., num_tokens]`.
-        temperature: close to 0 for the likeliest token.
+        temperature: divides the logits; below 1e-3 the most probable token is returned.
         uniform: float64 `[...]` in (0, 1), the only source of randomness.
 
     Returns:

@@ -17,11 +17,11 @@ from nar_scale.model import KeyValueCache, TransformerWrapper
 
 @dataclass
 class Prompts:
-    """Prompts of different lengths, aligned at their ends.
+    """A batch of prompts of different lengths, aligned at their ends.
 
     Attributes:
         tokens: int64 `[batch, n]`, padded on the left.
-        padding: int64 `[batch]`, padding tokens of each row.
+        padding: int64 `[batch]`, the number of padding tokens of each row.
     """
 
     tokens: Tensor
@@ -29,7 +29,13 @@ class Prompts:
 
     @classmethod
     def align(cls, tokens: Tensor, lengths: Tensor | None, pad_value: int) -> Prompts:
-        """From prompts padded on the right, `[batch, n]`, with their lengths; None if all fill their row."""
+        """Align prompts that are padded on the right.
+
+        Args:
+            tokens: int64 `[batch, n]`.
+            lengths: int64 `[batch]`, the length of each prompt; None if all have n tokens.
+            pad_value: the token that fills up the rows on the left.
+        """
         if lengths is None:
             return cls(tokens, torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device))
         padding = tokens.shape[1] - lengths
@@ -40,15 +46,18 @@ class Prompts:
 
 @dataclass
 class Predictor:
-    """Next-token logits of a causal net for sequences that grow at the end.
+    """The next-token logits of a causal network, for sequences to which tokens are appended one by one.
 
-    Within `max_seq_len` each token passes the net once; past it the window slides, and with it all positions
-    change, so that the whole window is computed anew for each token.
+    Up to `max_seq_len` tokens, each token passes the network once, since its keys and values are kept. In longer
+    sequences the network sees the last `max_seq_len` tokens; then all positions change with each new token, and the
+    whole window is computed again.
 
     Attributes:
-        padding: int64 `[batch]`, padding tokens before each sequence.
-        use_cache: keep keys and values.
-        conditions: what the net is given beside the tokens, tensors by name with a batch dimension.
+        net: the network.
+        padding: int64 `[batch]`, the number of padding tokens before each sequence.
+        use_cache: whether keys and values are kept.
+        conditions: further arguments of the network by name, tensors with a batch dimension.
+        cache: the keys and values so far, None before the first call.
     """
 
     net: TransformerWrapper
@@ -58,7 +67,7 @@ class Predictor:
     cache: KeyValueCache | None = field(default=None, init=False)
 
     def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits of the token after `[batch, n]`, float32 `[batch, num_tokens]`."""
+        """The logits of the token that follows `tokens`, int64 `[batch, n]`; float32 `[batch, num_tokens]`."""
         length, capacity = tokens.shape[1], self.net.max_seq_len
         if not self.use_cache or length > capacity:
             self.cache = None
@@ -69,7 +78,7 @@ class Predictor:
         return self._run(tokens, self.padding, self.cache)
 
     def select(self, rows: Tensor) -> None:
-        """Keep, repeat or reorder the sequences; int64 `[new_batch]`."""
+        """Keep, repeat or reorder the sequences, as the row numbers say; int64 `[new_batch]`."""
         self.padding = self.padding[rows]
         self.conditions = {name: tensor[rows] for name, tensor in self.conditions.items()}
         if self.cache is not None:
@@ -77,9 +86,9 @@ class Predictor:
 
     def _run(self, tokens: Tensor, padding: Tensor, cache: KeyValueCache | None) -> Tensor:
         start = cache.length if cache is not None else 0
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        mask = places >= padding[:, None] if bool(padding.any()) else None
-        positions = (places - padding[:, None]).clamp(min=0)[:, start:]
+        columns = torch.arange(tokens.shape[1], device=tokens.device)
+        mask = columns >= padding[:, None] if bool(padding.any()) else None
+        positions = (columns - padding[:, None]).clamp(min=0)[:, start:]
         hidden = self.net(
             tokens[:, start:], mask=mask, positions=positions, cache=cache, return_embeddings=True, **self.conditions
         )
@@ -101,9 +110,24 @@ def continue_prompts(
     use_cache: bool = True,
     conditions: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """Sample up to `seq_len` tokens after each prompt, int64 `[batch, generated]`.
+    """Sample up to `seq_len` tokens after each prompt.
 
-    Generation ends early when every sequence has produced `eos_token`; what follows it is `pad_value`.
+    Args:
+        net: a causal network.
+        prompts: the beginnings of the sequences.
+        seq_len: tokens to generate at most.
+        noise: the source of all randomness, a stream for each prompt.
+        temperature: divides the logits; 0 for the most probable token at each step.
+        logit_filter: is applied to the logits, see `filters`.
+        filter_kwargs: arguments of the filter.
+        eos_token: ends a sequence; when all sequences have ended, generation stops.
+        pad_value: follows the end token.
+        amateurs: networks for contrastive decoding, with the arguments of `contrastive` for each.
+        use_cache: whether keys and values are kept.
+        conditions: further arguments of the network, tensors with a batch dimension.
+
+    Returns:
+        int64 `[batch, generated]`, with `generated` at most `seq_len`, without the prompts.
     """
     expert = Predictor(net, prompts.padding, use_cache, conditions or {})
     rivals = [(Predictor(amateur, prompts.padding, use_cache), settings) for amateur, settings in amateurs]
@@ -141,13 +165,17 @@ def search_beams(
     use_cache: bool = True,
     conditions: dict[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Keep the `beams` best continuations at every step.
+    """Find probable continuations by keeping the `beams` best ones at every step; arguments as in `continue_prompts`.
 
-    With `stochastic` the candidates are drawn without replacement by Gumbel top-k (arXiv:1903.06059).
+    Args:
+        beams: continuations that are kept of each prompt.
+        stochastic: whether they are drawn without replacement, by Gumbel top-k (stochastic beam search,
+            arXiv:1903.06059), instead of being the most probable ones.
+        temperature: of the drawing.
 
     Returns:
-        tokens int64 `[batch, beams, generated]`, best first, and their log-probabilities in nats
-        `[batch, beams]`.
+        tokens, int64 `[batch, beams, generated]`, the most probable first, and their log-probabilities in nats,
+        float64 `[batch, beams]`.
 
     Raises:
         ConfigError: more beams than tokens in the vocabulary.
@@ -165,7 +193,7 @@ def search_beams(
         width = scores.shape[1]
         logits = predictor(tokens).view(batch, width, -1)
         log_probs = logits.double().log_softmax(dim=-1)
-        # an ended beam has one continuation, padding, at no cost
+        # a beam that has ended has one continuation, the padding token, with probability 1
         log_probs = log_probs.masked_fill(ended[..., None], -torch.inf)
         log_probs[..., pad_value] = torch.where(ended, 0.0, log_probs[..., pad_value])
         total = scores[..., None] + log_probs
@@ -194,10 +222,10 @@ def search_beams(
 
 
 def _gumbel_with_maximum(gumbels: Tensor, maximum: Tensor) -> Tensor:
-    """Shift Gumbel variables `[..., n]` so that the largest of each row is `maximum` `[...]`.
+    """Gumbel variables `[..., n]`, given that the largest of each row is `maximum`, `[...]`.
 
-    With it, the perturbed probability of a sequence is the largest of its continuations' (arXiv:1903.06059,
-    appendix B.3), and the best `beams` of all steps are a sample without replacement.
+    The perturbed log-probability of a sequence is then the largest of its continuations' (arXiv:1903.06059,
+    appendix B.3), and the best `beams` sequences of all steps are a sample without replacement.
     """
     largest = gumbels.amax(dim=-1, keepdim=True)
     maximum = maximum[..., None]

@@ -1,4 +1,4 @@
-"""Evaluation: likelihoods and likelihood bounds on held-out data, and pictures of samples."""
+"""Evaluation: likelihoods and likelihood bounds on validation data, and pictures of samples."""
 
 from nar_scale.evaluation.dataset import evaluate_dataset
 from nar_scale.evaluation.images import encode_png, image_grid

@@ -10,11 +10,11 @@ from nar_scale.data import DatasetIndex, DatasetInfo, SampleFormat, ShardCache, 
 from nar_scale.data.shards.layout import named_shards
 from nar_scale.errors import DataError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
-from nar_scale.objectives import NonAutoregressiveWrapper, Wrapper
+from nar_scale.objectives import Objective
 
 
 def evaluate_dataset(
-    wrapper: Wrapper,
+    objective: Objective,
     directory: str | Path,
     vocabulary_size: int,
     split: str = "validation",
@@ -29,17 +29,22 @@ def evaluate_dataset(
     """Evaluate a model on a split of a data set that `launcher/prepare.py` wrote.
 
     Args:
-        directory: of the data set; a path or URL.
-        vocabulary_size: token ids the model knows as data.
+        objective: the model.
+        directory: of the data set, a path or URL.
+        vocabulary_size: number of token ids in the data that the model was trained on.
+        split: name of the split.
         batch_size: sequences in a forward pass.
-        limit: sequences, spread evenly over the split; all if not given.
-        index_directory: where the shard index is kept when it cannot stand beside the shards.
-        class_field: the member of each sample that holds its class, for a model that is conditional on one.
-        document_field: the member that says which document each token belongs to, for a model that was trained with it.
-        cache: where copies of remote shards are kept on this node.
+        limit: number of sequences, which are spread evenly over the split; all if None.
+        index_directory: where the shard index is kept if the directory of the shards is read-only.
+        progress: whether a progress bar is shown, where the output is a terminal.
+        class_field: name of the field that holds the class of a sample, for a model that is conditional on one.
+        document_field: name of the field that holds the document number of each token, for a model that was trained
+            with it.
+        cache: keeps copies of remote shards on this node.
 
     Raises:
-        DataError: no such data set or split, or one of another vocabulary, length or number of classes.
+        DataError: the data set or the split does not exist, or its vocabulary, sequence length or number of classes is
+            not that of the model.
     """
     directory = str(directory)
     info = DatasetInfo.find(directory, {} if cache is None else cache.storage_options)
@@ -52,13 +57,12 @@ def evaluate_dataset(
             f"{directory} has a vocabulary of {info.vocabulary_size} tokens, the model one of {vocabulary_size}; "
             "evaluate on data prepared with the model's tokenizer"
         )
-    num_classes = wrapper.num_classes if isinstance(wrapper, NonAutoregressiveWrapper) else None
     sample_format = SampleFormat(
-        sequence_length=wrapper.max_seq_len,
+        sequence_length=objective.max_seq_len,
         vocabulary_size=vocabulary_size,
         field=info.field,
-        class_field=class_field if num_classes is not None else None,
-        num_classes=num_classes,
+        class_field=class_field if objective.num_classes is not None else None,
+        num_classes=objective.num_classes,
         document_field=document_field,
     )
     shards = named_shards(directory, f"{split}/*.tar", info)
@@ -66,8 +70,8 @@ def evaluate_dataset(
     batches = sequential_batches(index, sample_format, batch_size=batch_size, rank=0, world_size=1, limit=limit)
     total = -(-min(index.num_samples, limit or index.num_samples) // batch_size)
     return evaluate_likelihood(
-        wrapper,
+        objective,
         tqdm(batches, total=total, desc="evaluating", unit="batch", disable=None if progress else True),
-        wrapper.net.token_emb.weight.device,
+        objective.net.token_emb.weight.device,
         bytes_per_token=info.splits[split].bytes_per_token,
     )

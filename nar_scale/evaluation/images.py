@@ -1,4 +1,4 @@
-"""Token sequences as pictures: the tokens are grey levels, row by row."""
+"""Token sequences as images: the tokens are grey levels, row by row."""
 
 from __future__ import annotations
 

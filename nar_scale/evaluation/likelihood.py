@@ -1,4 +1,4 @@
-"""How well a model predicts held-out data, in nats per token."""
+"""The likelihood of validation data under a model."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from torch import Tensor
 
 from nar_scale.data import Batch
 from nar_scale.errors import DataError
-from nar_scale.objectives import Objective
+from nar_scale.objectives import LossTerms, Objective, evaluating
 
 EVALUATION_SEED = 20_240_611
-"""Of the masks; one for all evaluations, so that they can be compared."""
+"""Seed of the masks; all evaluations have the same, so that they can be compared."""
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Negative log-likelihood of held-out data.
+    """The negative log-likelihood of validation data.
 
     Attributes:
-        nats_per_token: exact for autoregressive models (over all tokens but the first of each sequence, or where
-            batches say which document a token belongs to, the first of each document), an upper bound (NELBO) for
-            non-autoregressive ones with the `mdlm` loss (over all tokens); MaskGIT's unweighted loss is neither.
-        standard_error: of `nats_per_token`, over sequences.
-        tokens: tokens that were counted.
-        sequences: sequences that were seen.
+        nats_per_token: exact for autoregressive models (over all tokens except the first of each sequence, or of each
+            document where batches have document numbers), an upper bound (NELBO) for non-autoregressive models with the
+            `mdlm` loss (over all tokens); MaskGIT's unweighted loss is neither.
+        standard_error: of `nats_per_token`, over the sequences as a random sample.
+        tokens: number of tokens in the mean.
+        sequences: number of sequences.
         kind: `exact`, `bound` or `not a likelihood`.
-        bytes_per_token: of the text behind the tokens, if known.
+        bytes_per_token: mean length of the text behind a token, in bytes; None if it is unknown.
     """
 
     nats_per_token: float
@@ -41,12 +41,12 @@ class Likelihood:
 
     @property
     def perplexity(self) -> float:
-        """exp of the nats per token."""
+        """exp(`nats_per_token`), with an exponent of at most 700."""
         return math.exp(min(self.nats_per_token, 700.0))
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits per byte of text; None where the length of the text is unknown."""
+        """Bits per byte of text; None where `bytes_per_token` is."""
         if self.bytes_per_token is None:
             return None
         return self.nats_per_token / math.log(2) / self.bytes_per_token
@@ -62,35 +62,38 @@ def evaluate_likelihood(
     batches: Iterable[Batch],
     device: torch.device | str = "cpu",
     *,
+    loss_terms: Callable[..., LossTerms] | None = None,
     reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
     bytes_per_token: float | None = None,
     seed: int = EVALUATION_SEED,
 ) -> Likelihood:
-    """Average the loss over `batches`, with masks stratified over the sequences and fixed by `seed`.
+    """Average the loss of a model over batches, with masks that are stratified over the sequences.
 
     Args:
-        objective: a wrapper, or an engine around one.
-        batches: held-out data; under ZeRO 3 every rank must pass as many.
+        objective: the model, which is put in eval mode meanwhile.
+        batches: the data; under ZeRO 3 every rank must pass the same number of them.
+        device: of the model.
+        loss_terms: what computes `objective.loss_terms` where an engine is around the model, from a batch and a `seed`.
         reduce: sums a float64 tensor over all ranks.
-        bytes_per_token: length of the text behind the tokens.
+        bytes_per_token: mean length of the text behind a token, in bytes.
+        seed: of the masks.
 
     Raises:
         DataError: there is no token to evaluate.
     """
-    was_training = objective.training
-    objective.eval()
+    loss_terms = loss_terms or objective.loss_terms
     totals = torch.zeros(6, dtype=torch.float64, device=device)
-    for batch in batches:
-        terms = objective(batch.to(device), seed=seed)
-        sequences = (batch.lengths > 0).sum().to(device)
-        totals[:3] += torch.stack((terms.sums[0], terms.counts[0], sequences)).double()
-        totals[3:] += terms.moments.double()
-    objective.train(was_training)
+    with evaluating(objective):
+        for batch in batches:
+            terms = loss_terms(batch.to(device), seed=seed)
+            sequences = (batch.lengths > 0).sum().to(device)
+            totals[:3] += torch.stack((terms.sums[0], terms.counts[0], sequences)).double()
+            totals[3:] += terms.moments.double()
     total, tokens, sequences, loss_squared, loss_times_count, count_squared = reduce(totals).tolist()
     if tokens == 0:
         raise DataError("there is no token to evaluate; check the data, and that the limit is above 0")
     nats = total / tokens
-    # of a ratio of sums over sequences of different lengths: the spread of loss - nats * count
+    # the nats are a ratio of sums over sequences: their error is the spread of loss - nats * count (delta method)
     spread = max(loss_squared - 2 * nats * loss_times_count + nats * nats * count_squared, 0.0)
     error = math.sqrt(spread) / tokens
     return Likelihood(nats, error, int(tokens), int(sequences), objective.likelihood_kind, bytes_per_token)

@@ -1,7 +1,8 @@
-"""Standalone generation from consolidated checkpoints; needs neither DeepSpeed nor webdataset."""
+"""Generation from consolidated checkpoints by standalone workers, without DeepSpeed and webdataset."""
 
+from nar_scale.decoding import SamplingOptions
 from nar_scale.generation.requests import Request, assign_classes, read_requests, samples_from_scratch
-from nar_scale.generation.sampling import Sample, SamplingOptions, generate_samples
+from nar_scale.generation.sampling import Sample, generate_samples
 from nar_scale.generation.worker import generate
 
 __all__ = [

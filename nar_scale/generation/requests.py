@@ -1,4 +1,4 @@
-"""What is to be generated: prompts from a file, or samples from scratch."""
+"""Requests: what is to be generated, from prompts in a file or from scratch."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Request:
     """One sequence to generate.
 
     Attributes:
-        number: place among all requests; makes its random numbers its own.
+        number: index among all requests, of which its random numbers are a function.
         prompt: text to continue, or None.
-        text: text with gaps `<mask>` or `<mask:8>` to fill in (8 tokens), or None.
+        text: text with gaps to fill in, or None; `<mask>` is a gap of one token, `<mask:8>` of eight.
         class_id: class of the sequence, or None.
     """
 
@@ -32,7 +32,7 @@ class Request:
     class_id: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """What was asked for, as in a line of prompts."""
+        """The request as a line of prompts holds it, with its number."""
         fields = {"number": self.number, "prompt": self.prompt, "text": self.text, "class": self.class_id}
         return {name: value for name, value in fields.items() if value is not None}
 
@@ -40,7 +40,7 @@ class Request:
 def read_requests(path: str | Path) -> list[Request]:
     """Read prompts, one JSON object a line: `{"prompt": "..."}`, `{"text": "... <mask:8> ..."}` or `{"class": 3}`.
 
-    A class may also stand beside a prompt or a text.
+    A prompt or a text may have a class too.
 
     Raises:
         UserError: the file cannot be read, or a line is not such an object; the line is named.
@@ -56,24 +56,25 @@ def read_requests(path: str | Path) -> list[Request]:
 
 
 def samples_from_scratch(count: int) -> list[Request]:
-    """Requests without any prompt."""
+    """This number of requests without a prompt."""
     return [Request(number) for number in range(count)]
 
 
 def assign_classes(requests: Sequence[Request], num_classes: int | None) -> list[Request]:
-    """Give requests from scratch each class in turn, and check the classes that others ask for.
+    """Give requests from scratch the classes in turn, and check the classes of all others.
 
     Args:
+        requests: of all workers.
         num_classes: of the model; None if it is not conditional on a class.
 
     Raises:
-        UserError: a class that the model does not have, or none where it needs one.
+        UserError: a class that the model does not have, or a prompt without a class for a model that needs one.
     """
     return [_assign_class(request, num_classes) for request in requests]
 
 
 def fill_gaps(text: str, tokenizer: Tokenizer, mask_id: int) -> list[int]:
-    """Token ids of a text, each gap as that many mask tokens."""
+    """The token ids of a text, in which each gap is as many mask tokens as it says (see `Request`)."""
     tokens: list[int] = []
     end = 0
     for gap in _GAP.finditer(text):

@@ -1,4 +1,4 @@
-"""A generation worker: takes its share of the requests and leaves finished parts behind, whole or not at all."""
+"""A generation worker: generates its part of the requests and writes finished files, each of them atomically."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import torch
 from tqdm import tqdm
 
 from nar_scale.checkpoint import LoadedModel, WeightKind, load_exported
+from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
 from nar_scale.evaluation import encode_png, image_grid
 from nar_scale.files import create_atomically, write_atomically
 from nar_scale.generation.requests import Request, assign_classes
-from nar_scale.generation.sampling import Sample, SamplingOptions, generate_samples
-from nar_scale.objectives import NonAutoregressiveWrapper
+from nar_scale.generation.sampling import Sample, generate_samples
 
 MANIFEST_FILE = "generation.json"
 
@@ -37,25 +37,31 @@ def generate(
     weights: WeightKind = "model",
     progress: bool = True,
 ) -> list[Path]:
-    """Generate one worker's share of the requests.
+    """Generate the requests of one worker.
 
-    The requests are cut into parts of `part_size`; part p belongs to worker p modulo `workers` and becomes
-    `part-NNNNN.jsonl`, by rename. Parts that exist are skipped, so a worker can be killed and started again. Where
-    tokens are pixels (`logging.image_shape`), each part is drawn first, as `part-NNNNN.png`.
+    The requests are cut into parts of `part_size`. Part p belongs to worker p modulo `workers` and is written as
+    `part-NNNNN.jsonl`, by renaming a finished file. Parts that exist are skipped, so that a worker can be killed and
+    started again. Where tokens are pixels (`logging.image_shape`), each part is first drawn as `part-NNNNN.png`.
 
     Args:
+        checkpoint: the directory of a consolidated checkpoint.
+        output: the directory of the results, which is created if it does not exist.
+        requests: those of all workers.
+        options: how to sample.
         worker: number of this worker, from 0.
-        workers: how many share the requests.
-        batch_size: sequences in a forward pass.
-        device: a GPU if there is one and nothing else is given.
-        weights: those of the last step, or their moving average.
+        workers: number of workers.
+        batch_size: sequences in a forward pass, at most.
+        part_size: samples in a file.
+        device: of the model; if None, a GPU if there is one.
+        weights: `model` for those of the last step, `ema` for their moving average.
+        progress: whether a progress bar is shown, where the output is a terminal.
 
     Returns:
-        the paths of this worker's parts.
+        the paths of the parts of this worker.
 
     Raises:
-        UserError: bad arguments, classes that do not fit the model (see `assign_classes`), or an output directory
-            that holds results of another checkpoint, other requests or other options.
+        UserError: an argument is out of range, a class does not fit the model (see `assign_classes`), or the output
+            directory holds results of another checkpoint, of other requests or of other options.
     """
     if not 0 <= worker < workers:
         raise UserError(f"worker {worker} of {workers} does not exist; workers count from 0")
@@ -65,9 +71,7 @@ def generate(
         raise UserError(f"device {device} was asked for, but torch finds no GPU; use cpu")
     output = Path(output)
     model = load_exported(checkpoint, device or ("cuda" if torch.cuda.is_available() else "cpu"), weights=weights)
-    wrapper = model.wrapper
-    num_classes = wrapper.num_classes if isinstance(wrapper, NonAutoregressiveWrapper) else None
-    requests = assign_classes(requests, num_classes)
+    requests = assign_classes(requests, model.wrapper.num_classes)
     manifest = {
         "checkpoint": _digest((Path(checkpoint) / "manifest.json").read_bytes()),
         "weights": weights,
@@ -83,8 +87,8 @@ def generate(
     for part in tqdm(own_parts, desc=f"worker {worker}/{workers}", unit="part", disable=None if progress else True):
         path = output / f"part-{part:05d}.jsonl"
         if not path.exists():
-            share = requests[part * part_size : (part + 1) * part_size]
-            samples = list(generate_samples(model, share, options, batch_size))
+            of_part = requests[part * part_size : (part + 1) * part_size]
+            samples = list(generate_samples(model, of_part, options, batch_size))
             _draw(samples, model, path.with_suffix(".png"))
             lines = "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)
             write_atomically(path, lines.encode())
@@ -103,10 +107,14 @@ def _draw(samples: Sequence[Sample], model: LoadedModel, path: Path) -> None:
 
 
 def claim_output(output: Path, manifest: dict[str, Any]) -> None:
-    """Record what this output directory is for, as the first of several workers.
+    """Record what the output directory holds; of several workers the first one does.
+
+    Args:
+        output: the directory, which is created if it does not exist.
+        manifest: everything that the results depend on.
 
     Raises:
-        UserError: it is for something else, or cannot be written.
+        UserError: another manifest is recorded, or the directory cannot be written.
     """
     path = output / MANIFEST_FILE
     try:

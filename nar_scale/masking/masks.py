@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import einx
 import torch
 from torch import Tensor
 
@@ -64,6 +63,8 @@ def random_subset(maskable: Tensor, counts: Tensor, noise: Noise) -> Tensor:
     Returns:
         bool `[batch, n]`.
     """
+    import einx  # not at the top: it imports torch's compiler, which takes seconds
+
     order = noise.bits(maskable.shape[1]).masked_fill(~maskable, torch.iinfo(torch.int64).max)
     ranks = order.argsort(dim=1, stable=True).argsort(dim=1)
     return einx.less("b n, b -> b n", ranks, counts) & maskable

@@ -1,10 +1,11 @@
-"""Objectives: the autoregressive and non-autoregressive wrappers, and how to build one from a config."""
+"""Objectives: the autoregressive and non-autoregressive wrappers, and how one is built from a config."""
 
 from nar_scale.objectives.autoregressive import AutoregressiveWrapper
 from nar_scale.objectives.block_diffusion import BlockDiffusionWrapper
-from nar_scale.objectives.build import Wrapper, build_wrapper
-from nar_scale.objectives.non_autoregressive import Losses, NonAutoregressiveWrapper
-from nar_scale.objectives.terms import LossTerms, Objective
+from nar_scale.objectives.build import build_wrapper
+from nar_scale.objectives.non_autoregressive import NonAutoregressiveWrapper
+from nar_scale.objectives.objective import Objective, Samples, evaluating
+from nar_scale.objectives.terms import Losses, LossTerms
 
 __all__ = [
     "AutoregressiveWrapper",
@@ -13,6 +14,7 @@ __all__ = [
     "Losses",
     "NonAutoregressiveWrapper",
     "Objective",
-    "Wrapper",
+    "Samples",
     "build_wrapper",
+    "evaluating",
 ]

@@ -10,33 +10,32 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from nar_scale.config import ObjectiveConfig
 from nar_scale.data import Batch
-from nar_scale.decoding import Prompts, continue_prompts, get_filter, search_beams
+from nar_scale.decoding import DecodeManifest, Prompts, SamplingOptions, continue_prompts, get_filter, search_beams
 from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, random_subset
 from nar_scale.model import WHOLE, SequenceShare, TransformerOutput, TransformerWrapper
 from nar_scale.objectives.documents import check_documents, continues, document_positions, within_documents
+from nar_scale.objectives.objective import Objective, Samples, evaluating
 from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
 
 _HIDE = 200  # stream of a sequence's noise
 
 
-class AutoregressiveWrapper(nn.Module):
+class AutoregressiveWrapper(Objective):
     """Trains a `Decoder` to predict the next token and generates left to right.
 
     Args:
         net: a `TransformerWrapper` around a `Decoder`.
         ignore_index: targets with this value do not count; as inputs they become `pad_value`.
-        pad_value: fills up prompts and what follows an end token.
-        mask_prob: fraction of the tokens hidden from attention in training, never the first (forgetful causal
-            masking, arXiv:2210.13432); below 1.
-        add_attn_z_loss: add the attention z-loss.
-        next_embed_loss_weight: weight of the L1 loss of the predicted next embedding, with a net that has
+        pad_value: the token that fills up prompts and follows an end token.
+        mask_prob: fraction of the tokens, in [0, 1), that are hidden from attention in training, never the first one
+            (forgetful causal masking, arXiv:2210.13432).
+        add_attn_z_loss: add the attention z-loss (ST-MoE, arXiv:2202.08906, eq. 5).
+        next_embed_loss_weight: weight of the L1 loss of the predicted next embedding, with a network that has
             `add_continuous_pred_head`.
-
-    Attributes:
-        share: this rank's part of every `Batch` in training, if ranks share sequences.
 
     Raises:
         ConfigError: an `Encoder`, or a `mask_prob` outside [0, 1).
@@ -60,63 +59,62 @@ class AutoregressiveWrapper(nn.Module):
         self.max_seq_len = net.max_seq_len
         self.ignore_index, self.pad_value, self.mask_prob = ignore_index, pad_value, mask_prob
         self.add_attn_z_loss, self.next_embed_loss_weight = add_attn_z_loss, next_embed_loss_weight
-        self.share = WHOLE
 
     @property
     def term_names(self) -> tuple[str, ...]:
-        """Names of the loss terms, in order."""
+        """`token_loss`, and those of the optional losses that are there."""
         optional = [("attention_z_loss", self.add_attn_z_loss), ("next_embed_loss", self.net.add_continuous_pred_head)]
         return ("token_loss", *(name for name, present in optional if present))
 
     @property
     def likelihood_kind(self) -> str:
-        """What the token loss is in eval mode."""
+        """`exact`: the token loss is the negative log-likelihood."""
         return "exact"
 
     def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
-        """What each loss term is divided by, float32 `[terms]`, without running the net."""
+        """The number of predicted tokens, for each term; see `Objective`."""
         predicted = length_mask(batch.lengths - 1, batch.tokens.shape[1] - 1)
         if batch.documents is not None:
             predicted = predicted & continues(batch.documents)
         return predicted.sum().float().expand(len(self.term_names)).clone()
 
+    def loss_terms(self, batch: Batch, *, seed: int = 0) -> LossTerms:
+        """The loss terms of a batch of the training stream; see `Objective`. The seed is that of hidden tokens."""
+        noise = Noise.of_samples(seed, batch.epochs, batch.sample_ids, batch.positions)
+        lengths, share = batch.lengths if batch.padded else None, self.share if self.training else WHOLE
+        return self._loss_terms(batch.tokens, noise, lengths, batch.documents, None, {}, share)[0]
+
     def forward(
         self,
-        x: Tensor | Batch,
+        x: Tensor,
         return_outputs: bool = False,
         prepend_embeds: Tensor | None = None,
         lens: Tensor | None = None,
         *,
         documents: Tensor | None = None,
-        seed: int = 0,
         **net_kwargs: Any,
     ) -> Any:
         """Predict each token from those before it.
 
-        Documents of one sample do not see each other: the loss is that of each on its own, without its first token.
+        The documents of a sample do not see each other: the loss is that of each on its own, without its first token.
 
         Args:
-            x: token ids int64 `[batch, n]`, or a `Batch` of the training stream.
+            x: token ids, int64 `[batch, n]`.
             return_outputs: also return logits and embeddings.
             prepend_embeds: a prefix of embeddings that is attended but not predicted, `[batch, prefix, dim]`.
             lens: int64 `[batch]`, true lengths of padded sequences.
             documents: int64 `[batch, n]`, the number of the document that each token belongs to, never falling from
-                left to right; None for one document. A `Batch` brings its own.
-            seed: of the hidden tokens, with a `Batch`.
-            net_kwargs: passed to the net.
+                left to right; None for one document.
+            net_kwargs: further arguments of the network.
 
         Returns:
-            for a tensor the loss, a scalar in nats per predicted token, and with `return_outputs`
-            `(loss, (logits [batch, n - 1, num_tokens], TransformerOutput))`; `LossTerms` for a `Batch`.
+            the loss, a scalar in nats per predicted token, and with `return_outputs`
+            `(loss, (logits [batch, n - 1, num_tokens], TransformerOutput))`.
 
         Raises:
             ValueError: documents that do not fit the tokens (a RuntimeError from the device on GPUs, where checking at
                 once would make every step wait), or with `prepend_embeds`.
         """
-        if isinstance(x, Batch):
-            noise = Noise.of_samples(seed, x.epochs, x.sample_ids, x.positions)
-            share = self.share if self.training else WHOLE
-            return self._loss_terms(x.tokens, noise, x.lengths if x.padded else None, x.documents, None, {}, share)[0]
         if documents is not None:
             check_documents(documents, x, lens)
         terms, output = self._loss_terms(x, Noise.draw(len(x), x.device), lens, documents, prepend_embeds, net_kwargs)
@@ -144,20 +142,22 @@ class AutoregressiveWrapper(nn.Module):
 
         Args:
             prompts: int64 `[batch, n]` or `[n]`, or a list of `[n_i]` of different lengths.
-            eos_token: ends a sequence; what follows is `pad_value`.
-            temperature: 0 for the likeliest token at each step.
-            prompt_lens: int64 `[batch]`, true lengths of prompts padded on the right.
+            seq_len: tokens to generate for each prompt, at most.
+            eos_token: ends a sequence; what follows it is `pad_value`.
+            temperature: divides the logits; 0 for the most probable token at each step.
+            prompt_lens: int64 `[batch]`, true lengths of prompts that are padded on the right.
             filter_logits_fn: `top_k`, `top_p`, `min_p`, `top_a`, a callable, or None for no filter.
-            amateur_model: one or several models for contrastive decoding (arXiv:2309.09117), without filter.
+            amateur_model: one or several models for contrastive decoding (arXiv:2309.09117), which has no filter.
             filter_kwargs: arguments of the filter.
             contrastive_decode_kwargs: `alpha` and `beta`, one dictionary for each amateur.
             cache_kv: keep keys and values of earlier tokens.
             return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
-            noise: all randomness; from torch's default generator if not given.
-            conditions: passed to the net, a row for each prompt: `context` and `context_mask`.
+            noise: the source of all randomness; if None, it is drawn from torch's default generator.
+            conditions: further arguments of the network, with a row for each prompt: `context` and `context_mask`.
 
         Returns:
-            int64 `[batch, n + seq_len]` (shorter if all have ended), or `[batch, seq_len]` without the prompt.
+            int64 `[batch, n + seq_len]` (shorter if all sequences have ended), without the prompt
+            `[batch, seq_len]`.
 
         Raises:
             ValueError: an empty prompt.
@@ -165,7 +165,7 @@ class AutoregressiveWrapper(nn.Module):
         ragged = isinstance(prompts, list) or prompt_lens is not None
         aligned, single = self._align(prompts, prompt_lens)
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
-        with _evaluating(self, *(model for model, _ in amateurs)):
+        with evaluating(self, *(model for model, _ in amateurs)):
             generated = continue_prompts(
                 self.net,
                 aligned,
@@ -201,18 +201,24 @@ class AutoregressiveWrapper(nn.Module):
         noise: Noise | None = None,
         **conditions: Tensor,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """The likeliest continuation found with `beams` hypotheses, arguments as in `generate`.
+        """The most probable continuation that a search with `beams` hypotheses finds; other arguments as in `generate`.
 
         Args:
-            return_beams_and_scores: return all beams `[batch, beams, seq_len]`, best first, and their
-                log-probabilities in nats `[batch, beams]`.
+            beams: hypotheses that are kept for each prompt.
+            return_beams_and_scores: return all beams.
+            temperature: of the drawing of stochastic beams.
             stochastic: sample the beams without replacement (arXiv:1903.06059).
 
         Returns:
-            int64 `[batch, seq_len]`, the continuation alone.
+            int64 `[batch, seq_len]`, the continuation alone; with `return_beams_and_scores` the beams
+            `[batch, beams, seq_len]`, the most probable first, and their log-probabilities in nats, `[batch, beams]`.
+
+        Raises:
+            ConfigError: more beams than tokens in the vocabulary.
+            ValueError: an empty prompt.
         """
         aligned, single = self._align(prompts, prompt_lens)
-        with _evaluating(self):
+        with evaluating(self):
             tokens, scores = search_beams(
                 self.net,
                 aligned,
@@ -231,6 +237,48 @@ class AutoregressiveWrapper(nn.Module):
         if single:
             tokens, scores = tokens[0], scores[0]
         return (tokens, scores) if return_beams_and_scores else tokens[..., 0, :]
+
+    def start_from(self, prompt: list[int], length: int, end_token: int | None) -> list[int]:
+        """The prompt, or where it is empty the end token (0 if it is unknown), after which a document begins."""
+        return prompt or [end_token or 0]
+
+    def sample(
+        self,
+        given: Tensor,
+        options: SamplingOptions,
+        noise: Noise,
+        *,
+        classes: Tensor | None = None,
+        end_token: int | None = None,
+    ) -> Samples:
+        """Continue prompts, all of one length; see `Objective`."""
+        generated = self.generate(
+            given,
+            (options.length or self.max_seq_len) - given.shape[1],
+            eos_token=end_token,
+            temperature=options.temperature,
+            filter_kwargs={} if options.top_k is None else {"frac_num_tokens": options.top_k},
+            return_prompt=False,
+            noise=noise,
+        )
+        tokens, calls = [], []
+        for row in generated.tolist():
+            end = row.index(end_token) if end_token in row else len(row)
+            tokens.append(row[:end])
+            calls.append(min(end + 1, len(row)))
+        return Samples(tokens, calls)
+
+    def decode_manifest(self, config: ObjectiveConfig, end_token: int | None) -> DecodeManifest:
+        """Left to right at temperature 1, up to the end token; see `Objective`."""
+        return DecodeManifest("left_to_right", None, None, 1.0, None, end_token)
+
+    def probe_tokens(self, bits: Tensor) -> Tensor:
+        """Any tokens; see `Objective`."""
+        return bits % self.net.num_tokens
+
+    def run_probe(self, tokens: Tensor) -> dict[str, Tensor]:
+        """The logits; see `Objective`."""
+        return {"logits": self.net(tokens)}
 
     def _align(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> tuple[Prompts, bool]:
         device = self.net.token_emb.weight.device
@@ -342,19 +390,3 @@ def _pair(
     if len(models) != len(settings):
         raise ValueError(f"{len(models)} amateur models but {len(settings)} contrastive_decode_kwargs")
     return list(zip(models, settings))
-
-
-class _evaluating:
-    """Put modules in eval mode for the time of a `with` block."""
-
-    def __init__(self, *modules: nn.Module):
-        self._modules = modules
-
-    def __enter__(self) -> None:
-        self._were_training = [module.training for module in self._modules]
-        for module in self._modules:
-            module.eval()
-
-    def __exit__(self, *_: object) -> None:
-        for module, was_training in zip(self._modules, self._were_training):
-            module.train(was_training)

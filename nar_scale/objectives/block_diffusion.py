@@ -3,35 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nar_scale.decoding import Demasked, demask
+from nar_scale.config import ObjectiveConfig
+from nar_scale.decoding import DecodeManifest, Unmasked, unmask
 from nar_scale.errors import ConfigError
-from nar_scale.masking import Noise
+from nar_scale.masking import MaskedBatch, Noise
 from nar_scale.model import WHOLE, KeyValueCache, SequenceShare, TransformerWrapper
 from nar_scale.objectives.non_autoregressive import NonAutoregressiveWrapper
 
 
 class BlockDiffusionWrapper(NonAutoregressiveWrapper):
-    """Trains an `Encoder` to demask blocks of tokens from left to right (BD3-LM, arXiv:2503.09573).
+    """Trains an `Encoder` to unmask blocks of tokens from left to right (BD3-LM, arXiv:2503.09573).
 
-    A block of masked tokens sees itself and the true tokens of the blocks before it. Every block draws its own number
-    of masked tokens, stratified over all blocks of the global batch. With blocks of one token the loss is the exact
+    A block of masked tokens sees itself and the true tokens of the blocks before it. Each block has a number of masked
+    tokens of its own, stratified over all blocks of the global batch. With blocks of one token the loss is the exact
     negative log-likelihood of an autoregressive model, with one block it is that of `NonAutoregressiveWrapper`.
 
-    Both copies of a sequence, masked and true, pass the net together, so training costs twice the tokens; decoding
-    keeps keys and values of finished blocks. Blocks are counted from the start of a sample, not of each document in it:
-    where documents are no multiples of `block_size`, a block holds the end of one and the beginning of the next, which
-    do not see each other.
+    Both copies of a sequence, masked and true, pass the network together, so that training costs twice the tokens;
+    decoding keeps keys and values of finished blocks. Blocks are counted from the start of a sample, not of each
+    document in it: where the lengths of documents are no multiples of `block_size`, a block holds the end of one
+    document and the beginning of the next, which do not see each other.
 
     Args:
         net: a `TransformerWrapper` around an `Encoder`.
-        mask_id: the token that hides.
+        mask_id: the token that stands for an unknown one.
         block_size: tokens in a block; divides `max_seq_len`.
-        options: those of `NonAutoregressiveWrapper`, but for self-conditioning and critics.
+        options: those of `NonAutoregressiveWrapper`, except those of self-conditioning and critics.
+
+    Attributes:
+        parts: number of blocks in the longest sequence.
 
     Raises:
         ConfigError: arguments that contradict each other.
@@ -47,6 +52,27 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         super().__init__(net, mask_id=mask_id, **options)
         self.block_size = block_size
         self.parts = net.max_seq_len // block_size
+
+    def decode_manifest(self, config: ObjectiveConfig, end_token: int | None) -> DecodeManifest:
+        """Block after block, each step by step; see `Objective`."""
+        return replace(super().decode_manifest(config, end_token), block_size=self.block_size)
+
+    def _check_generation(
+        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float
+    ) -> None:
+        if documents is not None and self.parts > 1:
+            raise ValueError("block diffusion generates one document a sequence; leave documents out")
+        super()._check_generation(tokens, classes, documents, guidance_scale)
+
+    def _by_block(self, values: Tensor) -> Tensor:
+        """Values `[batch, n]` with a row for each block, `[batch * parts, block_size]`."""
+        return values.reshape(len(values) * self.parts, -1)
+
+    def _masked_counts(self, maskable: Tensor, noise: Noise) -> Tensor:
+        return super()._masked_counts(self._by_block(maskable), noise.split(self.parts))
+
+    def _mask_tokens(self, tokens: Tensor, maskable: Tensor, noise: Noise) -> MaskedBatch:
+        return super()._mask_tokens(self._by_block(tokens), self._by_block(maskable), noise.split(self.parts))
 
     def _embed(
         self, visible: Tensor, tokens: Tensor, noise: Noise, classes: Tensor | None, net_kwargs: dict[str, Any]
@@ -69,12 +95,12 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         rule = masked_then_true(stripe, self.block_size)
         return self.embed(both, None, classes, **{**net_kwargs, **twice}, rule=rule)[:, :stripe]
 
-    def _demask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Demasked:
-        """Demask block after block; `steps` network calls are shared out to the blocks, one at least to each."""
+    def _unmask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Unmasked:
+        """Unmask block after block, each with an equal part of the `steps` network calls, but at least one."""
         noise: Noise = options.pop("noise")
         steps = max(1, options.pop("steps") // self.parts)
         if steps == 1:
-            options["sampler"] = "random"  # nothing to cool down over: the temperature stays
+            options["sampler"] = "random"  # `confidence` would have temperature 0 in its only step
         cache = KeyValueCache(tokens.shape[1])
         calls = torch.zeros_like(tokens[:, 0])
         finished: list[Tensor] = []
@@ -82,28 +108,35 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
             past = cache.length
 
             def predict_block(tokens: Tensor, embeddings: Tensor | None, past: int = past) -> tuple[Tensor, Tensor]:
-                cache.length = past  # forget the block as it was in the call before
+                cache.length = past  # drop the keys and values of the block as it was in the previous call
                 return predict(tokens, embeddings, cache=cache)
 
-            result = demask(predict_block, block, steps=steps, noise=noise.derive(number), **options)
+            result = unmask(predict_block, block, steps=steps, noise=noise.derive(number), **options)
             finished.append(result.tokens)
             calls += result.network_calls
             if past + block.shape[1] < tokens.shape[1]:
-                predict_block(result.tokens, None)  # keep the keys and values of what it has become
+                predict_block(result.tokens, None)  # for the keys and values of the finished block
                 calls += 1
-        return Demasked(torch.cat(finished, dim=1), calls)
+        return Unmasked(torch.cat(finished, dim=1), calls)
 
 
 def masked_then_true(stripe: int, block_size: int) -> Callable[[Tensor, Tensor], Tensor]:
-    """Who sees whom in a masked sequence and the true one (BD3-LM, section 4.1), which take turns.
+    """Which tokens attend to which in a masked sequence interleaved with the true one (BD3-LM, section 4.1).
 
-    The first `stripe` tokens of the masked sequence are followed by the first of the true one, and so on; a stripe can
-    be the whole sequence. Masked tokens see those of their own block and the true ones of the blocks before; true
-    tokens see the true ones of their own block and of those before.
+    Masked tokens attend to those of their own block and to the true tokens of earlier blocks; true tokens attend to the
+    true ones of their own block and of earlier blocks.
+
+    Args:
+        stripe: the first `stripe` tokens of the masked sequence are followed by as many of the true one, and so on; the
+            length of the sequence for the masked sequence followed by the true one.
+        block_size: tokens in a block.
+
+    Returns:
+        a function of the positions of a query and a key, int64, to bool, both broadcast against each other.
     """
 
-    def block(place: Tensor) -> Tensor:
-        return (place // (2 * stripe) * stripe + place % stripe) // block_size
+    def block(position: Tensor) -> Tensor:
+        return (position // (2 * stripe) * stripe + position % stripe) // block_size
 
     def rule(query: Tensor, key: Tensor) -> Tensor:
         query_block, key_block = block(query), block(key)

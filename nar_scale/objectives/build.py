@@ -1,4 +1,4 @@
-"""From a config to a wrapper."""
+"""From a config to the wrapper that it describes."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from nar_scale.model import AttentionLayers, Decoder, Encoder, TransformerWrappe
 from nar_scale.objectives.autoregressive import AutoregressiveWrapper
 from nar_scale.objectives.block_diffusion import BlockDiffusionWrapper
 from nar_scale.objectives.non_autoregressive import NonAutoregressiveWrapper
+from nar_scale.objectives.objective import Objective
 
 _LAYER_OPTIONS = set(signature(AttentionLayers).parameters) & set(ModelConfig.model_fields)
 
-Wrapper = AutoregressiveWrapper | NonAutoregressiveWrapper
 
-
-def build_wrapper(config: Config, vocabulary_size: int) -> Wrapper:
-    """The wrapper that a config describes, freshly initialised from torch's default generator.
+def build_wrapper(config: Config, vocabulary_size: int) -> Objective:
+    """Build the wrapper that a config describes, initialised from torch's default generator.
 
     Args:
-        vocabulary_size: token ids in the data; a non-autoregressive model adds the mask as the last id.
+        config: its `model` and `objective` sections.
+        vocabulary_size: number of token ids in the data; a non-autoregressive model adds the mask token as the last id.
+
+    Raises:
+        ConfigError: settings that do not fit each other.
     """
     model, objective = config.model, config.objective
     autoregressive = objective.kind == "autoregressive"

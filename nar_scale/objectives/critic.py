@@ -1,4 +1,4 @@
-"""The token critic: a judge of which tokens are wrong (Token-Critic, arXiv:2209.04439)."""
+"""The token critic, which tells wrong tokens from right ones (Token-Critic, arXiv:2209.04439)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ _COLDEST = 1e-2
 
 
 class SelfCritic(nn.Module):
-    """A critic that shares the generator's net and adds one linear head."""
+    """A critic that uses the generator's network with one more linear head.
+
+    Args:
+        net: the generator's network.
+    """
 
     def __init__(self, net: TransformerWrapper):
         super().__init__()
@@ -25,7 +29,12 @@ class SelfCritic(nn.Module):
         self.to_logits = Linear(net.emb_dim, 1)
 
     def forward(self, tokens: Tensor, **kwargs: Any) -> Tensor:
-        """The logit that each token is wrong, `[batch, n, 1]`."""
+        """The logit that each token is wrong, `[batch, n, 1]`.
+
+        Args:
+            tokens: int64 `[batch, n]`.
+            kwargs: further arguments of the network.
+        """
         return self.to_logits(self.net(tokens, return_embeddings=True, **kwargs))
 
 
@@ -33,11 +42,15 @@ class SelfCritic(nn.Module):
 def draw_answers(
     net: TransformerWrapper, hidden: Tensor, masked: MaskedBatch, mask_id: int, noise: Noise, temperature: float | None
 ) -> Tensor:
-    """Sample the masked tokens from the generator, int64 `[masked]`, for the critic to judge.
+    """Sample the masked tokens from the generator, for the critic to find the wrong ones; int64 `[masked]`.
 
     Args:
+        net: the generator's network.
         hidden: embeddings of the masked tokens, `[masked, dim]`.
-        temperature: drawn uniformly for each sequence if not given.
+        masked: the batch that they belong to.
+        mask_id: the mask token, which is never sampled.
+        noise: of the sequences.
+        temperature: of the sampling; if None, each sequence has one of its own, uniform in (0, 1).
     """
     temperatures = noise.derive(0).uniform()
     if temperature is not None:
@@ -52,13 +65,13 @@ def draw_answers(
 
 
 def critic_loss(judged: Tensor, generated: Tensor, tokens: Tensor, present: Tensor) -> Tensor:
-    """How well wrong tokens are told from right ones: binary cross-entropy in nats, summed over the present tokens.
+    """Binary cross-entropy between the critic's logits and which tokens are wrong, in nats, summed over the sequences.
 
     Args:
         judged: logits that tokens are wrong, `[batch, n]`.
-        generated: int64 `[batch, n]`, what was judged.
-        tokens: int64 `[batch, n]`, the truth.
-        present: bool `[batch, n]`.
+        generated: int64 `[batch, n]`, the tokens that the critic saw.
+        tokens: int64 `[batch, n]`, the true tokens.
+        present: bool `[batch, n]`, false for padding, which does not count.
     """
     wrong = (generated != tokens).float()
     return (F.binary_cross_entropy_with_logits(judged.float(), wrong, reduction="none") * present).sum()

@@ -1,4 +1,4 @@
-"""What a non-autoregressive model is asked: hidden tokens, given visible ones, a class, a prefix, a pass before."""
+"""`Denoiser`: the prediction of masked tokens from visible ones, a class, a prefix and the previous pass."""
 
 from __future__ import annotations
 
@@ -12,23 +12,26 @@ from nar_scale.errors import ConfigError
 from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
 from nar_scale.model.layers import Embedding, Linear
 from nar_scale.objectives.critic import SelfCritic
+from nar_scale.objectives.objective import Objective
 
 
-class Denoiser(nn.Module):
-    """A net with its conditions and its critic; `NonAutoregressiveWrapper` trains it and generates with it.
+class Denoiser(Objective):
+    """A network with its conditions and its critic; `NonAutoregressiveWrapper` trains it and generates with it.
 
     Args:
         net: a `TransformerWrapper` around an `Encoder`.
-        mask_id: the token that hides.
-        self_cond: condition each pass on the embeddings of the one before (arXiv:2208.04202).
-        token_critic: a `TransformerWrapper` with `logits_dim=1` that judges tokens.
-        self_token_critic: use the net itself as the critic.
-        num_classes: condition on a class, whose embedding is added to every token's.
+        mask_id: the token that stands for an unknown one.
+        self_cond: condition each pass on the embeddings of the previous one (arXiv:2208.04202).
+        token_critic: a `TransformerWrapper` with `logits_dim=1` that finds wrong tokens (arXiv:2209.04439).
+        self_token_critic: use the network itself as the critic.
+        num_classes: condition on a class, whose embedding is added to that of every token.
         prefix_length: first tokens of each sequence that are given.
 
     Raises:
         ConfigError: arguments that contradict each other.
     """
+
+    mask_id: int
 
     def __init__(
         self,
@@ -62,7 +65,7 @@ class Denoiser(nn.Module):
 
     @property
     def conditional(self) -> bool:
-        """Whether there is a condition, which guidance needs."""
+        """Whether the model has a condition (a class or a prefix), without which there is no guidance."""
         return self.num_classes is not None or self.prefix_length > 0
 
     def embed(
@@ -74,14 +77,15 @@ class Denoiser(nn.Module):
         share: SequenceShare = WHOLE,
         **net_kwargs: Any,
     ) -> Tensor:
-        """Embeddings `[batch, n, dim]` of tokens, int64 `[batch, n]`.
+        """Embeddings of tokens, `[batch, n, dim]`.
 
         Args:
-            previous: embeddings of the pass before, for self-conditioning; None in the first.
+            tokens: int64 `[batch, n]`.
+            previous: embeddings of the previous pass, `[batch, n, dim]`, for self-conditioning; None in the first pass.
             classes: int64 `[batch]`, with `num_classes`.
-            sum_embeds: added to the tokens' own.
-            share: this rank's part of the sequences, which the embeddings, given and returned, are of.
-            net_kwargs: passed to the net.
+            sum_embeds: added to the embeddings of the tokens, broadcastable to `[batch, n, dim]`.
+            share: this rank's part of the sequences, which all embeddings, given and returned, are of.
+            net_kwargs: further arguments of the network.
 
         Raises:
             ValueError: classes that are missing or not expected.
@@ -101,12 +105,18 @@ class Denoiser(nn.Module):
     def predict(
         self, tokens: Tensor, embeddings: Tensor | None = None, classes: Tensor | None = None, **net_kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Logits `[batch, n, num_tokens]` and embeddings `[batch, n, dim]`; arguments as in `embed`."""
+        """Logits `[batch, n, num_tokens]` and embeddings `[batch, n, dim]` of tokens; arguments as in `embed`."""
         hidden = self.embed(tokens, embeddings, classes, **net_kwargs)
         return self.net.to_logits(hidden), hidden
 
     def judge(self, tokens: Tensor, classes: Tensor | None = None, **net_kwargs: Any) -> Tensor:
-        """The critic's logit that each token is wrong, `[batch, n]`; a critic with a net of its own sees no classes."""
+        """The critic's logit that each token is wrong, `[batch, n]`.
+
+        Args:
+            tokens: int64 `[batch, n]`, none of them masked.
+            classes: int64 `[batch]`, with `num_classes`; a critic that is a network of its own does not see them.
+            net_kwargs: further arguments of the network.
+        """
         if isinstance(self.token_critic, SelfCritic) and self.class_emb is not None:
             asked = net_kwargs.get("sum_embeds")
             embeds = self._class_embeds(classes)
@@ -116,10 +126,15 @@ class Denoiser(nn.Module):
     def guided(
         self, scale: float, classes: Tensor | None, net_kwargs: dict[str, Any]
     ) -> Callable[..., tuple[Tensor, Tensor]]:
-        """`predict` under classifier-free guidance: both halves of a doubled batch in one network call.
+        """`predict` under classifier-free guidance (arXiv:2207.12598), as a function of tokens and embeddings.
+
+        The logits are u + scale (c - u), with the conditional logits c and the unconditional ones u, which come from
+        one network call with a batch of twice the size.
 
         Args:
-            scale: how far to go from the unconditional logits (0) towards the conditional ones (1), and beyond.
+            scale: 1 for the conditional logits, 0 for the unconditional ones.
+            classes: int64 `[batch]`, with `num_classes`.
+            net_kwargs: further arguments of the network.
         """
         if scale == 1:
             return lambda tokens, embeddings, **more: self.predict(
@@ -139,7 +154,13 @@ class Denoiser(nn.Module):
         return predict
 
     def without_prefix(self, tokens: Tensor, dropped: Tensor, start: int = 0) -> Tensor:
-        """Hide the prefix of the sequences `dropped`, bool `[batch]`, whose tokens `[batch, n]` are from `start` on."""
+        """Mask the prefix of some sequences.
+
+        Args:
+            tokens: int64 `[batch, n]`.
+            dropped: bool `[batch]`, true for the sequences whose prefix is masked.
+            start: position of the first of the tokens in their sequence.
+        """
         given = max(0, self.prefix_length - start)
         if not given:
             return tokens
@@ -147,23 +168,44 @@ class Denoiser(nn.Module):
         return tokens.masked_fill(hidden, self.mask_id)
 
     def without_class(self, classes: Tensor | None, dropped: Tensor) -> Tensor | None:
-        """Put no class in the place of those of the sequences `dropped`, bool `[batch]`."""
+        """Replace the classes, int64 `[batch]`, of the sequences `dropped`, bool `[batch]`, by that for no class."""
         if classes is None or self.num_classes is None:
             return classes
         return classes.masked_fill(dropped, self.num_classes)
 
     def check_classes(self, classes: Tensor | None, batch: int) -> None:
-        """Refuse classes of another shape than `[batch]` or that do not exist.
+        """Refuse classes of another shape than `[batch]`, and those that do not exist.
 
         Raises:
-            ValueError: saying what is wrong; on a GPU, of a class that does not exist, a RuntimeError of the device.
+            ValueError: the shape is wrong, or a class does not exist (on GPUs a RuntimeError from the device).
         """
         if classes is None or self.num_classes is None:
-            return  # whether there should be classes is known in `embed`
+            return  # `embed` refuses classes that are missing or not expected
         if classes.shape != (batch,):
             raise ValueError(f"classes of shape {tuple(classes.shape)} were given for {batch} sequences")
         inside = ((classes >= 0) & (classes < self.num_classes)).all()
         require(inside, f"a class is outside 0..{self.num_classes - 1}")
+
+    def start_from(self, prompt: list[int], length: int, end_token: int | None) -> list[int]:
+        """The prompt, followed by mask tokens up to the length of the sequence; see `Objective`."""
+        return prompt + [self.mask_id] * (length - len(prompt))
+
+    def probe_tokens(self, bits: Tensor) -> Tensor:
+        """Tokens of which every other one is masked; see `Objective`."""
+        tokens = bits % (self.net.num_tokens - 1)
+        tokens = tokens + (tokens >= self.mask_id)
+        return torch.where(torch.arange(len(bits)) % 2 == 0, tokens, self.mask_id)
+
+    def run_probe(self, tokens: Tensor) -> dict[str, Tensor]:
+        """The logits of a second pass, conditioned on the first one, and `judgement`, the logits of the critic if any.
+
+        See `Objective`. The class, where there are some, is the last one.
+        """
+        classes = None if self.num_classes is None else tokens.new_tensor([self.num_classes - 1])
+        _, embeddings = self.predict(tokens, classes=classes)
+        logits, _ = self.predict(tokens, embeddings, classes)
+        judgement = {} if self.token_critic is None else {"judgement": self.judge(tokens, classes)}
+        return {"logits": logits, **judgement}
 
     def _class_embeds(self, classes: Tensor | None) -> Tensor:
         if classes is None:
@@ -172,7 +214,12 @@ class Denoiser(nn.Module):
 
 
 def require(condition: Tensor, message: str) -> None:
-    """Refuse data: a ValueError, or on a GPU, where asking at once would make every step wait, a RuntimeError later."""
+    """Refuse data that does not meet a condition, a bool scalar.
+
+    Raises:
+        ValueError: with this message. On GPUs it is a RuntimeError from the device some time later, since to wait for
+            the condition would slow down every step.
+    """
     if condition.is_cuda:
         torch._assert_async(condition, message)
     elif not condition:
@@ -180,5 +227,5 @@ def require(condition: Tensor, message: str) -> None:
 
 
 def _twice(value: Any) -> Any:
-    """A tensor with a batch dimension, repeated; anything else as it is."""
+    """A tensor `[batch, ...]` twice, `[2 * batch, ...]`; anything else as it is."""
     return torch.cat((value, value)) if isinstance(value, Tensor) else value

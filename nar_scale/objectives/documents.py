@@ -1,4 +1,4 @@
-"""Samples that hold several documents, each of which is to be trained on as if it stood alone."""
+"""Samples that hold several documents, each of which is trained on as if it were a sample of its own."""
 
 from __future__ import annotations
 
@@ -14,30 +14,39 @@ from nar_scale.objectives.terms import length_mask
 
 
 def continues(documents: Tensor) -> Tensor:
-    """Whether each token but a sample's first belongs to the document of the one before, bool `[batch, n - 1]`."""
+    """Whether each token but the first of a sample belongs to the document of the previous one, bool `[batch, n - 1]`.
+
+    Args:
+        documents: int64 `[batch, n]`, the number of the document that each token belongs to.
+    """
     return documents[:, 1:] == documents[:, :-1]
 
 
 def document_positions(documents: Tensor) -> Tensor:
-    """Places counted from the first token of each document, int64 `[batch, n]`, from its number `[batch, n]`."""
-    places = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    """Positions counted from the first token of each document, int64 `[batch, n]`.
+
+    Args:
+        documents: int64 `[batch, n]`, the number of the document that each token belongs to.
+    """
+    positions = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     first = F.pad(~continues(documents), (1, 0), value=True)
-    return places - places.masked_fill(~first, 0).cummax(dim=1).values
+    return positions - positions.masked_fill(~first, 0).cummax(dim=1).values
 
 
 def within_documents(
     net: TransformerWrapper, documents: Tensor, net_kwargs: dict[str, Any], places: int | None = None
 ) -> dict[str, Any]:
-    """What to pass to the net so that each document runs on its own: `net_kwargs`, its number and its positions.
+    """The arguments of a network with which no document sees another one and each has positions from 0.
 
     Args:
-        documents: int64 `[batch, n]`.
-        net_kwargs: what is passed anyway; positions given there stay.
-        places: how many tokens the net sees; all n if not given.
+        net: the network.
+        documents: int64 `[batch, n]`, the number of the document that each token belongs to.
+        net_kwargs: further arguments of the network; positions among them are kept.
+        places: number of tokens that the network sees; all n if not given.
 
     Raises:
-        ValueError: `prepend_embeds`, or a document longer than the learned positions (a RuntimeError from the device
-            on GPUs).
+        ValueError: `prepend_embeds` are among the arguments, or a document is longer than the learned positions (on
+            GPUs a RuntimeError from the device).
     """
     if net_kwargs.get("prepend_embeds") is not None:
         raise ValueError("documents and prepend_embeds exclude each other: prepended embeddings belong to no document")
@@ -49,10 +58,15 @@ def within_documents(
 
 
 def check_documents(documents: Tensor, tokens: Tensor, lengths: Tensor | None) -> None:
-    """Refuse what does not number the documents of `tokens`, int64 `[batch, n]`.
+    """Refuse document numbers that do not fit the tokens.
+
+    Args:
+        documents: of the shape of `tokens`, and never falling from left to right.
+        tokens: int64 `[batch, n]`.
+        lengths: int64 `[batch]`, true lengths of padded sequences; None if none is padded.
 
     Raises:
-        ValueError: saying what is wrong; on a GPU, of numbers out of order, a RuntimeError from the device.
+        ValueError: the shape is wrong, or numbers fall (on GPUs a RuntimeError from the device).
     """
     if documents.shape != tokens.shape:
         raise ValueError(

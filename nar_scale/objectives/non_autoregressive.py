@@ -1,68 +1,60 @@
-"""`NonAutoregressiveWrapper`: masked prediction in training, iterative demasking in generation."""
+"""`NonAutoregressiveWrapper`: masked prediction in training, iterative unmasking in generation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nar_scale.config import ObjectiveConfig
 from nar_scale.data import Batch
-from nar_scale.decoding import Demasked, Sampler, demask
+from nar_scale.decoding import DecodeManifest, Sampler, SamplingOptions, Unmasked, unmask
 from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Masking, Noise, get_schedule, mask_tokens, masked_counts
 from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
 from nar_scale.objectives.critic import critic_loss, draw_answers
 from nar_scale.objectives.denoiser import Denoiser, require
 from nar_scale.objectives.documents import check_documents, within_documents
-from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
+from nar_scale.objectives.objective import Samples, evaluating
+from nar_scale.objectives.terms import Losses, LossTerms, length_mask, on_device, sequence_moments
 
 # streams of one sequence's noise; `mask_tokens` derives its own below the first
 _MASK, _SELF_CONDITION, _CRITIC, _DROP_CONDITION = range(100, 104)
 MASK_FRACTION_BINS = 5
-
-
-class Losses(NamedTuple):
-    """What a forward pass returns: scalars, None where a part is not trained."""
-
-    loss: Tensor
-    generator_loss: Tensor | None
-    critic_loss: Tensor | None
+_FILTER_THRES = 0.7  # of x-transformers
 
 
 class NonAutoregressiveWrapper(Denoiser):
-    """Trains an `Encoder` to predict masked tokens and generates by demasking step by step.
+    """Trains an `Encoder` to predict masked tokens and generates by unmasking step by step.
 
     Mask-Predict (arXiv:1904.09324) and MaskGIT (arXiv:2202.04200); with the MDLM weight (arXiv:2406.07524)
     the loss is an upper bound on the negative log-likelihood in nats per token.
 
     Args:
         net: a `TransformerWrapper` around an `Encoder`.
-        mask_id: the token that hides; its probability as an answer is 0.
+        mask_id: the token that stands for an unknown one; it is never predicted.
         steps: network calls in `generate`.
-        self_cond: condition each pass on the embeddings of the one before (arXiv:2208.04202).
+        self_cond: condition each pass on the embeddings of the previous one (arXiv:2208.04202).
         self_cond_train_prob: fraction of the sequences trained with it.
-        no_replace_prob: fraction of masked tokens left in place, in half of the sequences (BERT).
+        no_replace_prob: fraction of masked tokens left in place, in half of the sequences (BERT, arXiv:1810.04805).
         random_token_prob: fraction of masked tokens replaced by random ones, in half of the sequences (BERT).
             With either, the training loss is not a bound; in eval mode both are off.
-        schedule: `linear`, `cosine`, `uniform_count` or a callable m(t), the masked fraction.
-        can_mask_prev_unmasked: whether decoding may mask again what it has revealed.
-        token_critic: a `TransformerWrapper` with `logits_dim=1` that judges tokens in decoding.
-        self_token_critic: use the net itself as the critic.
+        schedule: `linear`, `cosine`, `uniform_count` or a callable m(t), the masked fraction over the progress t.
+        can_mask_prev_unmasked: whether decoding may mask tokens again that it has revealed.
+        token_critic: a `TransformerWrapper` with `logits_dim=1` that finds wrong tokens in decoding (arXiv:2209.04439).
+        self_token_critic: use the network itself as the critic.
         critic_loss_weight: weight of the critic's loss.
         use_simple_mdlm_loss_weight: weigh the loss into the bound; otherwise MaskGIT's unweighted mean.
-        masking: `exact` masks ceil(m(t) n) tokens, `bernoulli` each with probability m(t), given that one is.
-        num_classes: condition on a class, whose embedding is added to every token's.
+        masking: `exact` masks ceil(m(t) n) of n tokens, `bernoulli` each with probability m(t), given that one is.
+        num_classes: condition on a class, whose embedding is added to that of every token.
         prefix_length: first tokens of each sequence that are given: never masked, predicted or counted.
         condition_drop_prob: fraction of the sequences trained without class and prefix, for classifier-free guidance
             (arXiv:2207.12598).
-
-    Attributes:
-        share: this rank's part of every `Batch` in training, if ranks share sequences.
 
     Raises:
         ConfigError: arguments that contradict each other.
@@ -103,32 +95,40 @@ class NonAutoregressiveWrapper(Denoiser):
         self.self_cond_train_prob, self.condition_drop_prob = self_cond_train_prob, condition_drop_prob
         self.critic_loss_weight = critic_loss_weight
         self.steps, self.can_mask_prev_unmasked = steps, can_mask_prev_unmasked
-        self.share = WHOLE
-        self.parts = 1  # of a sequence, masked each on its own (`BlockDiffusionWrapper`)
 
     @property
     def term_names(self) -> tuple[str, ...]:
-        """Names of the loss terms, in order."""
+        """`generator_loss`, and with a token critic `critic_loss`."""
         return ("generator_loss", "critic_loss") if self.token_critic is not None else ("generator_loss",)
 
     @property
     def likelihood_kind(self) -> str:
-        """What the generator's loss is in eval mode."""
+        """`bound` for the weighted loss, `not a likelihood` for MaskGIT's."""
         return "bound" if self.use_simple_mdlm_loss_weight else "not a likelihood"
 
     def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
-        """What each loss term is divided by, float32 `[terms]`, without running the net."""
+        """The number of maskable tokens (with MaskGIT's loss, of masked ones) and of the critic's; see `Objective`."""
         present = length_mask(batch.lengths, batch.tokens.shape[1])
         maskable = self._maskable(present, None)
         generator = maskable.sum()
         if not self.use_simple_mdlm_loss_weight:
-            noise = self._noise(batch, seed).derive(_MASK).split(self.parts)
-            generator = masked_counts(self._by_part(maskable), noise, self.schedule, self.masking).sum()
+            generator = self._masked_counts(maskable, self._noise(batch, seed).derive(_MASK)).sum()
         return torch.stack((generator, present.sum())[: len(self.term_names)]).float()
+
+    def loss_terms(self, batch: Batch, *, seed: int = 0) -> LossTerms:
+        """The loss terms of a batch of the training stream; see `Objective`."""
+        return self._loss_terms(
+            batch.tokens,
+            self._noise(batch, seed),
+            batch.lengths if batch.padded else None,
+            classes=batch.classes,
+            documents=batch.documents,
+            share=self.share if self.training else WHOLE,
+        )
 
     def forward(
         self,
-        x: Tensor | Batch,
+        x: Tensor,
         only_train_generator: bool = False,
         only_train_critic: bool = False,
         generator_sample_temperature: float | None = None,
@@ -137,49 +137,41 @@ class NonAutoregressiveWrapper(Denoiser):
         lens: Tensor | None = None,
         classes: Tensor | None = None,
         documents: Tensor | None = None,
-        seed: int = 0,
         **net_kwargs: Any,
-    ) -> Losses | LossTerms:
-        """Mask, predict, and compare.
+    ) -> Losses:
+        """Mask tokens, predict them, and compare; the masks come from torch's default generator.
 
         Args:
-            x: token ids int64 `[batch, max_seq_len]`, or a `Batch` of the training stream.
+            x: token ids, int64 `[batch, max_seq_len]`.
             only_train_generator: leave the critic out.
             only_train_critic: leave the generator as it is.
-            generator_sample_temperature: of the tokens that the critic judges; drawn anew for each sequence
-                if not given.
-            frozen: bool `[batch, n]`, true where tokens are given and never masked.
+            generator_sample_temperature: of the tokens that the critic sees; if None, each sequence has one of its own,
+                uniform in (0, 1).
+            frozen: bool `[batch, n]`, true for tokens that are given and never masked.
             lens: int64 `[batch]`, true lengths of padded sequences.
             classes: int64 `[batch]`, with `num_classes`.
             documents: int64 `[batch, n]`, the number of the document that each token belongs to, never falling from
-                left to right; None for one document. Documents of one sample do not see each other.
-            seed: of the masks, with a `Batch`; a tensor's masks come from torch's default generator.
-            net_kwargs: passed to the net, such as `context` or `prepend_embeds`.
-
-        Returns:
-            `Losses` in nats per token for a tensor, `LossTerms` for a `Batch`.
+                left to right; None for one document. The documents of a sample do not see each other.
+            net_kwargs: further arguments of the network, such as `context` or `prepend_embeds`.
 
         Raises:
-            ValueError: a sequence of the wrong length; one that contains the mask id or has a class that is none (a
-                RuntimeError from the device on GPUs, where checking at once would make every step wait); a critic that
-                is not there; classes that are missing or not expected; documents that do not fit the tokens, or with
-                `prefix_length` or `prepend_embeds`.
+            ValueError: a sequence of the wrong length; one that contains the mask id or has a class that does not exist
+                (a RuntimeError from the device on GPUs, where checking at once would make every step wait);
+                `only_train_critic` without a critic; classes that are missing or not expected; documents that do not
+                fit the tokens, or with `prefix_length` or `prepend_embeds`.
         """
-        if isinstance(x, Batch):
-            lens, classes, documents = (x.lengths if x.padded else None), x.classes, x.documents
-        elif x.shape[1] != self.max_seq_len:
+        if x.shape[1] != self.max_seq_len:
             raise ValueError(f"sequences have {x.shape[1]} tokens, but max_seq_len is {self.max_seq_len}")
-        else:
-            require((x != self.mask_id).all(), f"the data contains the mask id {self.mask_id}")
-            if documents is not None:
-                check_documents(documents, x, lens)
+        require((x != self.mask_id).all(), f"the data contains the mask id {self.mask_id}")
+        if documents is not None:
+            check_documents(documents, x, lens)
         if only_train_critic and self.token_critic is None:
             raise ValueError("only_train_critic, but there is no token_critic and no self_token_critic")
         if only_train_critic and only_train_generator:
             raise ValueError("only_train_generator and only_train_critic exclude each other; choose one")
         terms = self._loss_terms(
-            x.tokens if isinstance(x, Batch) else x,
-            self._noise(x, seed) if isinstance(x, Batch) else Noise.draw(len(x), x.device),
+            x,
+            Noise.draw(len(x), x.device),
             lens,
             frozen=frozen,
             classes=classes,
@@ -187,11 +179,8 @@ class NonAutoregressiveWrapper(Denoiser):
             critic_temperature=generator_sample_temperature,
             only_train_generator=only_train_generator,
             only_train_critic=only_train_critic,
-            share=self.share if isinstance(x, Batch) and self.training else WHOLE,
             **net_kwargs,
         )
-        if isinstance(x, Batch):
-            return terms
         means = terms.sums / terms.counts.clamp(min=1)
         generator_loss = None if only_train_critic else means[0]
         critic_loss = means[1] if len(means) == 2 else None
@@ -203,7 +192,7 @@ class NonAutoregressiveWrapper(Denoiser):
         self,
         batch_size: int | None = None,
         start_temperature: float = 1.0,
-        filter_thres: float = 0.7,
+        filter_thres: float = _FILTER_THRES,
         noise_level_scale: float = 1.0,
         *,
         prompt: Tensor | None = None,
@@ -215,32 +204,32 @@ class NonAutoregressiveWrapper(Denoiser):
         guidance_scale: float = 1.0,
         return_network_calls: bool = False,
         **net_kwargs: Any,
-    ) -> Tensor | Demasked:
+    ) -> Tensor | Unmasked:
         """Fill in masks, all of a sequence or those of `prompt`.
 
         Args:
             batch_size: number of sequences; None for one, without batch dimension.
-            start_temperature: of the sampling, falling linearly to 0.
-            filter_thres: keeps the likeliest `ceil((1 - filter_thres) * num_tokens)` tokens.
-            noise_level_scale: scale of the Gumbel noise on a critic's judgement.
-            prompt: int64 `[batch, n]` or `[n]` with `mask_id` where tokens are wanted; the others stay.
-            sampler: `confidence` or `random`, see `nar_scale.decoding.demask`.
-            steps: network calls, instead of the wrapper's.
-            noise: all randomness; from torch's default generator if not given.
+            start_temperature: of the first step; with the `confidence` sampler it falls linearly to 0.
+            filter_thres: keeps the `ceil((1 - filter_thres) * num_tokens)` most probable tokens at each position.
+            noise_level_scale: scale of the Gumbel noise on a critic's logits.
+            prompt: int64 `[batch, n]` or `[n]` with `mask_id` where tokens are wanted; the others stay as they are.
+            sampler: `confidence` or `random`, see `nar_scale.decoding.unmask`.
+            steps: network calls, instead of the wrapper's number.
+            noise: the source of all randomness; if None, it is drawn from torch's default generator.
             classes: int64 `[batch]`, with `num_classes`.
-            documents: int64, of the shape of `prompt`, to fill in several at once; as in `forward`.
+            documents: int64, of the shape of `prompt`, to fill in several documents at once; as in `forward`.
             guidance_scale: how far logits go from the unconditional ones in the direction of the conditional ones:
-                1 for the conditional, 0 for the unconditional (arXiv:2207.12598, with scale 1 + w). Each network call
-                then has twice the sequences.
-            return_network_calls: return `Demasked`.
-            net_kwargs: passed to the net.
+                1 for the conditional, 0 for the unconditional (arXiv:2207.12598, with scale 1 + w). With other values
+                than 1, each network call has twice the sequences.
+            return_network_calls: return `Unmasked`.
+            net_kwargs: further arguments of the network.
 
         Returns:
             int64 `[batch_size, max_seq_len]` or, for one sequence, `[max_seq_len]`; never a mask token.
 
         Raises:
             ValueError: a prompt longer than `max_seq_len`; classes that are missing, not expected or unknown; guidance
-                without a condition; documents that do not fit the prompt, or with block diffusion.
+                without a condition; documents that do not fit the prompt.
         """
         device = self.net.token_emb.weight.device
         single = batch_size is None if prompt is None else prompt.ndim == 1
@@ -257,10 +246,8 @@ class NonAutoregressiveWrapper(Denoiser):
         def judge(tokens: Tensor) -> Tensor:
             return self.judge(tokens, classes, **net_kwargs)
 
-        was_training = self.training
-        self.eval()
-        try:
-            result = self._demask(
+        with evaluating(self):
+            result = self._unmask(
                 tokens,
                 self.guided(guidance_scale, classes, net_kwargs),
                 schedule=self.schedule,
@@ -274,11 +261,45 @@ class NonAutoregressiveWrapper(Denoiser):
                 critic=judge if self.token_critic is not None else None,
                 noise_level_scale=noise_level_scale,
             )
-        finally:
-            self.train(was_training)
         if single:
-            result = Demasked(result.tokens[0], result.network_calls[0])
+            result = Unmasked(result.tokens[0], result.network_calls[0])
         return result if return_network_calls else result.tokens
+
+    def sample(
+        self,
+        given: Tensor,
+        options: SamplingOptions,
+        noise: Noise,
+        *,
+        classes: Tensor | None = None,
+        end_token: int | None = None,
+    ) -> Samples:
+        """Fill in the masks of sequences of one length; see `Objective`."""
+        result = self.generate(
+            prompt=given,
+            start_temperature=options.temperature,
+            filter_thres=_FILTER_THRES if options.top_k is None else 1 - options.top_k,
+            sampler=options.sampler,
+            steps=options.steps,
+            noise=noise,
+            classes=classes,
+            guidance_scale=1.0 if options.guidance is None else options.guidance,
+            return_network_calls=True,
+        )
+        tokens, network_calls = cast(Unmasked, result)
+        return Samples(tokens.tolist(), network_calls.tolist())
+
+    def decode_manifest(self, config: ObjectiveConfig, end_token: int | None) -> DecodeManifest:
+        """Step by step, by confidence or by the critic; see `Objective`."""
+        return DecodeManifest(
+            sampler="confidence" if self.token_critic is None else "critic",
+            steps=self.steps,
+            schedule=config.schedule,
+            temperature=1.0,
+            mask_id=self.mask_id,
+            end_token=end_token,
+            guidance_scale=config.guidance_scale,
+        )
 
     def _check_generation(
         self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float
@@ -290,12 +311,10 @@ class NonAutoregressiveWrapper(Denoiser):
         if classes is not None:
             self.check_classes(classes.cpu(), len(tokens))
         if documents is not None:
-            if self.parts > 1:
-                raise ValueError("block diffusion generates one document a sequence; leave documents out")
             check_documents(documents, tokens, None)
 
-    def _demask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Demasked:
-        return demask(predict, tokens, **options)
+    def _unmask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Unmasked:
+        return unmask(predict, tokens, **options)
 
     def _noise(self, batch: Batch, seed: int) -> Noise:
         return Noise.of_samples(seed, batch.epochs, batch.sample_ids, batch.positions)
@@ -311,8 +330,23 @@ class NonAutoregressiveWrapper(Denoiser):
             raise ValueError("documents and prefix_length exclude each other; pack one document into a sample")
         return within_documents(self.net, documents, net_kwargs)
 
-    def _by_part(self, values: Tensor) -> Tensor:
-        return values.reshape(len(values) * self.parts, -1)
+    def _masked_counts(self, maskable: Tensor, noise: Noise) -> Tensor:
+        """How many tokens `_mask_tokens` masks in each of its rows."""
+        return masked_counts(maskable, noise, self.schedule, self.masking)
+
+    def _mask_tokens(self, tokens: Tensor, maskable: Tensor, noise: Noise) -> MaskedBatch:
+        """Mask tokens, int64 `[batch, n]`; a row of the result is a sequence, or one of several equal parts of it."""
+        return mask_tokens(
+            tokens,
+            maskable,
+            noise,
+            self.schedule,
+            self.mask_id,
+            self.net.num_tokens,
+            self.no_replace_prob if self.training else 0.0,
+            self.random_token_prob if self.training else 0.0,
+            self.masking,
+        )
 
     def _loss_terms(
         self,
@@ -341,17 +375,7 @@ class NonAutoregressiveWrapper(Denoiser):
             seen, asked = F.pad(present, (prefix, 0), value=True), net_kwargs.get("mask")
             net_kwargs["mask"] = seen if asked is None else seen & asked
         maskable = self._maskable(present, frozen)
-        masked = mask_tokens(
-            self._by_part(tokens),
-            self._by_part(maskable),
-            noise.derive(_MASK).split(self.parts),
-            self.schedule,
-            self.mask_id,
-            self.net.num_tokens,
-            self.no_replace_prob if self.training else 0.0,
-            self.random_token_prob if self.training else 0.0,
-            self.masking,
-        )
+        masked = self._mask_tokens(tokens, maskable, noise.derive(_MASK))
         visible, true = masked.tokens.view_as(tokens), tokens
         if self.training and self.condition_drop_prob > 0:
             dropped = noise.derive(_DROP_CONDITION).uniform() < self.condition_drop_prob

@@ -1,15 +1,12 @@
-"""The interface between objectives and whoever trains or evaluates them."""
+"""`LossTerms`, the loss of a batch as sums that are not divided yet, and what they are computed with."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-import einx
 import torch
 from torch import Tensor
-
-from nar_scale.data import Batch
 
 
 class LossTerms(NamedTuple):
@@ -43,39 +40,18 @@ class LossTerms(NamedTuple):
         return (self.weights * self.sums / counts.clamp(min=1)).sum()
 
 
-class Objective(Protocol):
-    """What the trainer and the evaluation need of a wrapper."""
+class Losses(NamedTuple):
+    """What `NonAutoregressiveWrapper.forward` returns: scalars in nats per token, None where a part is not trained.
 
-    @property
-    def training(self) -> bool:
-        """Whether training-only noise is on."""
-        ...
+    Attributes:
+        loss: what is to be minimised.
+        generator_loss: of the prediction of masked tokens.
+        critic_loss: of the token critic, if there is one.
+    """
 
-    @property
-    def term_names(self) -> tuple[str, ...]:
-        """Names of the loss terms, in order."""
-        ...
-
-    @property
-    def likelihood_kind(self) -> str:
-        """What the first term's mean is: `exact`, `bound` or `not a likelihood`."""
-        ...
-
-    def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
-        """What each loss term of the batch will be divided by, float32 `[terms]`, without running the net."""
-        ...
-
-    def train(self, mode: bool = True) -> object:
-        """Switch to training, or out of it."""
-        ...
-
-    def eval(self) -> object:
-        """Switch training-only noise off."""
-        ...
-
-    def __call__(self, batch: Batch, *, seed: int = 0) -> LossTerms:
-        """The loss terms of a batch; `seed` is that of the masks."""
-        ...
+    loss: Tensor
+    generator_loss: Tensor | None
+    critic_loss: Tensor | None
 
 
 @torch.no_grad()
@@ -92,5 +68,7 @@ def on_device(values: Sequence[float], like: Tensor) -> Tensor:
 
 
 def length_mask(lengths: Tensor, n: int) -> Tensor:
-    """True for the first `lengths[i]` of n places of row i; bool `[batch, n]`."""
+    """True at the first `lengths[i]` of the n positions of row i; bool `[batch, n]`, from int64 `[batch]`."""
+    import einx  # not at the top: it imports torch's compiler, which takes seconds
+
     return einx.less("n, b -> b n", torch.arange(n, device=lengths.device), lengths)

@@ -24,7 +24,7 @@ from nar_scale.data import DatasetInfo
 from nar_scale.errors import DataError
 from nar_scale.model.layers import Embedding
 from nar_scale.model.parameters import full_size
-from nar_scale.objectives import Wrapper, build_wrapper
+from nar_scale.objectives import Objective, build_wrapper
 from nar_scale.planning.data_sets import check_lengths, mixture_of, vocabulary_of
 from nar_scale.planning.flops import flops_per_token
 from nar_scale.planning.memory_estimate import GIBIBYTE, estimate_memory
@@ -77,14 +77,14 @@ def _find(directory: str, config: Config) -> DatasetInfo | None:
         return None
 
 
-def _size(wrapper: Wrapper) -> str:
+def _size(wrapper: Objective) -> str:
     total = sum(map(full_size, wrapper.parameters()))
     tables = {id(layer.weight): layer.weight for layer in wrapper.modules() if isinstance(layer, Embedding)}
     embeddings = sum(map(full_size, tables.values()))
     return f"{total:,} parameters: {embeddings:,} in embeddings, {total - embeddings:,} elsewhere"
 
 
-def _start(wrapper: Wrapper, config: Config, init_from: Path) -> str:
+def _start(wrapper: Objective, config: Config, init_from: Path) -> str:
     store = CheckpointStore(Path(str(config.training.run_directory)) / "checkpoints")
     if steps := store.steps():
         return f"{store.path(steps[-1])} is resumed, so the weights of {init_from} are not used"
@@ -109,7 +109,7 @@ def _batch(config: Config, ranks: int) -> str:
     return "; ".join(sizes) + shared
 
 
-def _length(config: Config, wrapper: Wrapper) -> str:
+def _length(config: Config, wrapper: Objective) -> str:
     steps = steps_of_run(config)
     samples = samples_before(config.training, steps)
     tokens = samples * config.model.max_seq_len

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from nar_scale.checkpoint import WEIGHT, Partition, PartitionReader, partition_file, write_partitions
 from nar_scale.checkpoint.tensor_file import write_tensors
 from nar_scale.errors import CheckpointError
+from tests.errors import refused
 
 SHAPES = {"net.a": (3, 4), "net.b": (7,), "c": ()}
 WHOLE = {name: torch.randn(shape) for name, shape in SHAPES.items()}
@@ -53,11 +54,11 @@ def test_what_nobody_wrote_is_named(tmp_path):
     (tmp_path / partition_file(1)).unlink()
     with PartitionReader(tmp_path) as reader:
         assert torch.equal(reader.read(WEIGHT, "net.a", 0, 4), WHOLE["net.a"].flatten()[:4])
-        with pytest.raises(CheckpointError, match=r"lacks weight of 'net\.a' from element 4 on"):
+        with refused(CheckpointError, "weight", "net.a", "element 4"):
             reader.whole(WEIGHT, "net.a")
-        with pytest.raises(CheckpointError, match=r"lacks ema of 'net\.a' from element 0 on"):
+        with refused(CheckpointError, "ema", "net.a", "element 0"):
             reader.whole("ema", "net.a")
-        with pytest.raises(CheckpointError, match="lacks weight of 'other'"):
+        with refused(CheckpointError, "weight", "other"):
             reader.read(WEIGHT, "other")
 
 
@@ -65,12 +66,12 @@ def test_what_nobody_wrote_is_named(tmp_path):
 def test_a_file_that_is_none_is_named(tmp_path, content):
     write(tmp_path, 2)
     (tmp_path / partition_file(1)).write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"rank-00001\.safetensors cannot be read"):
+    with refused(CheckpointError, tmp_path / partition_file(1)):
         PartitionReader(tmp_path)
 
 
 def test_a_checkpoint_of_another_kind_says_so(tmp_path):
-    with pytest.raises(CheckpointError, match="was not written by this version"):
+    with refused(CheckpointError, tmp_path, "version"):
         PartitionReader(tmp_path)
 
 
@@ -91,9 +92,9 @@ def test_the_library_reads_what_was_written_one_by_one(tmp_path_factory, shapes,
 
 def test_a_tensor_that_is_not_what_was_said_is_refused(tmp_path):
     layout = {"a": (torch.float32, (2,))}
-    with pytest.raises(ValueError, match=r"a is torch\.float32 \[3\], not torch\.float32 \[2\]"):
+    with refused(ValueError, "a", "torch.float32 [3]", "torch.float32 [2]"):
         write_tensors(tmp_path / "x", layout, [torch.zeros(3)], {})
-    with pytest.raises(ValueError, match=r"shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):  # of zip(strict=True)
         write_tensors(tmp_path / "x", layout, [], {})
 
 

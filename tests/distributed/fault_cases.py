@@ -122,7 +122,7 @@ class FaultInjector(Callback):
         module.register_forward_hook(lambda module, arguments, terms: self.changed_terms(module, terms))
 
     def before_forward(self, run: RunView) -> None:
-        if not run.engine.training:
+        if not run.engine.module.training:
             self.batches_evaluated += 1
             self.faults.strike(f"evaluation {self.batches_evaluated}")
             return

@@ -348,7 +348,7 @@ def plain_losses(config_file: Path, overrides: list[str], stream: Any) -> list[f
     for step, batch in zip(range(training.steps), stream):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * learning_rate_factor(config.schedule, step, training.steps)
-        loss = wrapper(batch, seed=training.seed).total()
+        loss = wrapper.loss_terms(batch, seed=training.seed).total()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(wrapper.parameters(), settings.gradient_clipping)

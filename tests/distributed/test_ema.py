@@ -40,7 +40,7 @@ def averages_by_hand(config_file: Path, overrides: list[str], start: int = 0) ->
         if step == start:
             averages = {name: weight.clone() for name, weight in weights.items()}
         optimizer.zero_grad()
-        wrapper(batch, seed=0).total().backward()
+        wrapper.loss_terms(batch, seed=0).total().backward()
         torch.nn.utils.clip_grad_norm_(wrapper.parameters(), 1.0)
         optimizer.step()
         stays = min(DECAY, (2 + step) / (11 + step))

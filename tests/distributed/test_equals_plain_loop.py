@@ -69,7 +69,7 @@ def plain_loop(config_file: Path, overrides: Sequence[str]) -> tuple[list[float]
     for step, batch in zip(range(training.steps or 0), whole_batches(config)):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * learning_rate_factor(config.schedule, step, training.steps or 0)
-        loss = computing(batch, seed=training.seed).total()
+        loss = computing.loss_terms(batch, seed=training.seed).total()
         computing.zero_grad()
         loss.backward()
         for weight, copied in zip(wrapper.parameters(), computing.parameters()):

@@ -68,7 +68,7 @@ def plain_loop(config_file: Path) -> dict[int, dict[str, float]]:
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * learning_rate_factor(config.schedule, step, STEPS)
         before = torch.cat([weight.detach().flatten() for weight in wrapper.parameters()])
-        terms = wrapper(batch, seed=config.training.seed)
+        terms = wrapper.loss_terms(batch, seed=config.training.seed)
         optimizer.zero_grad()
         terms.total().backward()
         torch.nn.utils.clip_grad_norm_(wrapper.parameters(), settings.gradient_clipping)

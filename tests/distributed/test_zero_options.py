@@ -137,7 +137,7 @@ def plain_loop(config_file: Path, overrides: list[str]) -> tuple[list[float], to
     optimizer = Plain(config, wrapper)
     losses = []
     for step, batch in enumerate(plain_batches(config)):
-        loss = wrapper(batch, seed=config.training.seed).total()
+        loss = wrapper.loss_terms(batch, seed=config.training.seed).total()
         wrapper.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(wrapper.parameters(), config.optimizer.gradient_clipping)

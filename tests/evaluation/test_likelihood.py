@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from nar_scale.errors import DataError
 from nar_scale.evaluation import Likelihood, evaluate_likelihood
 from nar_scale.objectives import NonAutoregressiveWrapper
+from tests.errors import refused
 from tests.model.helpers import TableNet
 from tests.objectives.helpers import batch_of, nelbo_by_all_orders, random_tokens, rows_of, small_ar, small_nar
 
@@ -97,7 +98,7 @@ def test_empty_batches_are_harmless_among_others(wrapper):
     nothing = batch_of(torch.zeros(2, N, dtype=torch.int64), torch.zeros(2, dtype=torch.int64), first=ROWS)
     assert evaluate_likelihood(wrapper, [*batches(8), nothing]) == evaluate_likelihood(wrapper, batches(8))
     for empty in ([], [nothing]):
-        with pytest.raises(DataError, match="there is no token to evaluate"):
+        with refused(DataError, "no token"):
             evaluate_likelihood(wrapper, empty)
 
 

@@ -12,6 +12,7 @@ from nar_scale.errors import UserError
 from nar_scale.evaluation import image_grid
 from nar_scale.generation import SamplingOptions, assign_classes, generate, read_requests, samples_from_scratch
 from nar_scale.masking import Noise
+from tests.errors import refused
 from tests.generation.helpers import export
 
 CLASSES, LEVELS, SHAPE = 3, 5, (4, 6)
@@ -83,37 +84,37 @@ def test_models_without_a_tokenizer_give_tokens(tmp_path, kind):
     samples = run(tmp_path / "model", tmp_path / "out", samples_from_scratch(3))
     assert [set(sample) for sample in samples] == [{"number", "tokens", "network_calls"}] * 3
     assert list((tmp_path / "out").glob("*.png")) == []
-    with pytest.raises(UserError, match=r"names no tokenizer, so it takes no text prompts; set data\.tokenizer"):
+    with refused(UserError, "data.tokenizer"):
         run(tmp_path / "model", tmp_path / "text", lines(tmp_path / "p.jsonl", {"prompt": "a"}))
 
 
 @pytest.mark.parametrize(
-    ("line", "message"),
+    ("line", "named"),
     [
-        ({"class": 3}, r"a prompt asks for class 3, which is outside the model's 0\.\.2"),
-        ({"class": -1}, "asks for class -1, which is outside"),
-        ({"prompt": "abc"}, r"""the prompt 'abc' has no class; add "class": 0\.\.2 to its line"""),
-        ({"text": "a<mask>"}, "the prompt 'a<mask>' has no class"),
+        ({"class": 3}, ["class 3", "0..2"]),
+        ({"class": -1}, ["class -1", "0..2"]),
+        ({"prompt": "abc"}, ["'abc'", '"class": 0..2']),
+        ({"text": "a<mask>"}, ["'a<mask>'", '"class": 0..2']),
     ],
 )
-def test_classes_that_do_not_fit_are_refused(conditional, tmp_path, line, message):
-    with pytest.raises(UserError, match=message):
+def test_classes_that_do_not_fit_are_refused(conditional, tmp_path, line, named):
+    with refused(UserError, *named):
         run(conditional, tmp_path / "out", lines(tmp_path / "p.jsonl", {"class": 0}, line))
     assert not (tmp_path / "out").exists()
 
 
 def test_what_needs_a_condition_is_refused_without(unconditional, tmp_path):
-    with pytest.raises(UserError, match="asks for class 1, but the model is not conditional on a class"):
+    with refused(UserError, "class 1"):
         run(unconditional, tmp_path / "class", lines(tmp_path / "p.jsonl", {"class": 1}))
-    with pytest.raises(UserError, match=r"--guidance needs a model with objective\.num_classes or"):
+    with refused(UserError, "--guidance", "objective.num_classes", "objective.prefix_length"):
         run(unconditional, tmp_path / "guidance", samples_from_scratch(1), guidance=2.0)
-    with pytest.raises(UserError, match="--guidance cannot be -1"):
+    with refused(UserError, "--guidance", -1.0):
         SamplingOptions(guidance=-1.0)
 
 
 @pytest.mark.parametrize("value", ["3", 3.0, True, None, [1]])
 def test_a_class_is_an_integer(tmp_path, value):
-    with pytest.raises(UserError, match=r"p\.jsonl, line 1: the 'class' is not an integer"):
+    with refused(UserError, tmp_path / "p.jsonl", "line 1", "'class'", "integer"):
         lines(tmp_path / "p.jsonl", {"class": value})
 
 

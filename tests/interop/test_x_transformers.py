@@ -6,7 +6,7 @@ import x_transformers
 from safetensors.torch import load_file
 
 from launcher.export import main as launch
-from nar_scale.checkpoint import ModelInfo, describe_decoding, run_probe
+from nar_scale.checkpoint import ModelInfo, run_probe
 from nar_scale.checkpoint.exported import write_exported
 from nar_scale.errors import CheckpointError, ConfigError
 from nar_scale.interop import from_x_transformers, to_x_transformers
@@ -14,6 +14,7 @@ from nar_scale.interop.x_transformers_options import WrapperOptions
 from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import AutoregressiveWrapper, build_wrapper
 from tests.config.helpers import config_with
+from tests.errors import refused
 from tests.model.helpers import small_net
 
 VOCABULARY, LENGTH, WIDTH = 13, 12, 16
@@ -227,34 +228,33 @@ def test_half_precision_stays():
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"alibi_pos_bias": True}, "option alibi_pos_bias has no counterpart"),
-        ({"attn_num_mem_kv": 2}, "attn_num_mem_kv"),
-        ({"attn_kv_head": 2}, "did you mean attn_kv_heads"),
-        ({"attn_dropout": (0.0, 0.1)}, "attn_dropout differs from layer to layer"),
-        ({"attn_dropout": 0.1}, "attn_dropout and ff_dropout must be equal"),
-        ({"ff_sublayer_dropout": 0.1}, "ff_sublayer_dropout"),
-        ({"ff_swish": True}, "ff_swish needs ff_glu"),
-        ({"attn_qk_norm": True, "attn_qk_rmsnorm": True}, "attn_qk_norm and attn_qk_rmsnorm"),
-        ({"attn_one_kv_head": True, "attn_kv_heads": 1}, "attn_one_kv_head and attn_kv_heads"),
-        ({"attn_max_attend_past": 3}, "attn_max_attend_past"),
-        ({"heads": 1}, "attn_project_out"),
-        ({"cross_attn_dim_context": 8}, "cross_attn_dim_context needs cross_attend"),
-        ({"rotary_pos_emb": True, "rotary_emb_dim": 2}, "rotary_emb_dim"),
-        ({"tie_embedding": True, "logits_dim": 5}, "logits_dim"),
-        ({"use_abs_pos_emb": False}, "use_abs_pos_emb False needs rotary_pos_emb"),
-        ({"pre_norm": False}, "pre_norm can only be True here, not False"),
+        ({"alibi_pos_bias": True}, ["alibi_pos_bias"]),
+        ({"attn_num_mem_kv": 2}, ["attn_num_mem_kv"]),
+        ({"attn_kv_head": 2}, ["attn_kv_head", "attn_kv_heads"]),
+        ({"attn_dropout": (0.0, 0.1)}, ["attn_dropout", "layer"]),
+        ({"attn_dropout": 0.1}, ["attn_dropout", "ff_dropout"]),
+        ({"ff_sublayer_dropout": 0.1}, ["ff_sublayer_dropout"]),
+        ({"ff_swish": True}, ["ff_swish", "ff_glu"]),
+        ({"attn_qk_norm": True, "attn_qk_rmsnorm": True}, ["attn_qk_norm", "attn_qk_rmsnorm"]),
+        ({"attn_one_kv_head": True, "attn_kv_heads": 1}, ["attn_one_kv_head", "attn_kv_heads"]),
+        ({"attn_max_attend_past": 3}, ["attn_max_attend_past"]),
+        ({"heads": 1}, ["attn_project_out"]),
+        ({"cross_attn_dim_context": 8}, ["cross_attn_dim_context", "cross_attend"]),
+        ({"rotary_pos_emb": True, "rotary_emb_dim": 2}, ["rotary_emb_dim"]),
+        ({"tie_embedding": True, "logits_dim": 5}, ["logits_dim"]),
+        ({"use_abs_pos_emb": False}, ["use_abs_pos_emb", "rotary_pos_emb"]),
+        ({"pre_norm": False}, ["pre_norm", True, False]),
     ],
 )
 def test_an_option_without_counterpart_is_named(options, named):
     state = theirs(Encoder, {})[0].state_dict()
-    with pytest.raises(ConfigError, match=named) as caught:
+    with refused(ConfigError, *named):
         from_x_transformers(state, Encoder, max_seq_len=LENGTH, **{**SIZES, **options})
-    assert "\n" not in str(caught.value)
 
 
 def test_a_missing_option_is_named():
     state = theirs(Encoder, {})[0].state_dict()
-    with pytest.raises(ConfigError, match="option depth is missing"):
+    with refused(ConfigError, "depth", "missing"):
         from_x_transformers(state, Encoder, max_seq_len=LENGTH, dim=WIDTH)
 
 
@@ -265,15 +265,15 @@ FREQUENCIES = "attn_layers.rotary_pos_emb.inv_freq"
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (lambda state: state.update(mem_k=torch.ones(1)), "holds mem_k "),
-        (lambda state: state.pop(GATE), f"lacks {GATE}"),
-        (lambda state: state.pop("token_emb.emb.weight"), r"lacks token_emb\.emb\.weight"),
-        (lambda state: state.update({GATE: torch.ones(3, 4)}), rf"{GATE} has shape \[3, 4\], .* \[128, 16\]"),
-        (lambda state: state.update({FREQUENCIES: torch.ones(4)}), f"{FREQUENCIES} holds other values"),
-        (lambda state: state.update({FREQUENCIES: torch.ones(3)}), f"{FREQUENCIES} has shape"),
+        (lambda state: state.update(mem_k=torch.ones(1)), ["mem_k"]),
+        (lambda state: state.pop(GATE), [GATE]),
+        (lambda state: state.pop("token_emb.emb.weight"), ["token_emb.emb.weight"]),
+        (lambda state: state.update({GATE: torch.ones(3, 4)}), [GATE, [3, 4], [128, 16]]),
+        (lambda state: state.update({FREQUENCIES: torch.ones(4)}), [FREQUENCIES, "values"]),
+        (lambda state: state.update({FREQUENCIES: torch.ones(3)}), [FREQUENCIES, "shape"]),
         (
             lambda state: state["attn_layers.layers.2.1.q_rmsnorm.gamma"][1].add_(1),
-            r"layers\.2\.1\.q_rmsnorm\.gamma: differs from head to head",
+            ["attn_layers.layers.2.1.q_rmsnorm.gamma", "head"],
         ),
     ],
 )
@@ -281,24 +281,24 @@ def test_a_weight_without_counterpart_is_named(change, named):
     other, options = theirs(Decoder, {**MODERN, "attn_qk_rmsnorm": True})
     state = {name: value.clone() for name, value in other.state_dict().items()}
     change(state)
-    with pytest.raises(CheckpointError, match=named):
+    with refused(CheckpointError, *named):
         from_x_transformers(state, Decoder, max_seq_len=LENGTH, **options)
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "named"),
     [
-        (Encoder, {"window": 3, "norm_eps": 1e-24}, "window in an Encoder"),
-        (Decoder, {"window": 3, "cross_attend": True, "norm_eps": 1e-24}, "window with cross_attend"),
-        (Decoder, {"rotary_dim": 2, "norm_eps": 1e-24}, "rotary_dim 2"),
-        (Decoder, {"rotary_interpolation_factor": 0.5, "norm_eps": 1e-24}, "rotary_interpolation_factor 0.5"),
-        (Decoder, {}, "norm_eps 1e-06: x-transformers has 1e-24"),
-        (Decoder, {"norm": "layernorm", "norm_eps": 1e-5, "qk_norm": True}, "norm_eps 1e-05: x-transformers has 1e-24"),
-        (Decoder, {"norm": "layernorm", "norm_eps": 1e-3}, "norm_eps 0.001: x-transformers has 1e-05"),
+        (Encoder, {"window": 3, "norm_eps": 1e-24}, ["window", "Encoder"]),
+        (Decoder, {"window": 3, "cross_attend": True, "norm_eps": 1e-24}, ["window", "cross_attend"]),
+        (Decoder, {"rotary_dim": 2, "norm_eps": 1e-24}, ["rotary_dim 2"]),
+        (Decoder, {"rotary_interpolation_factor": 0.5, "norm_eps": 1e-24}, ["rotary_interpolation_factor 0.5"]),
+        (Decoder, {}, ["norm_eps 1e-06", 1e-24]),
+        (Decoder, {"norm": "layernorm", "norm_eps": 1e-5, "qk_norm": True}, ["norm_eps 1e-05", 1e-24]),
+        (Decoder, {"norm": "layernorm", "norm_eps": 1e-3}, ["norm_eps 0.001", 1e-05]),
     ],
 )
 def test_what_x_transformers_lacks_is_named(kind, options, named):
-    with pytest.raises(ConfigError, match=named):
+    with refused(ConfigError, *named):
         to_x_transformers(small_net(kind, **options))
 
 
@@ -306,7 +306,7 @@ def exported(directory, **settings):
     torch.manual_seed(0)
     config = config_with(**{"training.run_directory": "runs/x", "model.norm": "layernorm", **settings})
     wrapper = build_wrapper(config, 257)
-    info = ModelInfo(257, "byte", 30, 240, "fp32", describe_decoding(config, wrapper, 256))
+    info = ModelInfo(257, "byte", 30, 240, "fp32", wrapper.decode_manifest(config.objective, 256))
     write_exported(directory, wrapper, config, info, run_probe(wrapper))
     return wrapper.eval()
 

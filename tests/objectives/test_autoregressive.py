@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from nar_scale.errors import ConfigError
 from nar_scale.model import Encoder
 from nar_scale.objectives import AutoregressiveWrapper
+from tests.errors import refused
 from tests.model.helpers import TableNet, small_net
 
 from .helpers import batch_of, random_tokens, small_ar
@@ -25,7 +26,7 @@ def test_the_loss_is_the_cross_entropy_of_the_next_token():
     wrapper, tokens = small_ar(), random_tokens(6, N)
     expected = F.cross_entropy(wrapper.net(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:])
     torch.testing.assert_close(wrapper(tokens), expected)
-    torch.testing.assert_close(wrapper(batch_of(tokens)).total(), expected)
+    torch.testing.assert_close(wrapper.loss_terms(batch_of(tokens)).total(), expected)
     loss, (logits, output) = wrapper(tokens, return_outputs=True)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(logits, wrapper.net(tokens[:, :-1]))
@@ -38,8 +39,8 @@ def test_ignored_tokens_and_lengths_do_not_count():
     targets = tokens.masked_fill(torch.arange(N) >= lengths[:, None], -1)[:, 1:]
     expected = F.cross_entropy(wrapper.net(tokens[:, :-1]).transpose(1, 2), targets, ignore_index=-1)
     torch.testing.assert_close(wrapper(tokens, lens=lengths), expected)
-    torch.testing.assert_close(wrapper(batch_of(tokens, lengths)).total(), expected)
-    assert wrapper(batch_of(tokens, lengths)).counts.tolist() == [11 + 6 + 0 + 1]
+    torch.testing.assert_close(wrapper.loss_terms(batch_of(tokens, lengths)).total(), expected)
+    assert wrapper.loss_terms(batch_of(tokens, lengths)).counts.tolist() == [11 + 6 + 0 + 1]
 
     gaps = tokens.clone()
     gaps[:, 5] = -1
@@ -57,7 +58,7 @@ def test_the_loss_is_the_exact_likelihood_of_a_known_joint():
     joint = net.table.detach().double().log_softmax(dim=-1)
     codes = net.code(tokens)
     nats = -sum(joint[codes[:, i], i, tokens[:, i + 1]] for i in range(3))
-    terms = AutoregressiveWrapper(net)(batch_of(tokens))
+    terms = AutoregressiveWrapper(net).loss_terms(batch_of(tokens))
     assert terms.sums.item() == pytest.approx(nats.sum().item(), rel=1e-5)
     expected = [nats.square().sum().item(), 3 * nats.sum().item(), 9 * 50]
     assert terms.moments.tolist() == pytest.approx(expected, rel=1e-5)
@@ -84,8 +85,8 @@ def test_a_prefix_of_embeddings_is_seen_but_not_predicted():
 def test_the_exact_number_is_hidden_and_never_the_first(mask_prob, hidden):
     wrapper, batch = small_ar(mask_prob=mask_prob), batch_of(random_tokens(300, N))
     masks = visible_tokens(wrapper)
-    wrapper.train()(batch)
-    wrapper.eval()(batch)
+    wrapper.train().loss_terms(batch)
+    wrapper.eval().loss_terms(batch)
     assert masks[1] is None
     if not hidden:
         assert masks[0] is None
@@ -98,7 +99,7 @@ def test_the_exact_number_is_hidden_and_never_the_first(mask_prob, hidden):
 def test_hidden_tokens_are_not_attended():
     wrapper, tokens = small_ar(mask_prob=0.5).train(), random_tokens(4, N)
     masks = visible_tokens(wrapper)
-    loss = wrapper(batch_of(tokens)).total()
+    loss = wrapper.loss_terms(batch_of(tokens)).total()
     logits = wrapper.net(tokens[:, :-1], mask=masks[0])
     torch.testing.assert_close(loss, F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:]))
     assert not torch.allclose(loss, wrapper.eval()(tokens))
@@ -140,7 +141,7 @@ def test_z_loss_and_next_embedding_loss_by_hand():
 def test_the_embedding_to_predict_is_not_pulled_towards_the_prediction():
     wrapper = small_ar(net={"add_continuous_pred_head": True})
     tokens = torch.tensor([[1, 2]])
-    wrapper(batch_of(tokens)).sums[1].backward()
+    wrapper.loss_terms(batch_of(tokens)).sums[1].backward()
     gradient = wrapper.net.token_emb.weight.grad
     assert gradient[1].any()
     assert not gradient[2].any()
@@ -158,23 +159,23 @@ def test_it_learns():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("make", "error", "named"),
     [
-        (lambda: AutoregressiveWrapper(small_net(Encoder)), ConfigError, "needs a Decoder"),
-        (lambda: small_ar(mask_prob=1.0), ConfigError, "mask_prob must be at least 0 and below 1, not 1.0"),
-        (lambda: small_ar(mask_prob=-0.1), ConfigError, "not -0.1"),
-        (lambda: small_ar().generate(torch.zeros(2, 0, dtype=torch.long), 3), ValueError, "a prompt is empty"),
-        (lambda: small_ar().generate([torch.tensor([1]), torch.tensor([])], 3), ValueError, "a prompt is empty"),
-        (lambda: small_ar().generate([], 3), ValueError, "list of prompts is empty"),
+        (lambda: AutoregressiveWrapper(small_net(Encoder)), ConfigError, ["Decoder"]),
+        (lambda: small_ar(mask_prob=1.0), ConfigError, ["mask_prob", 1.0]),
+        (lambda: small_ar(mask_prob=-0.1), ConfigError, ["mask_prob", -0.1]),
+        (lambda: small_ar().generate(torch.zeros(2, 0, dtype=torch.long), 3), ValueError, ["prompt", "empty"]),
+        (lambda: small_ar().generate([torch.tensor([1]), torch.tensor([])], 3), ValueError, ["prompt", "empty"]),
+        (lambda: small_ar().generate([], 3), ValueError, ["list", "empty"]),
         (
             lambda: small_ar().generate(torch.tensor([[1]]), 3, filter_logits_fn="top_q"),
             ConfigError,
-            "unknown logit filter 'top_q'; use one of top_k, top_p, min_p, top_a",
+            ["top_q", "top_k", "top_p", "min_p", "top_a"],
         ),
     ],
 )
-def test_what_cannot_work_is_refused(make, error, message):
-    with pytest.raises(error, match=message):
+def test_what_cannot_work_is_refused(make, error, named):
+    with refused(error, *named):
         make()
 
 
@@ -192,5 +193,5 @@ def test_a_mask_of_the_caller_holds_beside_hidden_tokens():
 
 def test_a_continuous_head_with_learned_positions_needs_one_for_the_last_target():
     wrapper = small_ar(net={"add_continuous_pred_head": True, "rotary": False})
-    with pytest.raises(ValueError, match="13 tokens exceed max_seq_len 12"):
+    with refused(ValueError, 13, "max_seq_len 12"):
         wrapper(random_tokens(2, 13))

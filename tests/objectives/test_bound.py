@@ -20,7 +20,7 @@ def wrapper_of_table(n, schedule="linear", **options):
 def estimates(wrapper, tokens, length, rows=500, seeds=12):
     """The sequence's loss in nats, averaged over `rows` samples, once for each seed."""
     batch = batch_of(tokens.expand(rows, -1), torch.full((rows,), length))
-    return [float(wrapper(batch, seed=seed).sums[0]) / rows for seed in range(seeds)]
+    return [float(wrapper.loss_terms(batch, seed=seed).sums[0]) / rows for seed in range(seeds)]
 
 
 every_masking = pytest.mark.parametrize("masking", ["exact", "bernoulli"])
@@ -70,7 +70,7 @@ def test_the_loss_per_token_of_unlike_sequences_weighs_their_tokens(masking):
     batch = batch_of(
         torch.stack([tokens for tokens, _ in kinds]).repeat(rows, 1), torch.tensor([n for _, n in kinds]).repeat(rows)
     )
-    means = [wrapper(batch, seed=seed).total().item() for seed in range(12)]
+    means = [wrapper.loss_terms(batch, seed=seed).total().item() for seed in range(12)]
     mean, error = mean_and_error(means)
     assert abs(mean - sum(truths) / 5) < 4 * error
     assert error < 0.01 * mean
@@ -80,7 +80,7 @@ def test_the_loss_per_token_of_unlike_sequences_weighs_their_tokens(masking):
 def test_the_maskgit_loss_is_the_plain_mean_over_masked_tokens(masking):
     wrapper = wrapper_of_table(4, "cosine", use_simple_mdlm_loss_weight=False, masking=masking)
     tokens = torch.tensor([0, 2, 3])[torch.randint(3, (200, 4), generator=torch.Generator().manual_seed(0))]
-    terms = wrapper(batch_of(tokens), seed=5)
+    terms = wrapper.loss_terms(batch_of(tokens), seed=5)
     seen = wrapper.net.seen[-1]
     masked = seen == MASK_ID
     probabilities = wrapper.net.table[wrapper.net.code(seen)].double().exp()

@@ -50,7 +50,7 @@ def test_chunks_change_no_loss_and_no_gradient(make, net, lengths):
     results = []
     for size in (2**26, 3 * NUM_TOKENS, 1):
         wrapper = make({**net, "logits_chunk_size": size}).train()
-        terms = wrapper(ragged_batch(lengths), seed=3)
+        terms = wrapper.loss_terms(ragged_batch(lengths), seed=3)
         terms.total().backward()
         results.append((terms, gradients(wrapper)))
     (whole, expected), *chunked = results
@@ -67,7 +67,7 @@ def test_the_logits_of_all_tokens_never_exist_at_once(make):
     for size in (2**26, 3 * WIDE):
         wrapper = make({"num_tokens": WIDE, "dim": DIM, "logits_chunk_size": size}).train()
         with LargestLogits() as largest:
-            wrapper(ragged_batch(), seed=3).total().backward()
+            wrapper.loss_terms(ragged_batch(), seed=3).total().backward()
         rows[size] = largest.rows
     assert rows[3 * WIDE] == 3
     assert rows[2**26] > 12  # the measure sees them where they are
@@ -81,7 +81,7 @@ def test_the_masked_tokens_alone_give_the_gradients_of_all_logits(net, loss):
     wrapper, reference = (small_nar(net=net, **options).train() for _ in range(2))
     batch, seen = ragged_batch(), []
     wrapper.net.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    terms = wrapper(batch, seed=1)
+    terms = wrapper.loss_terms(batch, seed=1)
     terms.total().backward()
 
     masked = seen[0] == MASK_ID

@@ -27,7 +27,7 @@ def train(source, steps=300, **options):
     optimizer = torch.optim.AdamW(wrapper.parameters(), lr=4e-3)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 4e-3 * min(1.0, 2 * (1 - step / steps))
-        loss = wrapper(batch_of(source.sample(64, N), first=64 * step), seed=0).total()
+        loss = wrapper.loss_terms(batch_of(source.sample(64, N), first=64 * step), seed=0).total()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

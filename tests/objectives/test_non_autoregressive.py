@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from nar_scale.errors import ConfigError
 from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import NonAutoregressiveWrapper
+from tests.errors import refused
 from tests.model.helpers import small_net
 
 from .helpers import batch_of, random_tokens, rows_of, small_nar
@@ -26,7 +27,7 @@ def has_gradient(module):
 def test_the_loss_equals_one_from_all_logits():
     wrapper, tokens = small_nar(schedule="cosine").eval(), random_tokens(40, N)
     seen = watched(wrapper)
-    terms = wrapper(batch_of(tokens), seed=1)
+    terms = wrapper.loss_terms(batch_of(tokens), seed=1)
     masked = seen[0] == MASK_ID
     logits = wrapper.net(seen[0]).detach()
     answers = torch.cat((logits[..., :MASK_ID], logits[..., MASK_ID + 1 :]), dim=-1)  # as if there were no mask token
@@ -41,20 +42,20 @@ def test_the_loss_equals_one_from_all_logits():
 
 def test_the_mask_token_is_never_an_answer():
     wrapper, batch = small_nar(), batch_of(random_tokens(8, N))
-    before = wrapper(batch, seed=1).total()
+    before = wrapper.loss_terms(batch, seed=1).total()
     before.backward()
     gradient = wrapper.net.to_logits.weight.grad
     assert (gradient[MASK_ID] == 0).all()
     assert (gradient[:MASK_ID].abs().sum(dim=1) > 0).all()
     with torch.no_grad():
         wrapper.net.to_logits.weight[MASK_ID] += 100.0
-    assert torch.equal(wrapper(batch, seed=1).total(), before)
+    assert torch.equal(wrapper.loss_terms(batch, seed=1).total(), before)
 
 
 def test_cross_entropies_are_reported_by_masked_fraction():
     wrapper, batch = small_nar(use_simple_mdlm_loss_weight=False), batch_of(random_tokens(50, N))
     seen = watched(wrapper)
-    terms = wrapper(batch, seed=1)
+    terms = wrapper.loss_terms(batch, seed=1)
     fractions = (seen[0] == MASK_ID).sum(dim=1) / N
     by_fraction = [terms.metrics[f"masked_{low:.1f}_to_{low + 0.2:.1f}"] for low in (0, 0.2, 0.4, 0.6, 0.8)]
     assert sum(metric[0] for metric in by_fraction).item() == pytest.approx(terms.sums[0].item(), rel=1e-5)
@@ -67,9 +68,9 @@ def test_bert_corruption_is_for_training_alone():
     wrapper, plain = small_nar(no_replace_prob=0.5, random_token_prob=0.5), small_nar()
     batch = batch_of(random_tokens(100, N))
     seen, uncorrupted = watched(wrapper), watched(plain)
-    wrapper.train()(batch, seed=1)
-    wrapper.eval()(batch, seed=1)
-    plain(batch, seed=1)
+    wrapper.train().loss_terms(batch, seed=1)
+    wrapper.eval().loss_terms(batch, seed=1)
+    plain.loss_terms(batch, seed=1)
     assert torch.equal(seen[1], uncorrupted[0])
     assert (seen[0] == MASK_ID).sum() < 0.9 * (seen[1] == MASK_ID).sum()
     assert ((seen[0] != batch.tokens) & (seen[0] != MASK_ID)).any()
@@ -102,7 +103,7 @@ def test_self_conditioning_trains_on_the_embeddings_of_a_first_pass():
     conditions = []
     wrapper.to_self_cond.register_forward_pre_hook(lambda _, arguments: conditions.append(arguments[0].detach()))
     seen = watched(wrapper)
-    wrapper(batch_of(random_tokens(400, N)), seed=1).total().backward()
+    wrapper.loss_terms(batch_of(random_tokens(400, N)), seed=1).total().backward()
     first, second = conditions
     null = wrapper.null_embed.detach()
     conditioned = (second != null).flatten(1).any(dim=1)
@@ -176,50 +177,54 @@ def test_it_learns(options):
     batch = batch_of(torch.arange(10).repeat(2)[:, None].expand(-1, N).contiguous())
     for step in range(40):
         optimizer.zero_grad()
-        wrapper(rows_of(batch, slice(None)), seed=step).total().backward()
+        wrapper.loss_terms(rows_of(batch, slice(None)), seed=step).total().backward()
         optimizer.step()
-    nats = wrapper.eval()(batch, seed=1000)
+    nats = wrapper.eval().loss_terms(batch, seed=1000)
     assert (nats.sums[0] / nats.counts[0]).item() < 0.5 * torch.tensor(10.0).log()
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("make", "error", "named"),
     [
-        (lambda: small_nar(mask_id=11), ConfigError, "mask_id 11 is outside the vocabulary of 11 tokens"),
-        (lambda: small_nar(mask_id=-1), ConfigError, "mask_id -1 is outside"),
-        (lambda: small_nar(schedule="sigmoid"), ConfigError, "unknown schedule 'sigmoid'"),
-        (lambda: NonAutoregressiveWrapper(small_net(Decoder), mask_id=10), ConfigError, "needs an Encoder"),
+        (lambda: small_nar(mask_id=11), ConfigError, ["mask_id 11", "11 tokens"]),
+        (lambda: small_nar(mask_id=-1), ConfigError, ["mask_id -1"]),
+        (lambda: small_nar(schedule="sigmoid"), ConfigError, ["schedule", "sigmoid"]),
+        (lambda: NonAutoregressiveWrapper(small_net(Decoder), mask_id=10), ConfigError, ["Encoder"]),
         (
             lambda: small_nar(token_critic=small_net(Encoder, logits_dim=1), self_token_critic=True),
             ConfigError,
-            "exclude each other",
+            ["token_critic", "self_token_critic"],
         ),
-        (lambda: small_nar()(random_tokens(2, 11)), ValueError, "sequences have 11 tokens, but max_seq_len is 12"),
+        (lambda: small_nar()(random_tokens(2, 11)), ValueError, ["11 tokens", "max_seq_len", 12]),
         (
             lambda: small_nar()(torch.full((2, N), MASK_ID)),
             (ValueError, RuntimeError),
-            "the data contains the mask id 10",
+            ["mask id 10"],
         ),
-        (lambda: small_nar()(random_tokens(2, N), only_train_critic=True), ValueError, "but there is no token_critic"),
+        (
+            lambda: small_nar()(random_tokens(2, N), only_train_critic=True),
+            ValueError,
+            ["only_train_critic", "token_critic"],
+        ),
         (
             lambda: small_nar(self_token_critic=True)(
                 random_tokens(2, N), only_train_critic=True, only_train_generator=True
             ),
             ValueError,
-            "only_train_generator and only_train_critic exclude each other",
+            ["only_train_generator", "only_train_critic"],
         ),
-        (lambda: small_nar(masking="binomial")(random_tokens(2, N)), ConfigError, "unknown masking 'binomial'"),
-        (lambda: small_nar(prefix_length=-1), ConfigError, "prefix_length must be at least 0 and below max_seq_len"),
-        (lambda: small_nar(prefix_length=N), ConfigError, "prefix_length .*not 12"),
-        (lambda: small_nar(condition_drop_prob=0.1), ConfigError, "condition_drop_prob needs a condition to drop"),
-        (lambda: small_nar().generate(1, guidance_scale=2.0), ValueError, "guidance_scale needs a condition"),
+        (lambda: small_nar(masking="binomial")(random_tokens(2, N)), ConfigError, ["masking", "binomial"]),
+        (lambda: small_nar(prefix_length=-1), ConfigError, ["prefix_length", "max_seq_len", -1]),
+        (lambda: small_nar(prefix_length=N), ConfigError, ["prefix_length", 12]),
+        (lambda: small_nar(condition_drop_prob=0.1), ConfigError, ["condition_drop_prob"]),
+        (lambda: small_nar().generate(1, guidance_scale=2.0), ValueError, ["guidance_scale"]),
         (
             lambda: small_nar().generate(prompt=torch.full((2, N + 1), MASK_ID)),
             ValueError,
-            "the prompt has 13 tokens, but max_seq_len is 12",
+            ["13 tokens", "max_seq_len", 12],
         ),
     ],
 )
-def test_what_cannot_work_is_refused(make, error, message):
-    with pytest.raises(error, match=message):
+def test_what_cannot_work_is_refused(make, error, named):
+    with refused(error, *named):
         make()

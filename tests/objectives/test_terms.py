@@ -35,8 +35,8 @@ def ragged_batch(lengths=LENGTHS):
 @pytest.mark.parametrize("parts", [1, 2, 4])
 def test_terms_of_a_batch_are_sums_over_its_parts(make, parts):
     wrapper, batch = make().train(), ragged_batch()
-    whole = wrapper(batch, seed=3)
-    pieces = [wrapper(rows_of(batch, slice(start, start + parts)), seed=3) for start in range(0, 8, parts)]
+    whole = wrapper.loss_terms(batch, seed=3)
+    pieces = [wrapper.loss_terms(rows_of(batch, slice(start, start + parts)), seed=3) for start in range(0, 8, parts)]
     assert torch.equal(sum(piece.counts for piece in pieces), whole.counts)
     torch.testing.assert_close(sum(piece.sums for piece in pieces), whole.sums, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(sum(piece.moments for piece in pieces), whole.moments, rtol=1e-4, atol=1e-4)
@@ -50,7 +50,7 @@ def test_terms_of_a_batch_are_sums_over_its_parts(make, parts):
 )
 def test_counts_are_known_without_the_net(make, lengths):
     wrapper, batch = make(), ragged_batch(lengths)
-    terms = wrapper(batch, seed=3)
+    terms = wrapper.loss_terms(batch, seed=3)
     counts = wrapper.counts(batch, seed=3)
     assert torch.equal(counts, terms.counts)
     assert counts.dtype == terms.counts.dtype == terms.sums.dtype == torch.float32
@@ -61,7 +61,7 @@ def test_counts_are_known_without_the_net(make, lengths):
 @pytest.mark.parametrize("lengths", [[0], [0, 0], [0, 7]])
 def test_nothing_to_predict_contributes_nothing_and_finite_gradients(make, lengths):
     wrapper = make().train()
-    terms = wrapper(ragged_batch(torch.tensor(lengths)), seed=3)
+    terms = wrapper.loss_terms(ragged_batch(torch.tensor(lengths)), seed=3)
     terms.total().backward()
     if not any(lengths):
         assert (terms.sums == 0).all()
@@ -76,7 +76,9 @@ def test_padding_changes_nothing(make):
     wrapper, batch = make().train(), ragged_batch()
     noisy = torch.where(torch.arange(12) < LENGTHS[:, None], batch.tokens, 9)
     other = batch_of(noisy, LENGTHS)
-    torch.testing.assert_close(wrapper(other, seed=3).sums, wrapper(batch, seed=3).sums, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        wrapper.loss_terms(other, seed=3).sums, wrapper.loss_terms(batch, seed=3).sums, rtol=1e-5, atol=1e-6
+    )
 
 
 @every_wrapper
@@ -86,7 +88,7 @@ def test_the_loss_of_a_batch_knows_no_global_random_state(make):
     for global_seed in (1, 2):
         torch.manual_seed(global_seed)
         before = torch.get_rng_state()
-        results.append(wrapper(batch, seed=3).sums)
+        results.append(wrapper.loss_terms(batch, seed=3).sums)
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(*results)
 
@@ -95,7 +97,9 @@ def test_the_loss_of_a_batch_knows_no_global_random_state(make):
 def test_the_seed_and_the_sample_decide_the_masks(make):
     wrapper, batch = make().train(), ragged_batch()
     moved = batch_of(batch.tokens, batch.lengths, first=100)
-    variants = {tuple(wrapper(b, seed=seed).sums.tolist()) for b, seed in ((batch, 3), (batch, 4), (moved, 3))}
+    variants = {
+        tuple(wrapper.loss_terms(b, seed=seed).sums.tolist()) for b, seed in ((batch, 3), (batch, 4), (moved, 3))
+    }
     random = getattr(wrapper, "mask_prob", 1) > 0
     assert len(variants) == (3 if random else 1)
 
@@ -105,16 +109,16 @@ def test_parts_of_a_batch_are_masked_bit_for_bit_alike(options):
     wrapper, batch = small_nar(**options, **BERT).train(), ragged_batch()
     seen = []
     wrapper.net.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
-    wrapper(batch, seed=3)
+    wrapper.loss_terms(batch, seed=3)
     whole, calls = seen[0], len(seen)
     for row in range(8):
-        wrapper(rows_of(batch, slice(row, row + 1)), seed=3)
+        wrapper.loss_terms(rows_of(batch, slice(row, row + 1)), seed=3)
     assert torch.equal(torch.cat(seen[calls::calls]), whole)
     assert (whole == 10).any()
 
 
 def test_the_total_divides_by_the_whole_batch():
-    terms = small_nar(self_token_critic=True, critic_loss_weight=0.5)(ragged_batch(), seed=3)
+    terms = small_nar(self_token_critic=True, critic_loss_weight=0.5).loss_terms(ragged_batch(), seed=3)
     of_the_whole = torch.tensor([100.0, 50.0])
     assert terms.total(of_the_whole).item() == pytest.approx(
         (terms.sums[0] / 100 + 0.5 * terms.sums[1] / 50).item(), rel=1e-6

@@ -30,12 +30,13 @@ class Evaluator(Callback):
         if run.stop.agreed or not run.due(run.config.logging.evaluate_every):
             return
         run.activity.enter("evaluation")
-        with run.metrics.timed("evaluation_seconds"), interruptible(run.engine):
+        with run.metrics.timed("evaluation_seconds"), interruptible():
             for source, validation in self._validation.items():
                 likelihood = evaluate_likelihood(
-                    run.engine,
+                    run.engine.module,
                     stopping_batches(run.stop, validation.batches()),
                     run.world.device,
+                    loss_terms=run.engine,
                     reduce=run.world.all_reduce,
                     bytes_per_token=validation.bytes_per_token,
                 )

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 from torch import nn
 
 from nar_scale.data import Batch
 from nar_scale.training.distributed import AllReducedFlags
-from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
 
 
@@ -32,16 +31,9 @@ class _StopPoll:
         self._flags = self._stop.poll()
 
 
-@contextmanager
-def interruptible(engine: ZeroEngine) -> Iterator[None]:
-    """A `with` block that is left when `stopping_batches` or `stopping_calls` within it find that the run is to stop.
-
-    The engine is then in training mode.
-    """
-    try:
-        yield
-    except _Interrupted:
-        engine.train()
+def interruptible() -> AbstractContextManager[None]:
+    """A `with` block that is left when `stopping_batches` or `stopping_calls` in it find that the run is to stop."""
+    return suppress(_Interrupted)
 
 
 def stopping_batches(stop: StopAgreement, batches: Iterable[Batch]) -> Iterator[Batch]:

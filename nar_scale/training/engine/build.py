@@ -9,7 +9,7 @@ from typing import Any
 
 from nar_scale.config import Config
 from nar_scale.errors import ConfigError
-from nar_scale.objectives import Wrapper
+from nar_scale.objectives import Objective
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.fragments import find_misplaced_weight
 from nar_scale.training.engine.muon_layout import connect_muon
@@ -47,7 +47,7 @@ def sharded_initialization(resolved: Mapping[str, Any]) -> AbstractContextManage
     return deepspeed.zero.Init(config_dict_or_path=dict(resolved), mem_efficient_linear=False)
 
 
-def build_engine(wrapper: Wrapper, config: Config, resolved: Mapping[str, Any], world: World) -> ZeroEngine:
+def build_engine(wrapper: Objective, config: Config, resolved: Mapping[str, Any], world: World) -> ZeroEngine:
     """An engine that shards, reduces and steps as `config` says; all ranks take part.
 
     The learning rates are 0 until `ZeroEngine.set_learning_rates`.
@@ -64,6 +64,7 @@ def build_engine(wrapper: Wrapper, config: Config, resolved: Mapping[str, Any], 
     with _torch_compile_disabled():
         import deepspeed.runtime.zero.muon.original_muon
     wrapper.to(world.device)
+    wrapper.redirect_forward()
     optimizer = build_optimizer(wrapper, config.optimizer, config.training.ema_decay)
     for group in optimizer.param_groups:
         group["lr"] = 0.0

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nar_scale.checkpoint import ExportedWeights, Partition, PartitionReader
 from nar_scale.config import OptimizerConfig
 from nar_scale.data import Batch
-from nar_scale.objectives import LossTerms, Wrapper
+from nar_scale.objectives import LossTerms, Objective
 from nar_scale.training.engine.flops import count_next_forward
 from nar_scale.training.engine.fragments import torch_optimizer
 from nar_scale.training.engine.nonfinite import all_finite, drop_non_finite_gradients, with_non_finite_gradient
@@ -54,7 +54,7 @@ class ZeroEngine:
         self._config = config
 
     @property
-    def module(self) -> Wrapper:
+    def module(self) -> Objective:
         """The wrapper. Under ZeRO 3 its weights are whole only inside forward passes and `gathered`."""
         return self._engine.module
 
@@ -63,34 +63,16 @@ class ZeroEngine:
         """The ZeRO stage, 0 to 3."""
         return int(self._engine.zero_optimization_stage())
 
-    # --- what evaluation needs of an objective
-
-    @property
-    def training(self) -> bool:
-        """Whether training-only noise is on."""
-        return self.module.training
+    # --- the loss
 
     @property
     def term_names(self) -> tuple[str, ...]:
         """Names of the loss terms, in order."""
         return self.module.term_names
 
-    @property
-    def likelihood_kind(self) -> str:
-        """What the first term's mean is: `exact`, `bound` or `not a likelihood`."""
-        return self.module.likelihood_kind
-
     def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
         """What each loss term of the batch will be divided by, float32 `[terms]`, without running the net."""
         return self.module.counts(batch, seed=seed)
-
-    def train(self, mode: bool = True) -> None:
-        """Switch to training, or out of it."""
-        self._engine.train(mode)
-
-    def eval(self) -> None:
-        """Switch training-only noise off."""
-        self._engine.eval()
 
     def __call__(self, batch: Batch, *, seed: int = 0) -> LossTerms:
         """The loss terms of a batch; a collective under ZeRO 3.

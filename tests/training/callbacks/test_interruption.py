@@ -1,13 +1,13 @@
 """Two ranks, one of which is asked to stop: their sums are made by hand."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
+from nar_scale.evaluation import evaluate_likelihood
 from nar_scale.training.callbacks.interruption import interruptible, stopping_batches, stopping_calls
 from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
+from tests.objectives.helpers import batch_of, random_tokens, small_ar
 
 
 class Request:
@@ -38,13 +38,6 @@ class Others:
         return values + float(self.left <= 0)
 
 
-class Engine:
-    mode = None
-
-    def train(self):
-        self.mode = "training"
-
-
 @pytest.fixture
 def request_of_rank():
     return Request()
@@ -52,19 +45,26 @@ def request_of_rank():
 
 @pytest.mark.parametrize(("number", "seen"), [(1, 1), (3, 3), (9, 5)])
 def test_batches_end_one_after_the_request(request_of_rank, number, seen):
-    stop, engine, batches = StopAgreement(request_of_rank, Others(number)), Engine(), []
-    with interruptible(engine):
+    stop, batches = StopAgreement(request_of_rank, Others(number)), []
+    with interruptible():
         for batch in stopping_batches(stop, range(5)):
             batches.append(batch)
     assert batches == list(range(seen))
     assert stop.agreed == request_of_rank.deadline_begun == (seen < 5)
-    assert engine.mode == ("training" if seen < 5 else None)
     assert not stop.requested  # it was another rank
+
+
+def test_an_evaluation_that_ends_early_leaves_the_model_in_training(request_of_rank):
+    model, stop = small_ar().train(), StopAgreement(request_of_rank, Others(2))
+    with interruptible():
+        evaluate_likelihood(model, stopping_batches(stop, [batch_of(random_tokens(2, 12))] * 5))
+    assert stop.agreed
+    assert model.training
 
 
 def test_calls_end_and_the_net_is_left_as_it_was(request_of_rank):
     stop, net, calls = StopAgreement(request_of_rank, Others(2)), nn.Identity(), 0
-    with interruptible(Engine()), stopping_calls(stop, net):
+    with interruptible(), stopping_calls(stop, net):
         for _ in range(5):
             net(torch.zeros(1))
             calls += 1
@@ -74,7 +74,7 @@ def test_calls_end_and_the_net_is_left_as_it_was(request_of_rank):
 
 
 def test_other_errors_pass():
-    with pytest.raises(ZeroDivisionError), interruptible(SimpleNamespace(train=lambda: None)):
+    with pytest.raises(ZeroDivisionError), interruptible():
         raise ZeroDivisionError
 
 

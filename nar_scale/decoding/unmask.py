@@ -1,4 +1,4 @@
-"""Iterative demasking: Mask-Predict (arXiv:1904.09324) and MaskGIT (arXiv:2202.04200) decoding."""
+"""Iterative unmasking: Mask-Predict (arXiv:1904.09324) and MaskGIT (arXiv:2202.04200) decoding."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
-import einx
 import torch
 from torch import Tensor
 
@@ -15,27 +14,31 @@ from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, Schedule
 
 Predict = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""Maps tokens `[batch, n]` and the embeddings of the call before (None at first) to logits
+"""Maps tokens, int64 `[batch, n]`, and the embeddings of the previous call (None in the first one) to logits
 `[batch, n, num_tokens]` and embeddings `[batch, n, dim]`."""
 
 Critic = Callable[[Tensor], Tensor]
-"""Maps tokens `[batch, n]` to the logit that each is wrong, `[batch, n]`."""
-
+"""Maps tokens, int64 `[batch, n]`, to the logit that each of them is wrong, `[batch, n]`."""
 
 Sampler = Literal["confidence", "random"]
+"""How the tokens that are masked again are chosen, see `unmask`."""
+
+_ROUNDING = 1e-6  # in tokens, so that (1 - 5/6) * 6 counts as 1 and not as a little less
 
 
-_ROUNDING = 1e-6  # of a token: (1 - 5/6) * 6 is 1, not a little less
+class Unmasked(NamedTuple):
+    """The result of `unmask`.
 
-
-class Demasked(NamedTuple):
-    """Generated tokens, int64 `[batch, n]` without any mask token, and the network calls each took, `[batch]`."""
+    Attributes:
+        tokens: int64 `[batch, n]`, none of which is the mask token.
+        network_calls: int64 `[batch]`, the calls in which a sequence still had masked tokens.
+    """
 
     tokens: Tensor
     network_calls: Tensor
 
 
-def demask(
+def unmask(
     predict: Predict,
     tokens: Tensor,
     *,
@@ -49,24 +52,29 @@ def demask(
     can_mask_prev_unmasked: bool = False,
     critic: Critic | None = None,
     noise_level_scale: float = 1.0,
-) -> Demasked:
+) -> Unmasked:
     """Fill in every mask token, step by step.
 
-    Each call predicts all masked tokens, samples them, and masks some of them again, ever fewer as the schedule
-    says. At least one token is revealed in each call, so there are at most `steps` calls and never more than
-    masks.
+    Each network call predicts all masked tokens and samples them; those that are least trusted are then masked again,
+    ever fewer of them, as the schedule says. Each call reveals at least one token, so that there are at most `steps`
+    calls and never more calls than masked tokens.
 
     Args:
-        predict: the net.
-        tokens: int64 `[batch, n]`; what is not `mask_id` is given and stays as it is.
-        noise: all randomness; a sequence comes out the same in any batch.
-        sampler: which tokens are masked again. `confidence`: those the model is least sure of, or a critic
-            doubts most, at a temperature that falls linearly to 0 (MaskGIT). `random`: any, at a constant
-            temperature, which samples from the model's own distribution (ancestral sampling, MDLM).
-        filter_thres: keeps the likeliest `ceil((1 - filter_thres) * num_tokens)` tokens at each position.
-        can_mask_prev_unmasked: let tokens revealed earlier be masked again.
-        critic: judges tokens instead of the model's own confidence.
-        noise_level_scale: scale of the Gumbel noise on the critic's judgement, falling to 0 as well.
+        predict: the network.
+        tokens: int64 `[batch, n]`; tokens other than `mask_id` are given and stay as they are.
+        mask_id: the mask token, which is never sampled.
+        schedule: the masked fraction that remains after each step.
+        steps: network calls at most.
+        noise: the source of all randomness, so that a sequence comes out the same in any batch.
+        sampler: which tokens are masked again. `confidence` masks those with the lowest probability, or with the
+            highest logit of the critic, and lowers the temperature linearly to 0 (MaskGIT). `random` masks any, at a
+            constant temperature, which samples from the model's own distribution (ancestral sampling of MDLM,
+            arXiv:2406.07524).
+        start_temperature: of the first step.
+        filter_thres: keeps the `ceil((1 - filter_thres) * num_tokens)` most probable tokens at each position.
+        can_mask_prev_unmasked: whether tokens that were revealed in earlier steps may be masked again.
+        critic: decides in place of the probabilities which tokens are masked again.
+        noise_level_scale: scale of the Gumbel noise on the critic's logits, which falls linearly to 0 too.
 
     Raises:
         ConfigError: an unknown sampler, or less than one step.
@@ -107,10 +115,12 @@ def demask(
         candidates = generated if can_mask_prev_unmasked else masked
         masked = _largest(doubt.masked_fill(~candidates, -math.inf), left)
         tokens = tokens.masked_fill(masked, mask_id)
-    return Demasked(tokens, calls)
+    return Unmasked(tokens, calls)
 
 
 def _largest(scores: Tensor, counts: Tensor) -> Tensor:
-    """Mark the `counts[i]` largest scores of row i; bool `[batch, n]`."""
+    """The `counts[i]` largest scores of row i, as bool `[batch, n]`."""
+    import einx  # not at the top: it imports torch's compiler, which takes seconds
+
     ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     return einx.less("b n, b -> b n", ranks, counts)
