@@ -28,7 +28,7 @@ def test_the_kind_decides_wrapper_and_stack(kind):
     wrapper = built(**{"objective.kind": kind})
     assert (type(wrapper), type(wrapper.net.attn_layers)) == KINDS[kind]
     assert wrapper.net.num_tokens == VOCABULARY + (kind != "autoregressive")
-    assert getattr(wrapper, "mask_id", VOCABULARY) == VOCABULARY
+    assert wrapper.mask_id == (None if kind == "autoregressive" else VOCABULARY)
     assert wrapper.max_seq_len == 12
 
 

@@ -65,7 +65,7 @@ def test_the_loss_is_that_of_the_tokens_behind_the_prefix_given_the_class(option
     assert not masked[:, : wrapper.prefix_length].any()
     assert torch.equal(masked.any(dim=1), lengths > wrapper.prefix_length)
     weighted = conditional(masking=masking, **options)
-    assert weighted.counts(batch).tolist() == weighted(batch).counts.tolist()
+    assert weighted.counts(batch).tolist() == weighted.loss_terms(batch).counts.tolist()
     assert weighted.counts(batch).item() == (lengths - weighted.prefix_length).clamp(min=0).sum()
 
 
