@@ -12,6 +12,7 @@ from nar_scale.errors import ConfigError
 from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
 from nar_scale.model.layers import Embedding, Linear
 from nar_scale.objectives.critic import SelfCritic
+from nar_scale.objectives.terms import require
 
 
 class Denoiser(nn.Module):
@@ -169,14 +170,6 @@ class Denoiser(nn.Module):
         if classes is None:
             raise ValueError(f"classes are needed: the model is conditional on one of {self.num_classes}")
         return cast(Embedding, self.class_emb)(classes)[:, None]
-
-
-def require(condition: Tensor, message: str) -> None:
-    """Refuse data: a ValueError, or on a GPU, where asking at once would make every step wait, a RuntimeError later."""
-    if condition.is_cuda:
-        torch._assert_async(condition, message)
-    elif not condition:
-        raise ValueError(message)
 
 
 def _twice(value: Any) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -14,12 +13,13 @@ from torch import Tensor
 from nar_scale.data import Batch
 from nar_scale.decoding import Demasked, Sampler, demask
 from nar_scale.errors import ConfigError
-from nar_scale.masking import MaskedBatch, Masking, Noise, get_schedule, mask_tokens, masked_counts
+from nar_scale.masking import MaskedBatch, Masking, Noise, choose_masked, get_schedule, mask_tokens, masked_counts
 from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
 from nar_scale.objectives.critic import critic_loss, draw_answers
-from nar_scale.objectives.denoiser import Denoiser, require
+from nar_scale.objectives.denoiser import Denoiser
 from nar_scale.objectives.documents import check_documents, within_documents
-from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
+from nar_scale.objectives.predicted import PredictedTokens, slots_for
+from nar_scale.objectives.terms import LossTerms, length_mask, on_device, require, sequence_moments
 
 # streams of one sequence's noise; `mask_tokens` derives its own below the first
 _MASK, _SELF_CONDITION, _CRITIC, _DROP_CONDITION = range(100, 104)
@@ -177,6 +177,7 @@ class NonAutoregressiveWrapper(Denoiser):
             raise ValueError("only_train_critic, but there is no token_critic and no self_token_critic")
         if only_train_critic and only_train_generator:
             raise ValueError("only_train_generator and only_train_critic exclude each other; choose one")
+        share = self.share if isinstance(x, Batch) and self.training else WHOLE
         terms = self._loss_terms(
             x.tokens if isinstance(x, Batch) else x,
             self._noise(x, seed) if isinstance(x, Batch) else Noise.draw(len(x), x.device),
@@ -187,7 +188,8 @@ class NonAutoregressiveWrapper(Denoiser):
             critic_temperature=generator_sample_temperature,
             only_train_generator=only_train_generator,
             only_train_critic=only_train_critic,
-            share=self.share if isinstance(x, Batch) and self.training else WHOLE,
+            share=share,
+            slots=self._slots(x, share, seed) if isinstance(x, Batch) else None,
             **net_kwargs,
         )
         if isinstance(x, Batch):
@@ -300,6 +302,20 @@ class NonAutoregressiveWrapper(Denoiser):
     def _noise(self, batch: Batch, seed: int) -> Noise:
         return Noise.of_samples(seed, batch.epochs, batch.sample_ids, batch.positions)
 
+    def _slots(self, batch: Batch, share: SequenceShare, seed: int) -> int | None:
+        """Slots for the masked tokens of a batch on a GPU, counted in its copy on the host; None if it has none."""
+        host = batch.on_host
+        if host is None:
+            return None
+        maskable = self._by_part(self._maskable(length_mask(host.lengths, host.tokens.shape[1]), None))
+        noise = self._noise(host, seed).derive(_MASK).split(self.parts)
+        if share.size == 1:
+            counts = masked_counts(maskable, noise, self.schedule, self.masking)
+            return slots_for(counts.sum(), host.tokens.numel())
+        mask, _ = choose_masked(maskable, noise, self.schedule, self.masking)
+        mine = share.part(mask.view_as(host.tokens))
+        return slots_for(mine.sum(), mine.numel())
+
     def _maskable(self, present: Tensor, frozen: Tensor | None) -> Tensor:
         maskable = present if frozen is None else present & ~frozen
         if self.prefix_length:
@@ -327,6 +343,7 @@ class NonAutoregressiveWrapper(Denoiser):
         only_train_generator: bool = False,
         only_train_critic: bool = False,
         share: SequenceShare = WHOLE,
+        slots: int | None = None,
         **net_kwargs: Any,
     ) -> LossTerms:
         self.check_classes(classes, len(tokens))
@@ -360,26 +377,26 @@ class NonAutoregressiveWrapper(Denoiser):
         with torch.no_grad() if only_train_critic else nullcontext():
             embeddings = self._embed(visible, true, noise.derive(_SELF_CONDITION), classes, net_kwargs)
             # masks are of whole sequences, the same on all that share them; from here on each looks after its part
-            places, of_part = share.places(masked.places, tokens.shape[1])
-            masked = replace(masked, places=places)
-            hidden = embeddings.flatten(0, 1).index_select(0, of_part)
-            losses = self.net.to_logits(hidden, self._cross_entropy, masked.select(tokens))
-            weighted = losses * self._loss_weights(masked)
+            predicted = PredictedTokens.of(masked.mask.view_as(tokens), share, slots)
+            hidden = predicted.select_of_part(embeddings)
+            losses = self.net.to_logits(hidden, self._cross_entropy, predicted.answers(tokens))
+            weighted = losses * self._loss_weights(masked, predicted)
         counted = maskable if self.use_simple_mdlm_loss_weight else masked.mask.view_as(tokens)
         row_counts = share.part(counted).sum(dim=1)
         terms = [(weighted.sum(), row_counts.sum().float())]
         weights = [0.0 if only_train_critic else 1.0]
         if self.token_critic is not None and not only_train_generator:
             critic_noise = noise.derive(_CRITIC)
-            answers = draw_answers(self.net, hidden.detach(), masked, self.mask_id, critic_noise, critic_temperature)
-            generated = true.flatten().index_copy(0, masked.places, answers).view_as(true)
+            answers = draw_answers(self.net, hidden.detach(), predicted, self.mask_id, critic_noise, critic_temperature)
+            generated = predicted.replace_in(true, answers)
             judged = self.judge(generated, classes, **net_kwargs)
             generated, true, present = (share.part(each) for each in (generated, true, present))
             terms.append((critic_loss(judged, generated, true, present), present.sum().float()))
             weights.append(self.critic_loss_weight)
         sums, counts = (torch.stack(column) for column in zip(*terms))
-        moments = sequence_moments(weighted, masked.places // tokens.shape[1], row_counts)
-        return LossTerms(sums, counts, on_device(weights, sums), self._metrics(losses, masked), moments)
+        moments = sequence_moments(weighted, predicted.rows(len(tokens)), row_counts)
+        metrics = self._metrics(losses, masked, predicted)
+        return LossTerms(sums, counts, on_device(weights, sums), metrics, moments)
 
     def _embed(
         self, visible: Tensor, tokens: Tensor, noise: Noise, classes: Tensor | None, net_kwargs: dict[str, Any]
@@ -399,17 +416,17 @@ class NonAutoregressiveWrapper(Denoiser):
         logits[:, self.mask_id] = -torch.inf
         return F.cross_entropy(logits, answers, reduction="none")
 
-    def _loss_weights(self, masked: MaskedBatch) -> Tensor:
-        """What the cross-entropy of each masked token weighs, float32 `[masked]`."""
+    def _loss_weights(self, masked: MaskedBatch, predicted: PredictedTokens) -> Tensor:
+        """What the cross-entropy of each masked token weighs, float32 `[slots]`; 0 in empty slots."""
         if not self.use_simple_mdlm_loss_weight:
-            return torch.ones_like(masked.places, dtype=torch.float32)
-        return masked.spread(masked.weights.float())
+            return predicted.filled.float()
+        return predicted.spread(masked.weights.float())
 
     @torch.no_grad()
-    def _metrics(self, losses: Tensor, masked: MaskedBatch) -> dict[str, Tensor]:
+    def _metrics(self, losses: Tensor, masked: MaskedBatch, predicted: PredictedTokens) -> dict[str, Tensor]:
         """Cross-entropy of masked tokens by the fraction of the sequence that is masked, in nats."""
-        bins = masked.spread((masked.counts * MASK_FRACTION_BINS - 1) // masked.lengths.clamp(min=1))
+        bins = predicted.spread((masked.counts * MASK_FRACTION_BINS - 1) // masked.lengths.clamp(min=1))
         totals = losses.new_zeros(MASK_FRACTION_BINS, 2)
-        totals.index_add_(0, bins, torch.stack((losses, torch.ones_like(losses)), dim=1))
+        totals.index_add_(0, bins, torch.stack((losses, predicted.filled.to(losses.dtype)), dim=1))
         edges = [i / MASK_FRACTION_BINS for i in range(MASK_FRACTION_BINS + 1)]
         return {f"masked_{low:.1f}_to_{high:.1f}": row for low, high, row in zip(edges, edges[1:], totals)}

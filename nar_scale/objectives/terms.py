@@ -94,3 +94,11 @@ def on_device(values: Sequence[float], like: Tensor) -> Tensor:
 def length_mask(lengths: Tensor, n: int) -> Tensor:
     """True for the first `lengths[i]` of n places of row i; bool `[batch, n]`."""
     return einx.less("n, b -> b n", torch.arange(n, device=lengths.device), lengths)
+
+
+def require(condition: Tensor, message: str) -> None:
+    """Refuse data: a ValueError, or on a GPU, where asking at once would make every step wait, a RuntimeError later."""
+    if condition.device.type != "cpu":
+        torch._assert_async(condition, message)
+    elif not condition:
+        raise ValueError(message)
