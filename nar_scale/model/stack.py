@@ -256,7 +256,8 @@ class AttentionLayers(nn.Module):
         if not self.compile_blocks:
             return self._checkpointed(block)
         if layer not in self._compiled:
-            self._compiled[layer] = torch.compile(self._checkpointed(block))
+            # a second shape gets a graph of its own: one for any shape would be slower for all
+            self._compiled[layer] = torch.compile(self._checkpointed(block), dynamic=False)
         return self._compiled[layer]
 
     def _checkpointed(self, block: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
