@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nar_scale.decoding.compiled import CompiledPredictor
 from nar_scale.decoding.filters import LogitFilter, contrastive, sample
+from nar_scale.decoding.predictor import Predictor
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
-from nar_scale.model import KeyValueCache, TransformerWrapper
+from nar_scale.model import TransformerWrapper
 
 
 @dataclass
@@ -38,54 +40,6 @@ class Prompts:
         return cls(aligned, padding)
 
 
-@dataclass
-class Predictor:
-    """Next-token logits of a causal net for sequences that grow at the end.
-
-    Within `max_seq_len` each token passes the net once; past it the window slides, and with it all positions
-    change, so that the whole window is computed anew for each token.
-
-    Attributes:
-        padding: int64 `[batch]`, padding tokens before each sequence.
-        use_cache: keep keys and values.
-        conditions: what the net is given beside the tokens, tensors by name with a batch dimension.
-    """
-
-    net: TransformerWrapper
-    padding: Tensor
-    use_cache: bool = True
-    conditions: dict[str, Tensor] = field(default_factory=dict)
-    cache: KeyValueCache | None = field(default=None, init=False)
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits of the token after `[batch, n]`, float32 `[batch, num_tokens]`."""
-        length, capacity = tokens.shape[1], self.net.max_seq_len
-        if not self.use_cache or length > capacity:
-            self.cache = None
-            window = tokens[:, -capacity:]
-            return self._run(window, (self.padding - (length - window.shape[1])).clamp(min=0), None)
-        if self.cache is None:
-            self.cache = KeyValueCache(capacity)
-        return self._run(tokens, self.padding, self.cache)
-
-    def select(self, rows: Tensor) -> None:
-        """Keep, repeat or reorder the sequences; int64 `[new_batch]`."""
-        self.padding = self.padding[rows]
-        self.conditions = {name: tensor[rows] for name, tensor in self.conditions.items()}
-        if self.cache is not None:
-            self.cache.select(rows)
-
-    def _run(self, tokens: Tensor, padding: Tensor, cache: KeyValueCache | None) -> Tensor:
-        start = cache.length if cache is not None else 0
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        mask = places >= padding[:, None] if bool(padding.any()) else None
-        positions = (places - padding[:, None]).clamp(min=0)[:, start:]
-        hidden = self.net(
-            tokens[:, start:], mask=mask, positions=positions, cache=cache, return_embeddings=True, **self.conditions
-        )
-        return self.net.to_logits(hidden[:, -1]).float()
-
-
 def continue_prompts(
     net: TransformerWrapper,
     prompts: Prompts,
@@ -99,16 +53,25 @@ def continue_prompts(
     pad_value: int,
     amateurs: Sequence[tuple[TransformerWrapper, dict[str, float]]] = (),
     use_cache: bool = True,
+    compile: bool = False,
     conditions: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Sample up to `seq_len` tokens after each prompt, int64 `[batch, generated]`.
 
-    Generation ends early when every sequence has produced `eos_token`; what follows it is `pad_value`.
+    Generation ends early when every sequence has produced `eos_token`; what follows it is `pad_value`. With `compile`
+    each network runs as a `CompiledPredictor`.
     """
-    expert = Predictor(net, prompts.padding, use_cache, conditions or {})
-    rivals = [(Predictor(amateur, prompts.padding, use_cache), settings) for amateur, settings in amateurs]
     tokens, start = prompts.tokens, prompts.tokens.shape[1]
+
+    def predictor(net: TransformerWrapper, conditions: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        plain = Predictor(net, prompts.padding, use_cache and not compile, conditions)
+        return CompiledPredictor(plain, start + seq_len) if compile else plain
+
+    expert = predictor(net, conditions or {})
+    rivals = [(predictor(amateur, {}), settings) for amateur, settings in amateurs]
+    uniform = noise.uniform_of_streams(0 if temperature == 0 else seq_len)
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    interval = _interval(tokens.device)
     for step in range(seq_len):
         logits = expert(tokens)
         for rival, settings in rivals:
@@ -116,13 +79,25 @@ def continue_prompts(
         if temperature == 0:
             drawn = logits.argmax(dim=-1)
         else:
-            drawn = sample(logit_filter(logits, **filter_kwargs), temperature, noise.derive(step).uniform())
+            drawn = sample(logit_filter(logits, **filter_kwargs), temperature, uniform[step])
         tokens = torch.cat((tokens, drawn.masked_fill(ended, pad_value)[:, None]), dim=1)
         if eos_token is not None:
             ended = ended | (drawn == eos_token)
-            if bool(ended.all()):
+            if (step + 1) % interval == 0 and bool(ended.all()):
                 break
-    return tokens[:, start:]
+    generated = tokens[:, start:]
+    return generated if eos_token is None else generated[:, : _longest(generated, eos_token)]
+
+
+def _interval(device: torch.device) -> int:
+    """Every how many steps to ask whether all sequences have ended, for which the host waits on a GPU."""
+    return 1 if device.type == "cpu" else 16
+
+
+def _longest(generated: Tensor, eos_token: int) -> int:
+    """Tokens of the longest of some sequences, int64 `[batch, n]`, up to their first end token."""
+    ends = (generated == eos_token).int()
+    return int((ends.cumsum(dim=1) - ends == 0).sum(dim=1).max())
 
 
 def search_beams(

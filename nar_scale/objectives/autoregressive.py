@@ -143,6 +143,7 @@ class AutoregressiveWrapper(nn.Module):
         cache_kv: bool = True,
         return_prompt: bool = True,
         noise: Noise | None = None,
+        compile: bool = False,
         **conditions: Tensor,
     ) -> Tensor:
         """Continue prompts by up to `seq_len` tokens.
@@ -159,14 +160,18 @@ class AutoregressiveWrapper(nn.Module):
             cache_kv: keep keys and values of earlier tokens.
             return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
             noise: all randomness; from torch's default generator if not given.
+            compile: run each step but the first through `torch.compile`, on GPUs as one CUDA graph; the first call for
+                a number of prompts and a length, rounded up to a multiple of 64, then takes up to minutes.
             conditions: passed to the net, a row for each prompt: `context` and `context_mask`.
 
         Returns:
             int64 `[batch, n + seq_len]` (shorter if all have ended), or `[batch, seq_len]` without the prompt.
 
         Raises:
-            ValueError: an empty prompt.
+            ValueError: an empty prompt, or `compile` without `cache_kv`.
         """
+        if compile and not cache_kv:
+            raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
         ragged = isinstance(prompts, list) or prompt_lens is not None
         aligned, single = self._align(prompts, prompt_lens)
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
@@ -183,6 +188,7 @@ class AutoregressiveWrapper(nn.Module):
                 pad_value=self.pad_value,
                 amateurs=[(_net(model), settings) for model, settings in amateurs],
                 use_cache=cache_kv,
+                compile=compile,
                 conditions=conditions,
             )
         if return_prompt and not ragged:

@@ -60,6 +60,7 @@ class Denoiser(nn.Module):
         self.num_classes, self.prefix_length = num_classes, prefix_length
         # the last row stands for no class
         self.class_emb = Embedding(num_classes + 1, net.emb_dim) if num_classes is not None else None
+        self._compiled_predict: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     @property
     def conditional(self) -> bool:
@@ -115,17 +116,17 @@ class Denoiser(nn.Module):
         return cast(nn.Module, self.token_critic)(tokens, **net_kwargs)[:, -tokens.shape[1] :, 0]
 
     def guided(
-        self, scale: float, classes: Tensor | None, net_kwargs: dict[str, Any]
+        self, scale: float, classes: Tensor | None, net_kwargs: dict[str, Any], compile: bool = False
     ) -> Callable[..., tuple[Tensor, Tensor]]:
         """`predict` under classifier-free guidance: both halves of a doubled batch in one network call.
 
         Args:
             scale: how far to go from the unconditional logits (0) towards the conditional ones (1), and beyond.
+            compile: run the network through `torch.compile`.
         """
+        run = self._compiled() if compile else self.predict
         if scale == 1:
-            return lambda tokens, embeddings, **more: self.predict(
-                tokens, embeddings, classes=classes, **net_kwargs, **more
-            )
+            return lambda tokens, embeddings, **more: run(tokens, embeddings, classes=classes, **net_kwargs, **more)
         doubled = {name: _twice(value) for name, value in net_kwargs.items()}
 
         def predict(tokens: Tensor, embeddings: Tensor | None, **more: Any) -> tuple[Tensor, Tensor]:
@@ -133,11 +134,17 @@ class Denoiser(nn.Module):
             start = more["cache"].length if "cache" in more else 0
             both = self.without_prefix(_twice(tokens), dropped, start)
             both_classes = self.without_class(_twice(classes), dropped)
-            logits, embeddings = self.predict(both, embeddings, classes=both_classes, **doubled, **more)
+            logits, embeddings = run(both, embeddings, classes=both_classes, **doubled, **more)
             conditional, unconditional = logits.float().chunk(2)
             return unconditional + scale * (conditional - unconditional), embeddings
 
         return predict
+
+    def _compiled(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`predict` with a static graph for each shape, made when it is first seen."""
+        if self._compiled_predict is None:
+            self._compiled_predict = torch.compile(self.predict, dynamic=False)
+        return self._compiled_predict
 
     def without_prefix(self, tokens: Tensor, dropped: Tensor, start: int = 0) -> Tensor:
         """Hide the prefix of the sequences `dropped`, bool `[batch]`, whose tokens `[batch, n]` are from `start` on."""

@@ -216,6 +216,7 @@ class NonAutoregressiveWrapper(Denoiser):
         documents: Tensor | None = None,
         guidance_scale: float = 1.0,
         return_network_calls: bool = False,
+        compile: bool = False,
         **net_kwargs: Any,
     ) -> Tensor | Demasked:
         """Fill in masks, all of a sequence or those of `prompt`.
@@ -235,6 +236,7 @@ class NonAutoregressiveWrapper(Denoiser):
                 1 for the conditional, 0 for the unconditional (arXiv:2207.12598, with scale 1 + w). Each network call
                 then has twice the sequences.
             return_network_calls: return `Demasked`.
+            compile: run the network through `torch.compile`, which takes up to minutes for each new shape of `prompt`.
             net_kwargs: passed to the net.
 
         Returns:
@@ -242,7 +244,7 @@ class NonAutoregressiveWrapper(Denoiser):
 
         Raises:
             ValueError: a prompt longer than `max_seq_len`; classes that are missing, not expected or unknown; guidance
-                without a condition; documents that do not fit the prompt, or with block diffusion.
+                without a condition; documents that do not fit the prompt; documents or `compile` with block diffusion.
         """
         device = self.net.token_emb.weight.device
         single = batch_size is None if prompt is None else prompt.ndim == 1
@@ -252,6 +254,8 @@ class NonAutoregressiveWrapper(Denoiser):
         classes = None if classes is None else classes.to(device).view(-1)
         documents = None if documents is None else documents.to(device).view(-1, documents.shape[-1])
         self._check_generation(tokens, classes, documents, guidance_scale)
+        if compile and self.parts > 1:
+            raise ValueError("block diffusion runs uncompiled: the keys that it keeps grow; leave compile out")
         if documents is not None:
             net_kwargs = self._within(documents, net_kwargs)
         noise = noise or Noise.draw(len(tokens), device)
@@ -264,7 +268,7 @@ class NonAutoregressiveWrapper(Denoiser):
         try:
             result = self._demask(
                 tokens,
-                self.guided(guidance_scale, classes, net_kwargs),
+                self.guided(guidance_scale, classes, net_kwargs, compile),
                 schedule=self.schedule,
                 mask_id=self.mask_id,
                 steps=self.steps if steps is None else steps,
