@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -236,7 +237,7 @@ class NonAutoregressiveWrapper(Denoiser):
                 1 for the conditional, 0 for the unconditional (arXiv:2207.12598, with scale 1 + w). Each network call
                 then has twice the sequences.
             return_network_calls: return `Demasked`.
-            compile: run the network through `torch.compile`, which takes up to minutes for each new shape of `prompt`.
+            compile: run the network through `torch.compile`, which takes up to minutes for each new shape.
             net_kwargs: passed to the net.
 
         Returns:
@@ -253,16 +254,11 @@ class NonAutoregressiveWrapper(Denoiser):
         tokens = prompt.to(device).view(-1, prompt.shape[-1])
         classes = None if classes is None else classes.to(device).view(-1)
         documents = None if documents is None else documents.to(device).view(-1, documents.shape[-1])
-        self._check_generation(tokens, classes, documents, guidance_scale)
-        if compile and self.parts > 1:
-            raise ValueError("block diffusion runs uncompiled: the keys that it keeps grow; leave compile out")
+        self._check_generation(tokens, classes, documents, guidance_scale, compile)
         if documents is not None:
             net_kwargs = self._within(documents, net_kwargs)
         noise = noise or Noise.draw(len(tokens), device)
-
-        def judge(tokens: Tensor) -> Tensor:
-            return self.judge(tokens, classes, **net_kwargs)
-
+        judge = partial(self.judge, classes=classes, **net_kwargs)
         was_training = self.training
         self.eval()
         try:
@@ -287,8 +283,10 @@ class NonAutoregressiveWrapper(Denoiser):
         return result if return_network_calls else result.tokens
 
     def _check_generation(
-        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float
+        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float, compile: bool
     ) -> None:
+        if compile and self.parts > 1:
+            raise ValueError("block diffusion runs uncompiled: the keys that it keeps grow; leave compile out")
         if tokens.shape[1] > self.max_seq_len:
             raise ValueError(f"the prompt has {tokens.shape[1]} tokens, but max_seq_len is {self.max_seq_len}")
         if guidance_scale != 1 and not self.conditional:

@@ -29,7 +29,7 @@ OURS: Table = {
     (READ, "nar_scale/objectives/predicted.py: slots_for"): 2,  # of the batch on the host
     (READ, "nar_scale/objectives/terms.py: require"): 2,  # on CPUs alone; a GPU asserts by itself
     ("tolist", "nar_scale/training/distributed.py: read"): 1,  # has been copied while the step was taken
-    ("tolist", "nar_scale/training/trainer.py: optimize"): 1,  # seeds of dropout, made on the host
+    ("tolist", "nar_scale/training/trainer.py: _dropout_seeds"): 1,  # seeds of dropout, made on the host
 }
 # whether a step was taken decides what the trainer counts; at other stages DeepSpeed looks by itself
 OURS_OF_STAGE_0_IN_FP32: Table = {(READ, "nar_scale/training/engine/nonfinite.py: <genexpr>"): 1}

@@ -162,10 +162,11 @@ class Recorder(Callback):
 
 def main() -> None:
     from nar_scale.config import load_config
-    from nar_scale.logging_setup import quieten_libraries
+    from nar_scale.logging_setup import set_up_logging, silence_libraries
     from nar_scale.training import connect, disconnect, train
 
-    quieten_libraries()
+    set_up_logging()
+    silence_libraries()
     pretend_to_be_asynchronous()
     use_fused_kernels()
     count_on_the_host()
@@ -173,7 +174,7 @@ def main() -> None:
     results = []
     for config_file, overrides in json.loads(Path(sys.argv[-1]).read_text()):
         recorder = Recorder()
-        train(load_config(config_file, overrides), world, more_callbacks=[recorder])
+        train(load_config(config_file, overrides), world, callbacks=[recorder])
         results.append(sorted([*what_and_where, times] for what_and_where, times in recorder.found.items()))
     if world.is_main:
         print(json.dumps(results), flush=True)
