@@ -112,7 +112,7 @@ def _written_out(config: Config, world_size: int) -> dict[str, Any]:
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         "gradient_allreduce_op": "mean",
-        "zero_optimization": _zero(config),
+        "zero_optimization": _zero(config, world_size),
         "aio": {
             "block_size": 2**20,
             "queue_depth": 8,
@@ -134,6 +134,7 @@ def _written_out(config: Config, world_size: int) -> dict[str, Any]:
             "profile": False,
         },
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},  # ours does not wait for the device
         "memory_breakdown": False,
         "dump_state": False,
         "disable_python_gc": False,
@@ -214,11 +215,12 @@ def _precision(config: Config) -> dict[str, Any]:
     }
 
 
-def _zero(config: Config) -> dict[str, Any]:
+def _zero(config: Config, world_size: int) -> dict[str, Any]:
     stage, zero = config.training.zero_stage, config.zero
     settings: dict[str, Any] = {
         "stage": stage,
-        "overlap_comm": stage > 0,
+        # with nothing to communicate, stages 1 and 2 would only wait for the device after each backward pass
+        "overlap_comm": stage == 3 or (stage > 0 and world_size > 1),
         "contiguous_gradients": True,
         "reduce_scatter": True,
         "reduce_bucket_size": _BUCKET,

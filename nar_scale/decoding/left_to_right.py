@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from nar_scale.decoding.compiled import CompiledPredictor
 from nar_scale.decoding.filters import LogitFilter, contrastive, sample
+from nar_scale.decoding.predictor import Predictor
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
-from nar_scale.model import KeyValueCache, TransformerWrapper
+from nar_scale.model import TransformerWrapper
 
 
 @dataclass
@@ -44,57 +46,6 @@ class Prompts:
         return cls(aligned, padding)
 
 
-@dataclass
-class Predictor:
-    """The next-token logits of a causal network, for sequences to which tokens are appended one by one.
-
-    Up to `max_seq_len` tokens, each token passes the network once, since its keys and values are kept. In longer
-    sequences the network sees the last `max_seq_len` tokens; then all positions change with each new token, and the
-    whole window is computed again.
-
-    Attributes:
-        net: the network.
-        padding: int64 `[batch]`, the number of padding tokens before each sequence.
-        use_cache: whether keys and values are kept.
-        conditions: further arguments of the network by name, tensors with a batch dimension.
-        cache: the keys and values so far, None before the first call.
-    """
-
-    net: TransformerWrapper
-    padding: Tensor
-    use_cache: bool = True
-    conditions: dict[str, Tensor] = field(default_factory=dict)
-    cache: KeyValueCache | None = field(default=None, init=False)
-
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """The logits of the token that follows `tokens`, int64 `[batch, n]`; float32 `[batch, num_tokens]`."""
-        length, capacity = tokens.shape[1], self.net.max_seq_len
-        if not self.use_cache or length > capacity:
-            self.cache = None
-            window = tokens[:, -capacity:]
-            return self._run(window, (self.padding - (length - window.shape[1])).clamp(min=0), None)
-        if self.cache is None:
-            self.cache = KeyValueCache(capacity)
-        return self._run(tokens, self.padding, self.cache)
-
-    def select(self, rows: Tensor) -> None:
-        """Keep, repeat or reorder the sequences, as the row numbers say; int64 `[new_batch]`."""
-        self.padding = self.padding[rows]
-        self.conditions = {name: tensor[rows] for name, tensor in self.conditions.items()}
-        if self.cache is not None:
-            self.cache.select(rows)
-
-    def _run(self, tokens: Tensor, padding: Tensor, cache: KeyValueCache | None) -> Tensor:
-        start = cache.length if cache is not None else 0
-        columns = torch.arange(tokens.shape[1], device=tokens.device)
-        mask = columns >= padding[:, None] if bool(padding.any()) else None
-        positions = (columns - padding[:, None]).clamp(min=0)[:, start:]
-        hidden = self.net(
-            tokens[:, start:], mask=mask, positions=positions, cache=cache, return_embeddings=True, **self.conditions
-        )
-        return self.net.to_logits(hidden[:, -1]).float()
-
-
 def continue_prompts(
     net: TransformerWrapper,
     prompts: Prompts,
@@ -108,6 +59,7 @@ def continue_prompts(
     pad_value: int,
     amateurs: Sequence[tuple[TransformerWrapper, dict[str, float]]] = (),
     use_cache: bool = True,
+    compile: bool = False,
     conditions: dict[str, Tensor] | None = None,
 ) -> Tensor:
     """Sample up to `seq_len` tokens after each prompt.
@@ -124,15 +76,23 @@ def continue_prompts(
         pad_value: follows the end token.
         amateurs: networks for contrastive decoding, with the arguments of `contrastive` for each.
         use_cache: whether keys and values are kept.
+        compile: whether each network runs as a `CompiledPredictor`.
         conditions: further arguments of the network, tensors with a batch dimension.
 
     Returns:
         int64 `[batch, generated]`, with `generated` at most `seq_len`, without the prompts.
     """
-    expert = Predictor(net, prompts.padding, use_cache, conditions or {})
-    rivals = [(Predictor(amateur, prompts.padding, use_cache), settings) for amateur, settings in amateurs]
     tokens, start = prompts.tokens, prompts.tokens.shape[1]
+
+    def predictor(net: TransformerWrapper, conditions: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
+        plain = Predictor(net, prompts.padding, use_cache and not compile, conditions)
+        return CompiledPredictor(plain, start + seq_len) if compile else plain
+
+    expert = predictor(net, conditions or {})
+    rivals = [(predictor(amateur, {}), settings) for amateur, settings in amateurs]
+    uniform = noise.uniform_of_streams(0 if temperature == 0 else seq_len)
     ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    interval = _interval(tokens.device)
     for step in range(seq_len):
         logits = expert(tokens)
         for rival, settings in rivals:
@@ -140,13 +100,25 @@ def continue_prompts(
         if temperature == 0:
             drawn = logits.argmax(dim=-1)
         else:
-            drawn = sample(logit_filter(logits, **filter_kwargs), temperature, noise.derive(step).uniform())
+            drawn = sample(logit_filter(logits, **filter_kwargs), temperature, uniform[step])
         tokens = torch.cat((tokens, drawn.masked_fill(ended, pad_value)[:, None]), dim=1)
         if eos_token is not None:
             ended = ended | (drawn == eos_token)
-            if bool(ended.all()):
+            if (step + 1) % interval == 0 and bool(ended.all()):
                 break
-    return tokens[:, start:]
+    generated = tokens[:, start:]
+    return generated if eos_token is None else generated[:, : _longest(generated, eos_token)]
+
+
+def _interval(device: torch.device) -> int:
+    """Every how many steps to ask whether all sequences have ended, for which the host waits on a GPU."""
+    return 1 if device.type == "cpu" else 16
+
+
+def _longest(generated: Tensor, eos_token: int) -> int:
+    """Tokens of the longest of some sequences, int64 `[batch, n]`, up to their first end token."""
+    ends = (generated == eos_token).int()
+    return int((ends.cumsum(dim=1) - ends == 0).sum(dim=1).max())
 
 
 def search_beams(

@@ -25,7 +25,6 @@ class MaskedBatch:
     Attributes:
         tokens: int64 `[batch, n]`, what the net sees.
         mask: bool `[batch, n]`, the tokens to predict.
-        places: int64 `[masked]`, their places in the flattened batch, found once since on a GPU that waits.
         counts: int64 `[batch]`, masked tokens of each sequence.
         lengths: int64 `[batch]`, maskable tokens of each sequence.
         weights: float64 `[batch]`; the cross-entropies of a sequence's masked tokens, summed and times this, have the
@@ -34,23 +33,9 @@ class MaskedBatch:
 
     tokens: Tensor
     mask: Tensor
-    places: Tensor
     counts: Tensor
     lengths: Tensor
     weights: Tensor
-
-    @property
-    def rows(self) -> Tensor:
-        """The sequence of each masked token, int64 `[masked]`."""
-        return self.places // self.mask.shape[1]
-
-    def select(self, values: Tensor) -> Tensor:
-        """Values `[batch, n, ...]` of the masked tokens, `[masked, ...]`."""
-        return values.flatten(0, 1).index_select(0, self.places)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """One value a sequence, `[batch]`, for each of its masked tokens, `[masked]`."""
-        return values.index_select(0, self.rows)
 
 
 def random_subset(maskable: Tensor, counts: Tensor, noise: Noise) -> Tensor:
@@ -74,11 +59,17 @@ def masked_counts(maskable: Tensor, noise: Noise, schedule: Schedule, masking: M
     """How many tokens `mask_tokens` will mask in each sequence, int64 `[batch]`; arguments as there."""
     if masking == "exact":
         return schedule.masked_count(noise.progress(), maskable.sum(dim=1))
-    return _choose(maskable, noise, schedule, masking)[0].sum(dim=1)
+    return choose_masked(maskable, noise, schedule, masking)[0].sum(dim=1)
 
 
-def _choose(maskable: Tensor, noise: Noise, schedule: Schedule, masking: Masking) -> tuple[Tensor, Tensor]:
-    """Which tokens are masked, bool `[batch, n]`, and the weight of each sequence."""
+def choose_masked(maskable: Tensor, noise: Noise, schedule: Schedule, masking: Masking) -> tuple[Tensor, Tensor]:
+    """Which tokens `mask_tokens` will mask, bool `[batch, n]`, and the weight of each sequence, float64 `[batch]`.
+
+    Arguments as there.
+
+    Raises:
+        ConfigError: an unknown `masking`.
+    """
     lengths = maskable.sum(dim=1)
     progress = noise.progress()
     noise = noise.derive(_ORDER)
@@ -137,7 +128,7 @@ def mask_tokens(
     Raises:
         ConfigError: an unknown `masking`.
     """
-    mask, weights = _choose(maskable, noise, schedule, masking)
+    mask, weights = choose_masked(maskable, noise, schedule, masking)
     counts = mask.sum(dim=1)
 
     hidden = mask
@@ -153,5 +144,4 @@ def mask_tokens(
         random_tokens = random_tokens + (random_tokens >= mask_id)
         corrupted = torch.where(random_places, random_tokens, corrupted)
         hidden = hidden & ~random_places
-    places = mask.flatten().nonzero()[:, 0]
-    return MaskedBatch(corrupted.masked_fill(hidden, mask_id), mask, places, counts, maskable.sum(dim=1), weights)
+    return MaskedBatch(corrupted.masked_fill(hidden, mask_id), mask, counts, maskable.sum(dim=1), weights)

@@ -122,6 +122,11 @@ class Noise:
         """Independent uniform numbers in (0, 1), float64 `[batch, *shape]`."""
         return to_uniform(self.bits(*shape))
 
+    def uniform_of_streams(self, streams: int) -> Tensor:
+        """`derive(i).uniform()` of the streams i = 0, 1, ..., at once; float64 `[streams, batch]`."""
+        keys = hash_counters(self.keys, torch.arange(streams, device=self.keys.device)[:, None])
+        return to_uniform(hash_counters(keys, 0))
+
     def gumbel(self, *shape: int) -> Tensor:
         """Independent standard Gumbel numbers, float64 `[batch, *shape]`."""
         return to_gumbel(self.bits(*shape))

@@ -1,6 +1,6 @@
 """The transformer: attention, feed-forward, positions, key/value cache, `Encoder`/`Decoder`, `TransformerWrapper`."""
 
-from nar_scale.model.attention import KeyValueCache
+from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.head import Head
 from nar_scale.model.share import WHOLE, SequenceShare
 from nar_scale.model.stack import AttentionLayers, Decoder, Encoder
@@ -14,6 +14,7 @@ __all__ = [
     "Head",
     "KeyValueCache",
     "SequenceShare",
+    "StaticKeyValueCache",
     "TransformerOutput",
     "TransformerWrapper",
 ]

@@ -1,9 +1,8 @@
-"""Multi-head attention through torch's kernels, and its key/value cache."""
+"""Multi-head attention through torch's kernels."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, cast
 
@@ -12,36 +11,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.layers import Linear, make_norm, rotate
 from nar_scale.model.share import WHOLE, SequenceShare
-
-
-@dataclass
-class KeyValueCache:
-    """Keys and values of the tokens seen so far, in buffers allocated once.
-
-    Args:
-        capacity: tokens that fit.
-    """
-
-    capacity: int
-    length: int = 0
-    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append `[batch, kv_heads, n, dim_head]` of one layer; returns all of that layer's so far."""
-        if layer not in self.layers:
-            shape = (*keys.shape[:2], self.capacity, keys.shape[3])
-            self.layers[layer] = (keys.new_empty(shape), values.new_empty(shape))
-        end = self.length + keys.shape[2]
-        for buffer, new in zip(self.layers[layer], (keys, values)):
-            buffer[:, :, self.length : end] = new
-        all_keys, all_values = self.layers[layer]
-        return all_keys[:, :, :end], all_values[:, :, :end]
-
-    def select(self, rows: Tensor) -> None:
-        """Keep, repeat or reorder batch rows; int64 indices `[new_batch]` (beam search)."""
-        self.layers = {layer: (keys[rows], values[rows]) for layer, (keys, values) in self.layers.items()}
 
 
 class Attention(nn.Module):
@@ -87,7 +59,7 @@ class Attention(nn.Module):
         mask: Tensor | Any = None,
         is_causal: bool = False,
         context: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | StaticKeyValueCache | None = None,
         layer: int = 0,
         with_z_loss: bool = False,
         share: SequenceShare = WHOLE,

@@ -38,16 +38,12 @@ class SequenceShare:
             raise ValueError(f"{values.shape[dim]} tokens do not divide into the parts of {self.size} ranks")
         return values.chunk(self.size, dim)[self.rank]
 
-    def places(self, places: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """Those of some places in a flattened batch `[batch, n]` that lie in this rank's part, int64 `[mine]`.
-
-        Also returns where they are in the flattened part `[batch, n / size]`.
-        """
+    def in_whole(self, of_part: Tensor, n: int) -> Tensor:
+        """Positions in a flattened batch `[batch, n]` of those in this rank's flattened part of it, int64 `[...]`."""
         if self.size == 1:
-            return places, places
+            return of_part
         tokens = n // self.size
-        mine = places[places % n // tokens == self.rank]
-        return mine, mine // n * tokens + mine % tokens
+        return of_part // tokens * n + self.rank * tokens + of_part % tokens
 
     def to_heads(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From all heads of a part of the tokens to a part of the heads of all tokens, in one exchange.

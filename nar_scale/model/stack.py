@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from nar_scale.errors import ConfigError
-from nar_scale.model.attention import Attention, KeyValueCache
+from nar_scale.model.attention import Attention
+from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.layers import FeedForward, FeedForwardName, NormName, Rotary, hidden_width, make_norm
 from nar_scale.model.share import WHOLE, SequenceShare
 from nar_scale.model.visibility import Rule, Visibility
@@ -189,7 +190,7 @@ class AttentionLayers(nn.Module):
         x: Tensor,
         positions: Tensor,
         mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | StaticKeyValueCache | None = None,
         with_z_loss: bool = False,
         *,
         documents: Tensor | None = None,
@@ -226,7 +227,9 @@ class AttentionLayers(nn.Module):
         if flex and with_z_loss:
             raise ValueError("the attention z-loss needs attention_kernel sdpa")
         past = cache.length if cache is not None else 0
-        visibility = Visibility(x.shape[1] * share.size, past, self.causal, self.window, mask, documents, rule)
+        capacity = cache.capacity if isinstance(cache, StaticKeyValueCache) else None
+        queries = x.shape[1] * share.size
+        visibility = Visibility(queries, past, self.causal, self.window, mask, documents, rule, capacity)
         angles = self.rotary.angles(positions) if self.rotary else None
         if angles is not None and positions.ndim == 2:
             angles = (angles[0][:, None], angles[1][:, None])
@@ -246,7 +249,7 @@ class AttentionLayers(nn.Module):
             x, z_loss = self._run(layer)(x, layer=layer, **arguments)
             z_losses.append(z_loss)
         if cache is not None:
-            cache.length += x.shape[1]
+            cache.advance(x.shape[1])
         return self.final_norm(x), sum(z_losses) if with_z_loss else None  # type: ignore[arg-type, return-value]
 
     def _run(self, layer: int) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -256,7 +259,8 @@ class AttentionLayers(nn.Module):
         if not self.compile_blocks:
             return self._checkpointed(block)
         if layer not in self._compiled:
-            self._compiled[layer] = torch.compile(self._checkpointed(block))
+            # a second shape gets a graph of its own: one for any shape would be slower for all
+            self._compiled[layer] = torch.compile(self._checkpointed(block), dynamic=False)
         return self._compiled[layer]
 
     def _checkpointed(self, block: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

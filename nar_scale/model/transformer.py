@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nar_scale.errors import ConfigError
-from nar_scale.model.attention import KeyValueCache
+from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.head import CHUNK_SIZE, Head
 from nar_scale.model.layers import Embedding, Linear
 from nar_scale.model.share import WHOLE, SequenceShare
@@ -97,7 +97,7 @@ class TransformerWrapper(nn.Module):
         sum_embeds: Tensor | None = None,
         prepend_embeds: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: KeyValueCache | None = None,
+        cache: KeyValueCache | StaticKeyValueCache | None = None,
         documents: Tensor | None = None,
         rule: Rule | None = None,
         context: Tensor | None = None,
@@ -136,12 +136,11 @@ class TransformerWrapper(nn.Module):
             ValueError: more tokens than learned positions, a context where none is expected, or shared sequences with
                 `prepend_embeds` or `cache` or that do not divide.
         """
-        start = cache.length if cache is not None else 0
-        prefix = prepend_embeds.shape[1] if prepend_embeds is not None else 0
+        tokens = x.shape[1] + (prepend_embeds.shape[1] if prepend_embeds is not None else 0)
         if positions is None:
-            end = start + prefix + x.shape[1]
+            start, end = (0, tokens) if cache is None else (cache.length, cache.keys_after(tokens))
             self._check_length(end)
-            positions = torch.arange(start, end, device=x.device)
+            positions = start + torch.arange(tokens, device=x.device)
         if share.size > 1 and (cache is not None or prepend_embeds is not None):
             raise ValueError("sequences that ranks share have no cache and no prepended embeddings")
         positions = share.part(positions, dim=-1)

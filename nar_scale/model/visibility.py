@@ -19,31 +19,33 @@ class Visibility:
 
     Attributes:
         queries: tokens in the pass.
-        past: cached tokens before them.
+        past: cached tokens before them; a scalar on the device, if there is a `capacity`.
         causal: a token sees itself and those before it.
         window: a token sees those less than this many places away (Mistral, arXiv:2310.06825); None for all.
         present: bool `[batch, keys]`, false for tokens nobody attends to; None for all.
         documents: int64 `[batch, keys]`; a token sees its own document alone. None for one document.
         rule: an additional rule on places.
+        capacity: keys that are attended to, if it is more than there are tokens; causality hides the others.
     """
 
     queries: int
-    past: int
+    past: int | Tensor
     causal: bool
     window: int | None = None
     present: Tensor | None = None
     documents: Tensor | None = None
     rule: Rule | None = None
+    capacity: int | None = None
 
     @property
     def keys(self) -> int:
         """Tokens that may be attended, the cached ones included."""
-        return self.past + self.queries
+        return int(self.past) + self.queries if self.capacity is None else self.capacity
 
     @property
     def trivial(self) -> bool:
         """Whether `causal` alone says everything."""
-        restrictions = (self.present, self.documents, self.rule, self.window)
+        restrictions = (self.present, self.documents, self.rule, self.window, self.capacity)
         return all(one is None for one in restrictions) and not (self.causal and self.past and self.queries > 1)
 
     @property
@@ -75,7 +77,7 @@ class Visibility:
             return self.present[:, None, None]  # the common case of padding needs no matrix
         by_row = self.present if self.present is not None else self.documents
         rows = torch.arange(1 if by_row is None else len(by_row), device=device)
-        query = torch.arange(self.past, self.keys, device=device)
+        query = self.past + torch.arange(self.queries, device=device)
         allowed = self.allows(rows[:, None, None], query[:, None], torch.arange(self.keys, device=device))
         return allowed.view(-1, 1, self.queries, self.keys)
 

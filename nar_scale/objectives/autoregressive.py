@@ -19,6 +19,7 @@ from nar_scale.masking import Noise, random_subset
 from nar_scale.model import WHOLE, SequenceShare, TransformerOutput, TransformerWrapper
 from nar_scale.objectives.documents import check_documents, continues, document_positions, within_documents
 from nar_scale.objectives.objective import Objective, Samples, evaluating
+from nar_scale.objectives.predicted import PredictedTokens, slots_for
 from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
 
 _HIDE = 200  # stream of a sequence's noise
@@ -82,7 +83,8 @@ class AutoregressiveWrapper(Objective):
         """The loss terms of a batch of the training stream; see `Objective`. The seed is that of hidden tokens."""
         noise = Noise.of_samples(seed, batch.epochs, batch.sample_ids, batch.positions)
         lengths, share = batch.lengths if batch.padded else None, self.share if self.training else WHOLE
-        return self._loss_terms(batch.tokens, noise, lengths, batch.documents, None, {}, share)[0]
+        slots = self._slots(batch, share)
+        return self._loss_terms(batch.tokens, noise, lengths, batch.documents, None, {}, share, slots)[0]
 
     def forward(
         self,
@@ -117,7 +119,10 @@ class AutoregressiveWrapper(Objective):
         """
         if documents is not None:
             check_documents(documents, x, lens)
-        terms, output = self._loss_terms(x, Noise.draw(len(x), x.device), lens, documents, prepend_embeds, net_kwargs)
+        # a device need not count what is predicted where that is all but the first tokens
+        slots = x[:, 1:].numel() if x.device.type != "cpu" and lens is None and documents is None else None
+        noise = Noise.draw(len(x), x.device)
+        terms, output = self._loss_terms(x, noise, lens, documents, prepend_embeds, net_kwargs, slots=slots)
         loss = terms.total()
         return (loss, (self.net.to_logits(output.embeddings), output)) if return_outputs else loss
 
@@ -136,6 +141,7 @@ class AutoregressiveWrapper(Objective):
         cache_kv: bool = True,
         return_prompt: bool = True,
         noise: Noise | None = None,
+        compile: bool = False,
         **conditions: Tensor,
     ) -> Tensor:
         """Continue prompts by up to `seq_len` tokens.
@@ -153,6 +159,8 @@ class AutoregressiveWrapper(Objective):
             cache_kv: keep keys and values of earlier tokens.
             return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
+            compile: run each step but the first through `torch.compile`, on GPUs as one CUDA graph; the first call for
+                a number of prompts and a length, rounded up to a multiple of 64, then takes up to minutes.
             conditions: further arguments of the network, with a row for each prompt: `context` and `context_mask`.
 
         Returns:
@@ -160,8 +168,10 @@ class AutoregressiveWrapper(Objective):
             `[batch, seq_len]`.
 
         Raises:
-            ValueError: an empty prompt.
+            ValueError: an empty prompt, or `compile` without `cache_kv`.
         """
+        if compile and not cache_kv:
+            raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
         ragged = isinstance(prompts, list) or prompt_lens is not None
         aligned, single = self._align(prompts, prompt_lens)
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
@@ -178,6 +188,7 @@ class AutoregressiveWrapper(Objective):
                 pad_value=self.pad_value,
                 amateurs=[(_net(model), settings) for model, settings in amateurs],
                 use_cache=cache_kv,
+                compile=compile,
                 conditions=conditions,
             )
         if return_prompt and not ragged:
@@ -302,6 +313,7 @@ class AutoregressiveWrapper(Objective):
         prepend_embeds: Tensor | None,
         net_kwargs: dict[str, Any],
         share: SequenceShare = WHOLE,
+        slots: int | None = None,
     ) -> tuple[LossTerms, TransformerOutput]:
         if lengths is not None:
             tokens = tokens.masked_fill(~length_mask(lengths, tokens.shape[1]), self.ignore_index)
@@ -333,26 +345,38 @@ class AutoregressiveWrapper(Objective):
         output = self.net(inputs, return_output=True, with_z_loss=self.add_attn_z_loss, share=share, **net_kwargs)
         output = output._replace(embeddings=output.embeddings[:, prefix:])
 
-        places = predicted.flatten().nonzero()[:, 0]  # once, since on a GPU the host waits for it
-        places, of_part = share.places(places, targets.shape[1])
-        embeddings = output.embeddings.flatten(0, 1).index_select(0, of_part)
-        answers = targets.flatten().index_select(0, places)
+        found = PredictedTokens.of(predicted, share, slots)
+        embeddings = found.select_of_part(output.embeddings)
+        answers = found.answers(targets)
         losses = self.net.to_logits(embeddings, _cross_entropy, answers)
         sums = [losses.sum()]
         weights = [1.0]
         if self.add_attn_z_loss:
-            sums.append(output.attention_z_loss[:, prefix:].flatten().index_select(0, of_part).sum())
+            z_losses = found.select_of_part(output.attention_z_loss[:, prefix:])
+            sums.append(z_losses.masked_fill(~found.filled, 0).sum())
             weights.append(self.net.attn_z_loss_weight)
         if self.net.add_continuous_pred_head:
-            positions = prefix + 1 + places % targets.shape[1]
+            positions = prefix + 1 + found.positions % targets.shape[1]
             if documents is not None:
-                positions = document_positions(documents)[:, 1:].flatten().index_select(0, places)
-            sums.append(self._next_embed_loss(embeddings, answers, positions))
+                positions = found.select(document_positions(documents)[:, 1:])
+            distances = self._next_embed_distances(embeddings, answers.masked_fill(~found.filled, 0), positions)
+            sums.append(distances.masked_fill(~found.filled, 0).sum())
             weights.append(self.next_embed_loss_weight)
         row_counts = share.part(predicted).sum(dim=1)
         count = row_counts.sum().float().expand(len(sums))
-        moments = sequence_moments(losses, places // targets.shape[1], row_counts)
+        moments = sequence_moments(losses, found.rows(len(targets)), row_counts)
         return LossTerms(torch.stack(sums), count, on_device(weights, sums[0]), {}, moments), output
+
+    def _slots(self, batch: Batch, share: SequenceShare) -> int | None:
+        """Slots for the predicted tokens of a batch on a GPU, counted in its copy on the host; None if it has none."""
+        host = batch.on_host
+        if host is None:
+            return None
+        predicted = length_mask(host.lengths - 1, host.tokens.shape[1] - 1)
+        if host.documents is not None:
+            predicted = predicted & continues(host.documents)
+        mine = share.part(F.pad(predicted, (0, -predicted.shape[1] % share.size)))
+        return slots_for(mine.sum(), mine.numel())
 
     def _visible(self, inputs: Tensor, documents: Tensor | None, noise: Noise) -> Tensor:
         """Hide an exact fraction of the tokens, never a document's first."""
@@ -364,12 +388,12 @@ class AutoregressiveWrapper(Objective):
         hidden = candidates.sum(dim=1).clamp(max=int(n * self.mask_prob))
         return ~random_subset(candidates, hidden, noise)
 
-    def _next_embed_loss(self, embeddings: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
-        """L1 distance to the next token's embedding, position included: mean over channels, sum over `[tokens]`."""
+    def _next_embed_distances(self, embeddings: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
+        """L1 distances to the next tokens' embeddings, positions included: means over channels, `[slots]`."""
         truth = self.net.token_emb(targets).detach()
         if self.net.pos_emb is not None:
             truth = truth + self.net.pos_emb(positions).detach()
-        return (self.net.to_next_embed_pred(embeddings) - truth).abs().mean(dim=-1).sum()
+        return (self.net.to_next_embed_pred(embeddings) - truth).abs().mean(dim=-1)
 
 
 def _cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:

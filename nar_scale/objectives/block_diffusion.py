@@ -58,11 +58,13 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         return replace(super().decode_manifest(config, end_token), block_size=self.block_size)
 
     def _check_generation(
-        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float
+        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float, compile: bool
     ) -> None:
+        if compile and self.parts > 1:
+            raise ValueError("block diffusion runs uncompiled: the keys that it keeps grow; leave compile out")
         if documents is not None and self.parts > 1:
             raise ValueError("block diffusion generates one document a sequence; leave documents out")
-        super()._check_generation(tokens, classes, documents, guidance_scale)
+        super()._check_generation(tokens, classes, documents, guidance_scale, compile)
 
     def _by_block(self, values: Tensor) -> Tensor:
         """Values `[batch, n]` with a row for each block, `[batch * parts, block_size]`."""
@@ -70,6 +72,9 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
 
     def _masked_counts(self, maskable: Tensor, noise: Noise) -> Tensor:
         return super()._masked_counts(self._by_block(maskable), noise.split(self.parts))
+
+    def _choose_masked(self, maskable: Tensor, noise: Noise) -> Tensor:
+        return super()._choose_masked(self._by_block(maskable), noise.split(self.parts))
 
     def _mask_tokens(self, tokens: Tensor, maskable: Tensor, noise: Noise) -> MaskedBatch:
         return super()._mask_tokens(self._by_block(tokens), self._by_block(maskable), noise.split(self.parts))

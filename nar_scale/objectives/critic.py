@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nar_scale.decoding import sample
-from nar_scale.masking import MaskedBatch, Noise
+from nar_scale.masking import Noise
 from nar_scale.model import TransformerWrapper
 from nar_scale.model.layers import Linear
+from nar_scale.objectives.predicted import PredictedTokens
 
 _COLDEST = 1e-2
 
@@ -40,13 +41,18 @@ class SelfCritic(nn.Module):
 
 @torch.no_grad()
 def draw_answers(
-    net: TransformerWrapper, hidden: Tensor, masked: MaskedBatch, mask_id: int, noise: Noise, temperature: float | None
+    net: TransformerWrapper,
+    hidden: Tensor,
+    masked: PredictedTokens,
+    mask_id: int,
+    noise: Noise,
+    temperature: float | None,
 ) -> Tensor:
-    """Sample the masked tokens from the generator, for the critic to find the wrong ones; int64 `[masked]`.
+    """Sample the masked tokens from the generator, for the critic to find the wrong ones; int64 `[slots]`.
 
     Args:
         net: the generator's network.
-        hidden: embeddings of the masked tokens, `[masked, dim]`.
+        hidden: embeddings of the masked tokens, `[slots, dim]`.
         masked: the batch that they belong to.
         mask_id: the mask token, which is never sampled.
         noise: of the sequences.
@@ -60,8 +66,8 @@ def draw_answers(
         logits[:, mask_id] = -torch.inf
         return sample(logits.double() / temperature[:, None], 1.0, uniform)
 
-    uniform = masked.select(noise.uniform(masked.mask.shape[1]))
-    return net.to_logits(hidden, draw, masked.spread(temperatures.clamp(min=_COLDEST)), uniform)
+    uniform = masked.select(noise.uniform(masked.total // len(temperatures)))
+    return net.to_logits(hidden, draw, masked.spread(temperatures).clamp(min=_COLDEST), uniform)
 
 
 def critic_loss(judged: Tensor, generated: Tensor, tokens: Tensor, present: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
 from nar_scale.model.layers import Embedding, Linear
 from nar_scale.objectives.critic import SelfCritic
 from nar_scale.objectives.objective import Objective
+from nar_scale.objectives.terms import require
 
 
 class Denoiser(Objective):
@@ -62,6 +63,7 @@ class Denoiser(Objective):
         self.num_classes, self.prefix_length = num_classes, prefix_length
         # the last row stands for no class
         self.class_emb = Embedding(num_classes + 1, net.emb_dim) if num_classes is not None else None
+        self._compiled_predict: Callable[..., tuple[Tensor, Tensor]] | None = None
 
     @property
     def conditional(self) -> bool:
@@ -124,7 +126,7 @@ class Denoiser(Objective):
         return cast(nn.Module, self.token_critic)(tokens, **net_kwargs)[:, -tokens.shape[1] :, 0]
 
     def guided(
-        self, scale: float, classes: Tensor | None, net_kwargs: dict[str, Any]
+        self, scale: float, classes: Tensor | None, net_kwargs: dict[str, Any], compile: bool = False
     ) -> Callable[..., tuple[Tensor, Tensor]]:
         """`predict` under classifier-free guidance (arXiv:2207.12598), as a function of tokens and embeddings.
 
@@ -135,11 +137,11 @@ class Denoiser(Objective):
             scale: 1 for the conditional logits, 0 for the unconditional ones.
             classes: int64 `[batch]`, with `num_classes`.
             net_kwargs: further arguments of the network.
+            compile: whether the network runs through `torch.compile`.
         """
+        run = self._compiled() if compile else self.predict
         if scale == 1:
-            return lambda tokens, embeddings, **more: self.predict(
-                tokens, embeddings, classes=classes, **net_kwargs, **more
-            )
+            return lambda tokens, embeddings, **more: run(tokens, embeddings, classes=classes, **net_kwargs, **more)
         doubled = {name: _twice(value) for name, value in net_kwargs.items()}
 
         def predict(tokens: Tensor, embeddings: Tensor | None, **more: Any) -> tuple[Tensor, Tensor]:
@@ -147,11 +149,17 @@ class Denoiser(Objective):
             start = more["cache"].length if "cache" in more else 0
             both = self.without_prefix(_twice(tokens), dropped, start)
             both_classes = self.without_class(_twice(classes), dropped)
-            logits, embeddings = self.predict(both, embeddings, classes=both_classes, **doubled, **more)
+            logits, embeddings = run(both, embeddings, classes=both_classes, **doubled, **more)
             conditional, unconditional = logits.float().chunk(2)
             return unconditional + scale * (conditional - unconditional), embeddings
 
         return predict
+
+    def _compiled(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """`predict` with a static graph for each shape, made when it is first seen."""
+        if self._compiled_predict is None:
+            self._compiled_predict = torch.compile(self.predict, dynamic=False)
+        return self._compiled_predict
 
     def without_prefix(self, tokens: Tensor, dropped: Tensor, start: int = 0) -> Tensor:
         """Mask the prefix of some sequences.
@@ -211,19 +219,6 @@ class Denoiser(Objective):
         if classes is None:
             raise ValueError(f"classes are needed: the model is conditional on one of {self.num_classes}")
         return cast(Embedding, self.class_emb)(classes)[:, None]
-
-
-def require(condition: Tensor, message: str) -> None:
-    """Refuse data that does not meet a condition, a bool scalar.
-
-    Raises:
-        ValueError: with this message. On GPUs it is a RuntimeError from the device some time later, since to wait for
-            the condition would slow down every step.
-    """
-    if condition.is_cuda:
-        torch._assert_async(condition, message)
-    elif not condition:
-        raise ValueError(message)
 
 
 def _twice(value: Any) -> Any:

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_scale.model import TransformerWrapper
-from nar_scale.objectives.denoiser import require
-from nar_scale.objectives.terms import length_mask
+from nar_scale.objectives.terms import length_mask, require
 
 
 def continues(documents: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from functools import partial
 from typing import Any, cast, get_args
 
 import torch
@@ -15,13 +15,14 @@ from nar_scale.config import ObjectiveConfig
 from nar_scale.data import Batch
 from nar_scale.decoding import DecodeManifest, Sampler, SamplingOptions, Unmasked, unmask
 from nar_scale.errors import ConfigError
-from nar_scale.masking import MaskedBatch, Masking, Noise, get_schedule, mask_tokens, masked_counts
+from nar_scale.masking import MaskedBatch, Masking, Noise, choose_masked, get_schedule, mask_tokens, masked_counts
 from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
 from nar_scale.objectives.critic import critic_loss, draw_answers
-from nar_scale.objectives.denoiser import Denoiser, require
+from nar_scale.objectives.denoiser import Denoiser
 from nar_scale.objectives.documents import check_documents, within_documents
 from nar_scale.objectives.objective import Samples, evaluating
-from nar_scale.objectives.terms import Losses, LossTerms, length_mask, on_device, sequence_moments
+from nar_scale.objectives.predicted import PredictedTokens, slots_for
+from nar_scale.objectives.terms import Losses, LossTerms, length_mask, on_device, require, sequence_moments
 
 # streams of one sequence's noise; `mask_tokens` derives its own below the first
 _MASK, _SELF_CONDITION, _CRITIC, _DROP_CONDITION = range(100, 104)
@@ -117,13 +118,15 @@ class NonAutoregressiveWrapper(Denoiser):
 
     def loss_terms(self, batch: Batch, *, seed: int = 0) -> LossTerms:
         """The loss terms of a batch of the training stream; see `Objective`."""
+        share = self.share if self.training else WHOLE
         return self._loss_terms(
             batch.tokens,
             self._noise(batch, seed),
             batch.lengths if batch.padded else None,
             classes=batch.classes,
             documents=batch.documents,
-            share=self.share if self.training else WHOLE,
+            share=share,
+            slots=self._slots(batch, share, seed),
         )
 
     def forward(
@@ -203,6 +206,7 @@ class NonAutoregressiveWrapper(Denoiser):
         documents: Tensor | None = None,
         guidance_scale: float = 1.0,
         return_network_calls: bool = False,
+        compile: bool = False,
         **net_kwargs: Any,
     ) -> Tensor | Unmasked:
         """Fill in masks, all of a sequence or those of `prompt`.
@@ -222,6 +226,7 @@ class NonAutoregressiveWrapper(Denoiser):
                 1 for the conditional, 0 for the unconditional (arXiv:2207.12598, with scale 1 + w). With other values
                 than 1, each network call has twice the sequences.
             return_network_calls: return `Unmasked`.
+            compile: run the network through `torch.compile`, which takes up to minutes for each new shape.
             net_kwargs: further arguments of the network.
 
         Returns:
@@ -229,7 +234,8 @@ class NonAutoregressiveWrapper(Denoiser):
 
         Raises:
             ValueError: a prompt longer than `max_seq_len`; classes that are missing, not expected or unknown; guidance
-                without a condition; documents that do not fit the prompt.
+                without a condition; documents that do not fit the prompt; documents or `compile` with
+                block diffusion.
         """
         device = self.net.token_emb.weight.device
         single = batch_size is None if prompt is None else prompt.ndim == 1
@@ -238,18 +244,15 @@ class NonAutoregressiveWrapper(Denoiser):
         tokens = prompt.to(device).view(-1, prompt.shape[-1])
         classes = None if classes is None else classes.to(device).view(-1)
         documents = None if documents is None else documents.to(device).view(-1, documents.shape[-1])
-        self._check_generation(tokens, classes, documents, guidance_scale)
+        self._check_generation(tokens, classes, documents, guidance_scale, compile)
         if documents is not None:
             net_kwargs = self._within(documents, net_kwargs)
         noise = noise or Noise.draw(len(tokens), device)
-
-        def judge(tokens: Tensor) -> Tensor:
-            return self.judge(tokens, classes, **net_kwargs)
-
+        judge = partial(self.judge, classes=classes, **net_kwargs)
         with evaluating(self):
             result = self._unmask(
                 tokens,
-                self.guided(guidance_scale, classes, net_kwargs),
+                self.guided(guidance_scale, classes, net_kwargs, compile),
                 schedule=self.schedule,
                 mask_id=self.mask_id,
                 steps=self.steps if steps is None else steps,
@@ -302,7 +305,7 @@ class NonAutoregressiveWrapper(Denoiser):
         )
 
     def _check_generation(
-        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float
+        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float, compile: bool
     ) -> None:
         if tokens.shape[1] > self.max_seq_len:
             raise ValueError(f"the prompt has {tokens.shape[1]} tokens, but max_seq_len is {self.max_seq_len}")
@@ -319,6 +322,18 @@ class NonAutoregressiveWrapper(Denoiser):
     def _noise(self, batch: Batch, seed: int) -> Noise:
         return Noise.of_samples(seed, batch.epochs, batch.sample_ids, batch.positions)
 
+    def _slots(self, batch: Batch, share: SequenceShare, seed: int) -> int | None:
+        """Slots for the masked tokens of a batch on a GPU, counted in its copy on the host; None if it has none."""
+        host = batch.on_host
+        if host is None:
+            return None
+        maskable = self._maskable(length_mask(host.lengths, host.tokens.shape[1]), None)
+        noise = self._noise(host, seed).derive(_MASK)
+        if share.size == 1:
+            return slots_for(self._masked_counts(maskable, noise).sum(), host.tokens.numel())
+        mine = share.part(self._choose_masked(maskable, noise).view_as(host.tokens))
+        return slots_for(mine.sum(), mine.numel())
+
     def _maskable(self, present: Tensor, frozen: Tensor | None) -> Tensor:
         maskable = present if frozen is None else present & ~frozen
         if self.prefix_length:
@@ -333,6 +348,9 @@ class NonAutoregressiveWrapper(Denoiser):
     def _masked_counts(self, maskable: Tensor, noise: Noise) -> Tensor:
         """How many tokens `_mask_tokens` masks in each of its rows."""
         return masked_counts(maskable, noise, self.schedule, self.masking)
+
+    def _choose_masked(self, maskable: Tensor, noise: Noise) -> Tensor:
+        return choose_masked(maskable, noise, self.schedule, self.masking)[0]
 
     def _mask_tokens(self, tokens: Tensor, maskable: Tensor, noise: Noise) -> MaskedBatch:
         """Mask tokens, int64 `[batch, n]`; a row of the result is a sequence, or one of several equal parts of it."""
@@ -361,6 +379,7 @@ class NonAutoregressiveWrapper(Denoiser):
         only_train_generator: bool = False,
         only_train_critic: bool = False,
         share: SequenceShare = WHOLE,
+        slots: int | None = None,
         **net_kwargs: Any,
     ) -> LossTerms:
         self.check_classes(classes, len(tokens))
@@ -384,26 +403,26 @@ class NonAutoregressiveWrapper(Denoiser):
         with torch.no_grad() if only_train_critic else nullcontext():
             embeddings = self._embed(visible, true, noise.derive(_SELF_CONDITION), classes, net_kwargs)
             # masks are of whole sequences, the same on all that share them; from here on each looks after its part
-            places, of_part = share.places(masked.places, tokens.shape[1])
-            masked = replace(masked, places=places)
-            hidden = embeddings.flatten(0, 1).index_select(0, of_part)
-            losses = self.net.to_logits(hidden, self._cross_entropy, masked.select(tokens))
-            weighted = losses * self._loss_weights(masked)
+            predicted = PredictedTokens.of(masked.mask.view_as(tokens), share, slots)
+            hidden = predicted.select_of_part(embeddings)
+            losses = self.net.to_logits(hidden, self._cross_entropy, predicted.answers(tokens))
+            weighted = losses * self._loss_weights(masked, predicted)
         counted = maskable if self.use_simple_mdlm_loss_weight else masked.mask.view_as(tokens)
         row_counts = share.part(counted).sum(dim=1)
         terms = [(weighted.sum(), row_counts.sum().float())]
         weights = [0.0 if only_train_critic else 1.0]
         if self.token_critic is not None and not only_train_generator:
             critic_noise = noise.derive(_CRITIC)
-            answers = draw_answers(self.net, hidden.detach(), masked, self.mask_id, critic_noise, critic_temperature)
-            generated = true.flatten().index_copy(0, masked.places, answers).view_as(true)
+            answers = draw_answers(self.net, hidden.detach(), predicted, self.mask_id, critic_noise, critic_temperature)
+            generated = predicted.replace_in(true, answers)
             judged = self.judge(generated, classes, **net_kwargs)
             generated, true, present = (share.part(each) for each in (generated, true, present))
             terms.append((critic_loss(judged, generated, true, present), present.sum().float()))
             weights.append(self.critic_loss_weight)
         sums, counts = (torch.stack(column) for column in zip(*terms))
-        moments = sequence_moments(weighted, masked.places // tokens.shape[1], row_counts)
-        return LossTerms(sums, counts, on_device(weights, sums), self._metrics(losses, masked), moments)
+        moments = sequence_moments(weighted, predicted.rows(len(tokens)), row_counts)
+        metrics = self._metrics(losses, masked, predicted)
+        return LossTerms(sums, counts, on_device(weights, sums), metrics, moments)
 
     def _embed(
         self, visible: Tensor, tokens: Tensor, noise: Noise, classes: Tensor | None, net_kwargs: dict[str, Any]
@@ -423,17 +442,17 @@ class NonAutoregressiveWrapper(Denoiser):
         logits[:, self.mask_id] = -torch.inf
         return F.cross_entropy(logits, answers, reduction="none")
 
-    def _loss_weights(self, masked: MaskedBatch) -> Tensor:
-        """What the cross-entropy of each masked token weighs, float32 `[masked]`."""
+    def _loss_weights(self, masked: MaskedBatch, predicted: PredictedTokens) -> Tensor:
+        """What the cross-entropy of each masked token weighs, float32 `[slots]`; 0 in empty slots."""
         if not self.use_simple_mdlm_loss_weight:
-            return torch.ones_like(masked.places, dtype=torch.float32)
-        return masked.spread(masked.weights.float())
+            return predicted.filled.float()
+        return predicted.spread(masked.weights.float())
 
     @torch.no_grad()
-    def _metrics(self, losses: Tensor, masked: MaskedBatch) -> dict[str, Tensor]:
+    def _metrics(self, losses: Tensor, masked: MaskedBatch, predicted: PredictedTokens) -> dict[str, Tensor]:
         """Cross-entropy of masked tokens by the fraction of the sequence that is masked, in nats."""
-        bins = masked.spread((masked.counts * MASK_FRACTION_BINS - 1) // masked.lengths.clamp(min=1))
+        bins = predicted.spread((masked.counts * MASK_FRACTION_BINS - 1) // masked.lengths.clamp(min=1))
         totals = losses.new_zeros(MASK_FRACTION_BINS, 2)
-        totals.index_add_(0, bins, torch.stack((losses, torch.ones_like(losses)), dim=1))
+        totals.index_add_(0, bins, torch.stack((losses, predicted.filled.to(losses.dtype)), dim=1))
         edges = [i / MASK_FRACTION_BINS for i in range(MASK_FRACTION_BINS + 1)]
         return {f"masked_{low:.1f}_to_{high:.1f}": row for low, high, row in zip(edges, edges[1:], totals)}

@@ -72,3 +72,11 @@ def length_mask(lengths: Tensor, n: int) -> Tensor:
     import einx  # not at the top: it imports torch's compiler, which takes seconds
 
     return einx.less("n, b -> b n", torch.arange(n, device=lengths.device), lengths)
+
+
+def require(condition: Tensor, message: str) -> None:
+    """Refuse data: a ValueError, or on a GPU, where asking at once would make every step wait, a RuntimeError later."""
+    if condition.device.type != "cpu":
+        torch._assert_async(condition, message)
+    elif not condition:
+        raise ValueError(message)

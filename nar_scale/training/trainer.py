@@ -14,6 +14,7 @@ from nar_scale.config import Config, batch_size_at, gradient_accumulation_steps,
 from nar_scale.data import Batch
 from nar_scale.errors import DataError, DivergenceError
 from nar_scale.masking import hash_counters
+from nar_scale.objectives.terms import on_device
 from nar_scale.training.callbacks.callback import Callback
 from nar_scale.training.callbacks.checkpointer import Checkpointer
 from nar_scale.training.data.build import TrainingData
@@ -182,7 +183,7 @@ class Trainer:
         skipped = sum(len(batch.faults) for batch in micro_batches)
         if self.world.sp_rank > 0:  # the first rank of a group counts the sequences that they share
             counts, skipped = torch.zeros_like(counts), 0
-        flags = counts.new_tensor([float(self.stop.requested), float(skipped)])
+        flags = on_device([float(self.stop.requested), float(skipped)], counts)
         totals = self.world.all_reduce(torch.cat((counts, flags, self.metrics.losses.last_loss[None])))
         return totals[: len(counts)], AllReducedFlags(totals[len(counts) :])
 

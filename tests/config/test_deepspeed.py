@@ -59,6 +59,7 @@ def test_deepspeed_reads_what_was_written_out(changes):
     assert parsed.grad_accum_dtype == types.pop("grad_accum_dtype")
     assert not types
     assert parsed.aio_config == resolved.pop("aio")
+    assert parsed.timers_config.model_dump() == resolved.pop("timers")["throughput"]
     assert parsed.torch_autocast_enabled is resolved.pop("torch_autocast")["enabled"]
     for name, section in {
         "bf16": parsed.bfloat16_config,
@@ -70,6 +71,14 @@ def test_deepspeed_reads_what_was_written_out(changes):
     for name in ("communication_data_type", "seq_parallel_communication_data_type"):
         resolved[name] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[resolved[name]]
     check_section(parsed, resolved)
+
+
+@pytest.mark.parametrize(("world_size", "expected"), [(1, [False, False, False, True]), (2, [False, True, True, True])])
+def test_reductions_overlap_where_there_is_something_to_reduce(world_size, expected):
+    resolved = [
+        resolve_deepspeed_config(config_with(**{"training.zero_stage": stage}), world_size) for stage in range(4)
+    ]
+    assert [each["zero_optimization"]["overlap_comm"] for each in resolved] == expected
 
 
 def check_section(parsed, written):

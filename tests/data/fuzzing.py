@@ -5,6 +5,7 @@
 
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import traceback
@@ -16,8 +17,10 @@ import numpy as np
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+from nar_scale.data.formats.inputs import read_piece, split_into_pieces
 from nar_scale.data.loading.collate import BatchReader
 from nar_scale.data.shards.sample_format import SampleFormat
+from nar_scale.errors import UserError
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "1"))
 
@@ -160,3 +163,16 @@ def read_all(index, sample_format=FORMAT, skip_faults=False, batch=4, most=300):
             check_message(message)
         rows += [arrays.tokens.tolist(), arrays.lengths.tolist(), arrays.classes.tolist(), arrays.faults]
     return rows
+
+
+def documents_or_refusal(file, piece_bytes):
+    """The documents of an input file, or the message of the error."""
+    try:
+        documents = [d for piece in split_into_pieces(file, piece_bytes) for d in read_piece(piece)]
+        return [
+            (d.text, None if d.tokens is None else d.tokens.tolist(), d.label) if hasattr(d, "text") else d.reason
+            for d in documents
+        ]
+    except UserError as error:
+        check_message(error)
+        return re.sub("0x[0-9a-f]+", "0x", str(error))  # numpy names nodes by their address

@@ -154,3 +154,10 @@ def test_parts_are_independent_of_each_other_and_of_the_batch():
     alone = rows_of(noise, slice(7, 8)).split(parts)
     assert torch.equal(alone.keys, split.keys[7 * parts : 8 * parts])
     assert torch.equal(alone.strata, split.strata[7 * parts : 8 * parts])
+
+
+def test_streams_at_once_are_those_one_by_one():
+    noise = requests(5, seed=3)
+    one_by_one = torch.stack([noise.derive(stream).uniform() for stream in range(7)])
+    assert torch.equal(noise.uniform_of_streams(7), one_by_one)
+    assert noise.uniform_of_streams(0).shape == (0, 5)

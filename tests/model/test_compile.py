@@ -53,7 +53,7 @@ def graphs(monkeypatch):
         return aot_eager(graph, inputs)
 
     torch._dynamo.reset()
-    monkeypatch.setattr(torch, "compile", lambda function: compile(function, backend=backend))
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compile(function, backend=backend, **options))
     yield found
     torch._dynamo.reset()
 
@@ -77,6 +77,40 @@ def test_compiled_blocks_share_one_graph_and_give_the_same_gradients(graphs, kin
     assert len(graphs) == 1
     names = {node.name for node in graphs[0].graph.nodes}
     assert ("tag_activation_checkpoint" in names) == (how != "none")  # else the compiler would not know what to keep
+
+
+def train_on(net, batch, n):
+    torch.manual_seed(1)
+    net.train()(tokens_of(batch, n)).square().sum().backward()
+
+
+def tokens_of(batch, n):
+    return torch.randint(11, (batch, n), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("kind", "how"), [(Encoder, "none"), (Decoder, "full")])
+def test_every_shape_has_one_static_graph(graphs, kind, how):
+    net = small_net(kind, compile=True, activation_checkpointing=how)
+    shapes = [(2, N), (2, 7), (1, N)]
+    for round in range(2):
+        for number, shape in enumerate(shapes):
+            train_on(net, *shape)
+            assert len(graphs) == (number + 1 if round == 0 else len(shapes))
+    inputs = [node.meta["example_value"] for graph in graphs for node in graph.graph.find_nodes(op="placeholder")]
+    assert len(inputs) > len(shapes)
+    assert {type(size) for each in inputs for size in getattr(each, "shape", [each])} == {int}  # and no symbol
+
+
+def test_evaluation_between_steps_changes_no_graph(graphs):
+    ar = AutoregressiveWrapper(small_net(Decoder, compile=True))
+    train_on(ar.net, 2, N)
+    ar.eval()(tokens_of(3, 6))
+    ar.generate(tokens(), 3)
+    train_on(ar.net, 2, N)
+    with torch.no_grad():
+        ar.net.train()(tokens_of(4, 5))
+    train_on(ar.net, 2, N)
+    assert len(graphs) == 1
 
 
 def test_evaluation_and_generation_run_uncompiled(graphs):

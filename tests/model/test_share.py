@@ -97,16 +97,13 @@ def test_the_z_loss_is_that_of_all_heads(tokens) -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
-def test_places_in_a_part(size) -> None:
+def test_positions_in_the_whole_of_those_in_a_part(size) -> None:
     values = torch.arange(4 * N).view(4, N)
-    places = torch.tensor([0, 3, 4, 5, 11, 12, 17, 23, 30, 47])
-    found = []
     for rank in range(size):
         share = SequenceShare(rank, size, lambda values: values)
-        mine, of_part = share.places(places, N)
-        assert torch.equal(share.part(values).flatten()[of_part], values.flatten()[mine])
-        found += mine.tolist()
-    assert sorted(found) == places.tolist()
+        part = share.part(values)
+        found = share.in_whole(torch.arange(part.numel()), N)
+        assert torch.equal(values.flatten()[found], part.flatten())
 
 
 def test_what_cannot_be_shared_is_refused(tokens) -> None:

@@ -38,12 +38,19 @@ class Batch:
     padded: bool = field(init=False)
     """Whether any sample is shorter than n; kept on the host, so that reading it never waits for a device."""
 
+    on_host: "Batch | None" = field(init=False, default=None)
+    """The batch on the CPU that this one was copied from to a device, to ask what its samples hold without waiting for
+    the device; None for one that has not been moved."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "padded", bool((self.lengths < self.tokens.shape[1]).any()))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Batch":
         """Return the batch on a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+        if self.tokens.device.type == "cpu" and moved.tokens.device.type != "cpu":
+            object.__setattr__(moved, "on_host", self)
+        return moved
 
     def pin_memory(self) -> "Batch":
         """Return the batch in page-locked memory."""

@@ -1,74 +1,28 @@
-"""Every name of a library that `object_stores` uses although it is not public, and why no public one serves.
+"""The private names of fsspec, s3fs and gcsfs that `object_stores` uses, with the versions they were checked against.
 
-A test fails with the names that an installed version lacks. Check the uses in `object_stores` against the source of a
-new version before it is adopted.
+Each entry is a class by its dotted name, and its attributes. A test fails with those that an installed version lacks,
+and with private names in the code that are not listed. Before another version is adopted, compare the uses in
+`object_stores` with its source.
 """
 
-from typing import NamedTuple
+FSSPEC_VERSION = "2026.9.0"
 
+FSSPEC: dict[str, tuple[str, ...]] = {
+    # lists objects: the documented coroutine behind `glob`, which itself runs in a thread that never ends
+    "fsspec.asyn.AsyncFileSystem": ("_glob",),
+}
 
-class PrivateName(NamedTuple):
-    """A name of a library that is not public.
+S3FS_VERSION = "2026.9.0"
 
-    Attributes:
-        owner: the module and class that have it, as "module:Class".
-        name: the attribute.
-        reason: what it is used for, and why a public name does not serve.
-    """
+S3FS: dict[str, tuple[str, ...]] = {
+    # reads an object in one request, with the arguments that the file system was given: the public `open_async`
+    # ignores versions, and `open` asks for one range after the other
+    "s3fs.core.S3FileSystem": ("_call_s3",),
+}
 
-    owner: str
-    name: str
-    reason: str
+GCSFS_VERSION = "2026.10.1"
 
-
-class Library(NamedTuple):
-    """A library and its private names in use.
-
-    Attributes:
-        distribution: its name for pip.
-        checked_version: the version whose source the uses were checked against.
-        names: what is used.
-    """
-
-    distribution: str
-    checked_version: str
-    names: tuple[PrivateName, ...]
-
-
-LIBRARIES = (
-    Library(
-        "fsspec",
-        "2026.9.0",
-        (
-            PrivateName(
-                "fsspec.asyn:AsyncFileSystem",
-                "_glob",
-                "lists objects: the documented coroutine behind `glob`, which runs in a thread that never ends",
-            ),
-        ),
-    ),
-    Library(
-        "s3fs",
-        "2026.9.0",
-        (
-            PrivateName(
-                "s3fs.core:S3FileSystem",
-                "_call_s3",
-                "reads an object in one request with the file system's own arguments: `open_async` ignores versions, "
-                "`open` asks for many ranges",
-            ),
-        ),
-    ),
-    Library(
-        "gcsfs",
-        "2026.10.1",
-        (
-            PrivateName(
-                "gcsfs.core:GCSFileSystem", "_set_session", "opens the session: there is no public coroutine for it"
-            ),
-            PrivateName(
-                "gcsfs.core:GCSFileSystem", "_get_params", "who pays for a request: no public name makes the parameter"
-            ),
-        ),
-    ),
-)
+GCSFS: dict[str, tuple[str, ...]] = {
+    # open the session, and say who pays for a request: no public coroutine of gcsfs reads an object in one request
+    "gcsfs.core.GCSFileSystem": ("_set_session", "_get_params"),
+}

@@ -39,9 +39,10 @@ class Averaging(torch.optim.Optimizer):
         super().step()
         for weight, average in zip(stepped, averages):
             state = self.state[weight]
-            # computed on the device, which is not waited for
             fraction = (9.0 / (10.0 + state["step"])).clamp(min=1.0 - self.decay)
-            average.lerp_(weight.float(), fraction.to(average))
+            # no copy of it between host and device, which would wait
+            fraction = fraction.to(average) if fraction.is_cuda else average.new_full((), float(fraction))
+            average.lerp_(weight.float(), fraction)
             state[EMA] = average
         return loss
 

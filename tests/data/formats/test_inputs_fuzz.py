@@ -3,7 +3,6 @@
 import gzip
 import io
 import random
-import re
 import warnings
 
 import numpy as np
@@ -11,8 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nar_scale.data.formats.inputs import read_piece, split_into_pieces
-from nar_scale.errors import UserError
 from tests.data.formats.npys import NPYS
 from tests.data.formats.tars import END, SEEDS, file_member, npy, tar_mutation
 from tests.data.fuzzing import (
@@ -20,8 +17,8 @@ from tests.data.fuzzing import (
     ROUNDS,
     any_mutation,
     bounded,
-    check_message,
     cpu_limit,
+    documents_or_refusal,
     fuzz,
     in_child,
     insert,
@@ -78,18 +75,6 @@ json_mutations = mutations(
 )
 
 
-def read_documents(file, piece_bytes):
-    try:
-        documents = [d for piece in split_into_pieces(file, piece_bytes) for d in read_piece(piece)]
-        return [
-            (d.text, None if d.tokens is None else d.tokens.tolist(), d.label) if hasattr(d, "text") else d.reason
-            for d in documents
-        ]
-    except UserError as error:
-        check_message(error)
-        return re.sub("0x[0-9a-f]+", "0x", str(error))  # numpy names nodes by their address
-
-
 @pytest.mark.parametrize("name", CORPORA)
 @given(data=st.data())
 @fuzz(60)
@@ -101,10 +86,10 @@ def test_a_mutated_input_is_read_or_refused(directory, name, data):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with bounded(len(content), factor=64, constant=8 * MIB):
-            found = read_documents(file, 1 << 20)
+            found = documents_or_refusal(file, 1 << 20)
         with cpu_limit():
-            assert read_documents(file, 1 << 20) == found
-            assert isinstance(found, str) or name == "a.npz" or read_documents(file, 7) == found
+            assert documents_or_refusal(file, 1 << 20) == found
+            assert isinstance(found, str) or name == "a.npz" or documents_or_refusal(file, 7) == found
 
 
 @given(data=st.data())
@@ -114,7 +99,7 @@ def test_a_mutated_zst_is_read_or_refused(directory, data):
     file = directory / "a.jsonl.zst"
     file.write_bytes(content)
     with bounded(len(content), factor=64, constant=24 * MIB):
-        read_documents(file, MIB)
+        documents_or_refusal(file, MIB)
 
 
 def test_a_mutated_parquet_is_read_or_refused(tmp_path):
@@ -138,7 +123,7 @@ def test_a_mutated_parquet_is_read_or_refused(tmp_path):
         for content in contents:
             file.write_bytes(content)
             with cpu_limit():
-                read_documents(file, MIB)
+                documents_or_refusal(file, MIB)
         return "done"
 
     # in another process, for Arrow is C++ and has been seen to end it

@@ -76,7 +76,7 @@ def test_numbers_of_a_split(tmp_path):
     lines = [" ".join(line.split()) for line in str(result).splitlines()]
     assert lines[1] == "all shards have the digests in their indices"
     assert "lengths 1 to 4, 2.8 on average, 4 allowed" in lines
-    assert "unused 4 tokens: 4, 6 to 8" in lines
+    assert "unused 4 tokens: 4, 6-8" in lines
     assert "used 6 of 10 tokens" in lines
     assert lines[-6:-4] == ["3 50.00%", "1 21.43%"]
     assert f"checksum {split.checksum}" in lines

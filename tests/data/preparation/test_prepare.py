@@ -146,7 +146,7 @@ def test_an_unreadable_folder_is_named_and_not_passed_over(corpus, tmp_path, mon
 def expected_samples(corpus, output, split_of, seq_len, **settings):
     """The tokens of each sample of each split, unit by unit, in a few lines of Python."""
     samples = {"train": [], "validation": []}
-    for unit in plan_dataset([corpus], output, seq_len=seq_len, workers=1, **settings).units:
+    for unit in plan_dataset([corpus], output, seq_len=seq_len, workers=1, **settings).work_items:
         joined = {"train": [], "validation": []}
         for piece in unit.pieces:
             for source in read_piece(piece):
@@ -172,7 +172,7 @@ def test_shards_hold_as_many_samples_as_asked_for_and_keys_are_unique(corpus, tm
     made(corpus, tmp_path / "data", samples_per_shard=7, unit_bytes=4000)
     index = DatasetIndex.open(tmp_path / "data", "train/*.tar", progress=False)
     assert index.counts.max() == 7
-    assert (index.counts < 7).sum() <= len(plan_dataset([corpus], tmp_path, seq_len=64, unit_bytes=4000).units)
+    assert (index.counts < 7).sum() <= len(plan_dataset([corpus], tmp_path, seq_len=64, unit_bytes=4000).work_items)
     keys = [index.name(number).rsplit(maxsplit=1)[1] for number in range(index.num_samples)]
     assert keys == sorted(set(keys))
 

@@ -1,4 +1,4 @@
-"""The private names of libraries: all that are used are listed, and the installed versions have them."""
+"""Private names of the libraries for remote storage: those in use are listed, and installed versions have them."""
 
 import ast
 import inspect
@@ -9,34 +9,40 @@ from pathlib import Path
 import pytest
 
 import nar_scale.data
-from nar_scale.data.storage.private_names import LIBRARIES
+from nar_scale.data.storage.private_names import FSSPEC, FSSPEC_VERSION, GCSFS, GCSFS_VERSION, S3FS, S3FS_VERSION
 
 PACKAGE = Path(nar_scale.data.__file__).parent
-OWN = ("self", "cls")
+TABLES = {"fsspec": (FSSPEC, FSSPEC_VERSION), "s3fs": (S3FS, S3FS_VERSION), "gcsfs": (GCSFS, GCSFS_VERSION)}
 PUBLIC = {"_exit", "_asdict", "_replace"}  # of os and of named tuples, documented
 
 
-def owner_of(name):
-    module, _, attribute = name.owner.partition(":")
-    return getattr(import_module(module), attribute)
+def class_of(dotted):
+    module, _, name = dotted.rpartition(".")
+    return getattr(import_module(module), name)
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.distribution)
-def test_the_installed_version_has_the_names(library):
-    pytest.importorskip(library.distribution)
-    missing = [f"{n.owner}.{n.name}" for n in library.names if not hasattr(owner_of(n), n.name)]
-    assert not missing, (
-        f"{library.distribution} {version(library.distribution)} lacks {', '.join(missing)}, which "
-        f"{library.checked_version} had: see nar_scale/data/storage/private_names.py"
-    )
+def missing(table):
+    return [f"{owner}.{name}" for owner, names in table.items() for name in names if not hasattr(class_of(owner), name)]
 
 
-@pytest.mark.parametrize("library", LIBRARIES, ids=lambda library: library.distribution)
-def test_coroutines_are_still_coroutines(library):
-    pytest.importorskip(library.distribution)
-    for name in library.names:
-        if name.name != "_get_params":
-            assert inspect.iscoroutinefunction(getattr(owner_of(name), name.name)), name
+@pytest.mark.parametrize("library", TABLES)
+def test_the_installed_version_has_every_name(library):
+    pytest.importorskip(library)
+    table, checked = TABLES[library]
+    assert missing(table) == [], f"gone from {library} {version(library)}; the uses were checked against {checked}"
+
+
+def test_a_name_that_is_gone_is_named():
+    pytest.importorskip("fsspec")
+    assert missing({"fsspec.asyn.AsyncFileSystem": ("_glob", "_gone")}) == ["fsspec.asyn.AsyncFileSystem._gone"]
+
+
+@pytest.mark.parametrize("library", TABLES)
+def test_what_is_awaited_is_a_coroutine(library):
+    pytest.importorskip(library)
+    for owner, names in TABLES[library][0].items():
+        for name in names:
+            assert inspect.iscoroutinefunction(getattr(class_of(owner), name)) == (name != "_get_params"), name
 
 
 def private_names_used():
@@ -47,12 +53,11 @@ def private_names_used():
     own |= {
         node.attr
         for node in nodes
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in OWN
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
     }
     attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
     return {name for name in attributes - own if name.startswith("_") and not name.startswith("__")} - PUBLIC
 
 
 def test_every_private_name_that_is_used_is_listed():
-    listed = {name.name for library in LIBRARIES for name in library.names}
-    assert private_names_used() == listed
+    assert private_names_used() == {name for table, _ in TABLES.values() for names in table.values() for name in names}

@@ -1,0 +1,96 @@
+"""The tokens of a batch that a loss is computed of, found without waiting for the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nar_scale.model import WHOLE, SequenceShare
+from nar_scale.objectives.terms import require
+
+IGNORED = -100
+"""The answer to no question: `torch.nn.functional.cross_entropy` gives it a loss and a gradient of 0."""
+
+_TILE = 128  # matrix products are no quicker for fewer rows than this
+_SHAPES = 32  # most numbers of slots that occur for batches of one size
+_SPARE = 16  # sequences of which a GPU may mask one token more: its cosine is rounded in another way
+
+
+@dataclass(frozen=True)
+class PredictedTokens:
+    """Where the predicted tokens stand in the flattened batch `[batch, n]`, in order.
+
+    On a GPU there are more slots than tokens: their number must be known before the device has counted, and only a
+    few different numbers occur, so that memory and kernels fit again. Empty slots name the last token of the batch,
+    are answered with `IGNORED` and weigh nothing.
+
+    Attributes:
+        positions: int64 `[slots]`, positions in the flattened batch.
+        of_part: int64 `[slots]`, positions in this rank's part of the flattened batch, if ranks share sequences.
+        filled: bool `[slots]`, false for empty slots, which come last.
+        total: batch * n.
+    """
+
+    positions: Tensor
+    of_part: Tensor
+    filled: Tensor
+    total: int
+
+    @classmethod
+    def of(cls, predicted: Tensor, share: SequenceShare = WHOLE, slots: int | None = None) -> PredictedTokens:
+        """Find the tokens.
+
+        Args:
+            predicted: bool `[batch, n]`, true for the tokens to predict.
+            share: this rank's part of the sequences; only the tokens in it are found.
+            slots: how many tokens there are at most, from `slots_for`; if not given, the host waits for the device to
+                count them.
+
+        Raises:
+            RuntimeError: from the device, if there are more tokens than slots.
+        """
+        flat = share.part(predicted).flatten()
+        last = max(flat.numel() - 1, 0)
+        if slots is None:
+            of_part = flat.nonzero()[:, 0]
+            filled = torch.ones_like(of_part, dtype=torch.bool)
+        else:
+            require(flat.sum() <= slots, f"more than {slots} tokens are to be predicted")
+            of_part = flat.nonzero_static(size=slots, fill_value=last + 1)[:, 0]
+            filled = of_part <= last
+            of_part = of_part.clamp(max=last)
+        return cls(share.in_whole(of_part, predicted.shape[1]), of_part, filled, predicted.numel())
+
+    def select(self, values: Tensor) -> Tensor:
+        """Values `[batch, n, ...]` of the tokens, `[slots, ...]`."""
+        return values.flatten(0, 1).index_select(0, self.positions)
+
+    def select_of_part(self, values: Tensor) -> Tensor:
+        """Values of this rank's part of the batch, `[batch, n / ranks, ...]`, `[slots, ...]`."""
+        return values.flatten(0, 1).index_select(0, self.of_part)
+
+    def answers(self, tokens: Tensor) -> Tensor:
+        """The tokens themselves, int64 `[slots]`; `IGNORED` in empty slots."""
+        return self.select(tokens).masked_fill(~self.filled, IGNORED)
+
+    def rows(self, count: int) -> Tensor:
+        """Which of `count` equally long rows each token stands in, int64 `[slots]`; the last for empty slots."""
+        return self.positions // max(1, self.total // count)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """One value of each row, `[rows]`, for each of its tokens, `[slots]`; 0 in empty slots."""
+        return values.index_select(0, self.rows(len(values))).masked_fill(~self.filled, 0)
+
+    def replace_in(self, tokens: Tensor, new: Tensor) -> Tensor:
+        """A copy of the batch `[batch, n]` with `new`, `[slots]`, in the place of the tokens."""
+        padded = torch.cat((tokens.flatten(), tokens.new_zeros(1)))  # empty slots write behind the end
+        positions = self.positions.masked_fill(~self.filled, self.total)
+        return padded.index_copy_(0, positions, new)[:-1].view_as(tokens)
+
+
+def slots_for(count: Tensor, total: int) -> int:
+    """Slots for `count` of `total` tokens, an int64 scalar on the CPU: a few more, so that few numbers occur."""
+    step = max(1, -(-total // (_SHAPES * _TILE))) * _TILE
+    return min(total, -(-(int(count) + _SPARE) // step) * step)
