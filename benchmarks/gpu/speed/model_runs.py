@@ -76,7 +76,6 @@ class ModelRuns:
             speed = self._try(model, size, trace)
             if speed is not None:
                 break
-            self.attempts.record.note(f"{model.name}: micro-batches of {size} do not fit")
             size = smaller_one(size) or size
         else:
             raise MemoryError(f"micro-batches of {size} do not fit")
@@ -89,24 +88,29 @@ class ModelRuns:
             self._record_breakdown(model, speed, trace)
 
     def measure_larger(self, model: Model) -> None:
-        """Train again with a larger micro-batch, which the first run has shown to fit, and keep what is faster."""
-        size = self.larger[model.name]
-        before = float(self.attempts.record.measurements[f"{model.name} training"]["value"])
-        speed = self._run(model, size)
-        rate = speed.tokens / statistics.median(speed.seconds)
-        self.attempts.record.note(
-            f"{model.name}: micro-batches of {size} give {rate:.0f} tokens/s, those before {before:.0f}"
-        )
-        if rate > before:
-            self._record(model, size, speed, estimated_bytes(self._config(model, size)))
+        """Train again with larger micro-batches, which should fit by what the first run took; keep what is faster."""
+        record = self.attempts.record
+        before = record.measurements[f"{model.name} training"]
+        size: int | None = self.larger[model.name]
+        while size is not None and size > before["micro_batch"]:
+            speed = self._try(model, size)
+            if speed is not None:
+                rate = speed.tokens / statistics.median(speed.seconds)
+                speeds = f"{rate:.0f} tokens/s, those of {before['micro_batch']} {before['value']:.0f}"
+                record.note(f"{model.name}: micro-batches of {size} give {speeds}")
+                if rate > before["value"]:
+                    self._record(model, size, speed, estimated_bytes(self._config(model, size)))
+                return
+            size = smaller_one(size)
 
-    def _try(self, model: Model, size: int, trace: Path | None) -> StepSpeed | None:
-        """None if the memory does not suffice."""
+    def _try(self, model: Model, size: int, trace: Path | None = None) -> StepSpeed | None:
+        """None, and a note, if the memory does not suffice; an exception with the smallest size."""
         try:
             return self._run(model, size, trace)
         except Exception as error:
             if size == min(model.sizes) or not is_out_of_memory(error):
                 raise
+        self.attempts.record.note(f"{model.name}: micro-batches of {size} do not fit")
         release_memory(self.world.device)
         return None
 
