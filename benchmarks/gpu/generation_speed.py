@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,6 @@ GOAL = 4.0
 ROUNDS = 3
 SECONDS: dict[Objective, float] = {"AR": 10.0, "NAR": 3.0}  # that a batch takes on an H100
 COMPILE_SECONDS = 25.0
-OFFERS_COMPILATION = "compile" in signature(AutoregressiveWrapper.generate).parameters
 
 
 @dataclass(frozen=True)
@@ -98,11 +96,7 @@ def measure(attempts: Attempts, scale: Scale) -> None:
         ("AR", small, (1, 16), True),
         ("NAR", small, (1, 16), True),
     ]
-    if not OFFERS_COMPILATION:
-        attempts.record.note("Ours is not measured compiled, as `generate` does not offer it.")
     for objective, vocabulary, batches, compiled in order:
-        if compiled and not OFFERS_COMPILATION:
-            continue
         comparison = Comparison(attempts, scale, objective, replace(scale.shape, vocabulary=vocabulary), compiled)
         what = f"{objective} generation, vocabulary {vocabulary}{', compiled' if compiled else ''}"
         needed = len(batches) * (SECONDS[objective] + compiled * COMPILE_SECONDS)
