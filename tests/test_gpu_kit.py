@@ -349,11 +349,11 @@ def test_the_data_set_is_the_same_each_time(tmp_path: Path) -> None:
     assert kit.gather_data(tmp_path / "one", documents=21, seq_len=256)  # another is wanted now
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_a_rehearsal_of_all_stages(tmp_path: Path) -> None:
     write_wheel(tmp_path / "kit" / "wheels", "kit_probe")
     kit.gather_data(tmp_path / "kit" / "data", documents=30)
-    command = ["bash", "benchmarks/gpu.sh", "--rehearse", "--seconds", "580"]
+    command = ["bash", "benchmarks/gpu.sh", "--rehearse", "--seconds", "2000"]  # room for a busy machine
     command += ["--kit", str(tmp_path / "kit"), "--output", str(tmp_path / "output")]
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(

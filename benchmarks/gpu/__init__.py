@@ -17,8 +17,8 @@ What a stage keeps to:
 - FILE.json is an object {"measurements": [...], "notes": [...]}, rewritten atomically after every single measurement,
   so that a stage which is killed loses nothing. A measurement is {"name": str, "value": number or str, "unit": str} and
   any further keys (shapes, seconds, messages) that JSON can hold; its name is unique within the stage. One with
-  "headline": true also stands in the short table that ends the command's output: at most 10 a stage. A note is a
-  sentence for the reader.
+  "headline": true also stands in the short table that ends the command's output, at most 10 a stage, and there with its
+  "goal" and whether that is "reached", where it has one. A note is a sentence for the reader.
 - The most valuable measurement comes first, as time may end. N is the stage's time in seconds, its start included; it
   plans to be done in less, as its whole process group is killed then.
 - Exit status 0: all was measured. Anything else: something failed, and the end of its output, which the runner keeps

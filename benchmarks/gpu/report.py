@@ -74,6 +74,12 @@ def _row(measurement: Result) -> str:
     return f"| {' | '.join(cell.replace('|', '/').replace(chr(10), ' ') for cell in cells)} |"
 
 
+def _goal(measurement: Result) -> str:
+    if "goal" not in measurement:
+        return ""
+    return f" (goal {measurement['goal']:g}, {'reached' if measurement['reached'] else 'not reached'})"
+
+
 def _number(value: Any) -> str:
     if isinstance(value, float) and abs(value) < 1000:
         return f"{value:.4g}"
@@ -94,7 +100,8 @@ def summary(results: Sequence[Result]) -> str:
         for one in result["measurements"]:
             if one.get("headline"):
                 earlier = " (earlier)" if "earlier" in one else ""
-                headlines.append(f"{result['stage']}: {one['name']}: {_number(one['value'])} {one['unit']}{earlier}")
+                figure = f"{result['stage']}: {one['name']}: {_number(one['value'])} {one['unit']}"
+                headlines.append(f"{figure}{_goal(one)}{earlier}")
     space = MAX_LINES - len(lines)
     if len(headlines) > space:
         headlines = [*headlines[: space - 1], f"and {len(headlines) - space + 1} more in {TABLE}"]

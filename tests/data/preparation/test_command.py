@@ -204,7 +204,7 @@ def test_damaged_shards_do_not_keep_others_from_their_indices(tmp_path, capsys, 
         "prepare: error: the name of a folder",
     ]
     assert (folder / "2.tar.index").exists()
-    monkeypatch.setattr("MAX_FAULTS", 1)
+    monkeypatch.setattr(launcher, "MAX_FAULTS", 1)
     assert launcher.main(["--index", str(folder), "--workers", "1"]) == 2
     assert capsys.readouterr().err.splitlines()[1:][0].startswith("prepare: error: 1 more ")
 
