@@ -37,6 +37,7 @@ WHEELS = (
     "loguru",
     "pydantic",
     "pydantic-core",
+    "tenacity",
     "torch-einops-utils",
     "typing-extensions",
     "typing-inspection",
@@ -46,6 +47,7 @@ WHEELS = (
 BUILT = "deepspeed"
 # what wheels of the kit and nar_scale need and a GPU machine brings along with torch
 ALREADY_THERE = (
+    "filelock",
     "msgpack",
     "ninja",
     "numpy",
