@@ -42,8 +42,8 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
     - weights: P b; P b / R under ZeRO 3, where the two largest blocks are also there whole, and P b / hpz more with a
       secondary partition.
     - gradients: P b under ZeRO 0 and 1, and P float32 more where ZeRO 1 sums in that beside bfloat16; under ZeRO 2
-      and 3 P / R elements of `grad_accum_dtype`. In buckets they are reduced, each of at most P elements: one under
-      ZeRO 3, and two under ZeRO 1 and 2, where one is filled while the other is reduced.
+      and 3 P / R elements of `grad_accum_dtype`. In buckets they are reduced, each of at most P elements: one, or
+      under ZeRO 1 and 2 with `overlap_comm` two, of which one is filled while the other is reduced.
     - master weights: P / R elements of float32 (or of bfloat16 if so configured), P under ZeRO 0; none where
       weights are of that type and stepped themselves, under ZeRO 0, and under ZeRO 3 without offload.
     - moments: two such copies for AdamW, one for Lion and for what Muon moves; the moving average is one in float32.
@@ -77,8 +77,9 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
     else:
         gradients = [Part("gradients", shard * accumulated, optimizer_place)]
     if stage > 0 and not apart:
-        bucket = min(parameters, resolved["zero_optimization"]["reduce_bucket_size"])
-        gradients.append(Part("gradient buckets", bucket * width * (1 if stage == 3 else 2)))
+        zero = resolved["zero_optimization"]
+        buckets = 2 if stage < 3 and zero["overlap_comm"] else 1
+        gradients.append(Part("gradient buckets", buckets * min(parameters, zero["reduce_bucket_size"]) * width))
     stepped_itself = width == master_width and (stage == 0 or (stage == 3 and optimizer_place == "device"))
     masters = [] if stepped_itself else [Part("master weights", shard * master_width, optimizer_place)]
     moments = [Part("moments", _moments(wrapper, config) * shard * master_width, optimizer_place)]
