@@ -16,13 +16,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where tests run in several processes, a file stays together, as do those that need the one SLURM cluster."""
+    """Where tests run in several processes, a file stays together, as do those that need the one cluster or GPU."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "slurm" if "slurm/" in file else file
+            together = ("tests/slurm/", "tests/gpu/")
+            return next((directory for directory in together if file.startswith(directory)), file)
 
     config.option.loadscopereorder = False  # by number of tests
     return Scheduling(config, log)

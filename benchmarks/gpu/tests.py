@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from typing import Any
@@ -26,7 +27,7 @@ class Recorder:
             return
         self.outcomes[report.outcome] += 1
         name = report.nodeid.removeprefix(f"{DIRECTORY}/")
-        extras: dict[str, Any] = {"seconds": round(report.duration, 2)}
+        extras: dict[str, Any] = {"seconds": round(report.duration, 2), **dict(report.user_properties)}
         if report.outcome == "skipped" and isinstance(report.longrepr, tuple):
             extras["message"] = report.longrepr[2]
         elif report.outcome == "failed":
@@ -40,6 +41,8 @@ class Recorder:
 def main() -> int:
     arguments = stage.arguments(__doc__)
     recorder = Recorder(stage.Record(arguments.output))
+    if arguments.rehearse:
+        os.environ["NAR_SCALE_GPU_TESTS"] = "rehearse-one"
     return int(pytest.main([DIRECTORY, "--verbose", "-p", "no:cacheprovider"], plugins=[recorder]))
 
 

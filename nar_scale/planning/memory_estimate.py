@@ -42,12 +42,14 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
     - weights: P b; P b / R under ZeRO 3, where the two largest blocks are also there whole, and P b / hpz more with a
       secondary partition.
     - gradients: P b under ZeRO 0 and 1, and P float32 more where ZeRO 1 sums in that beside bfloat16; under ZeRO 2
-      and 3 P / R elements of `grad_accum_dtype` and the bucket that is being reduced, at most P elements.
+      and 3 P / R elements of `grad_accum_dtype`. In buckets they are reduced, each of at most P elements: one, or
+      under ZeRO 1 and 2 with `overlap_comm` two, of which one is filled while the other is reduced.
     - master weights: P / R elements of float32 (or of bfloat16 if so configured), P under ZeRO 0; none where
       weights are of that type and stepped themselves, under ZeRO 0, and under ZeRO 3 without offload.
     - moments: two such copies for AdamW, one for Lion and for what Muon moves; the moving average is one in float32.
     - activations: see `activation_elements`, b bytes an element, and one chunk of logits in compute precision and
-      twice, with its gradient, in float32.
+      twice, with its gradient, in float32; or if that is more what is computed again for one block, and half as much
+      for its gradients.
 
     Not counted are CUDA's own memory (about 0.5 GiB), NCCL's buffers, fragmentation, and copies of the data.
 
@@ -69,12 +71,15 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
         weights = [Part("weights", shard * width, weights_place), Part("gathered weights", 2 * block * width)]
         if config.zero.hpz_partition_size > 1:
             weights.append(Part("secondary weights", parameters * width / config.zero.hpz_partition_size))
+    apart = stage == 1 and accumulated > width and optimizer_place == "device"
     if stage < 2:
-        apart = stage == 1 and accumulated > width and optimizer_place == "device"
         gradients = [Part("gradients", parameters * (width + apart * accumulated))]
     else:
-        bucket = min(parameters, resolved["zero_optimization"]["reduce_bucket_size"])
-        gradients = [Part("gradients", shard * accumulated, optimizer_place), Part("gradient bucket", bucket * width)]
+        gradients = [Part("gradients", shard * accumulated, optimizer_place)]
+    if stage > 0 and not apart:
+        zero = resolved["zero_optimization"]
+        buckets = 2 if stage < 3 and zero["overlap_comm"] else 1
+        gradients.append(Part("gradient buckets", buckets * min(parameters, zero["reduce_bucket_size"]) * width))
     stepped_itself = width == master_width and (stage == 0 or (stage == 3 and optimizer_place == "device"))
     masters = [] if stepped_itself else [Part("master weights", shard * master_width, optimizer_place)]
     moments = [Part("moments", _moments(wrapper, config) * shard * master_width, optimizer_place)]
@@ -82,8 +87,8 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
     return [*weights, *gradients, *masters, *moments, *average, *_activations(wrapper, config, width)]
 
 
-def activation_elements(config: Config, tokens: int) -> float:
-    """Elements that the blocks keep of so many tokens for the backward pass.
+def activation_elements(config: Config, tokens: int) -> tuple[float, float]:
+    """Elements that the blocks keep of so many tokens for the backward pass, and that it computes again at a time.
 
     A block of width d, with a channels in its queries, k in its keys, and h hidden ones, keeps of each token, where g
     is 1 for a gated feed-forward layer and 0 for another,
@@ -93,7 +98,7 @@ def activation_elements(config: Config, tokens: int) -> float:
     elements: inputs and results of its two norms, queries, keys, values and twice what attention gives, and around the
     feed-forward's activation its input and result and where it is gated the gate and the product. To those come, with
     normed queries and keys, a + k. `selective` recomputation keeps the inputs of norms and results of matrix products,
-    4 d + 3 a + 2 k + (1 + g) h; `full` keeps the block's input, d, and needs one block's all at a time.
+    4 d + 3 a + 2 k + (1 + g) h; `full` keeps the block's input, d. What is not kept is there of one block at a time.
     """
     model = config.model
     channels = model.dim_head or model.dim // model.heads
@@ -102,11 +107,11 @@ def activation_elements(config: Config, tokens: int) -> float:
     hidden = model.feedforward_dim or hidden_width(model.dim, model.feedforward_mult, model.feedforward)
     block = 4 * model.dim + 3 * queries + 2 * keys + (2 + 2 * gated) * hidden + model.qk_norm * (queries + keys)
     if model.activation_checkpointing == "full":
-        return tokens * (model.depth * model.dim + block)
+        return tokens * model.depth * model.dim, tokens * block
     if model.activation_checkpointing == "selective":
         kept = 4 * model.dim + 3 * queries + 2 * keys + (1 + gated) * hidden
-        return tokens * (model.depth * kept + block - kept)
-    return tokens * model.depth * block
+        return tokens * model.depth * kept, tokens * (block - kept)
+    return tokens * model.depth * block, 0
 
 
 def _activations(wrapper: nn.Module, config: Config, width: int) -> list[Part]:
@@ -114,11 +119,11 @@ def _activations(wrapper: nn.Module, config: Config, width: int) -> list[Part]:
     tokens = training.micro_batch_size * config.model.max_seq_len // training.sequence_parallel_size
     copies = 2 if config.objective.kind == "block_diffusion" else 1  # the masked and the true one
     around = 3 * net.emb_dim * tokens  # embedding, final norm, and what the head is given
-    logits = min(config.model.logits_chunk_size, tokens * net.num_tokens)
-    return [
-        Part("activations", (activation_elements(config, copies * tokens) + around) * width),
-        Part("logits", logits * (width + 2 * _FP32)),
-    ]
+    kept, again = activation_elements(config, copies * tokens)
+    logits = min(config.model.logits_chunk_size, tokens * net.num_tokens) * (width + 2 * _FP32)
+    # the logits are gone when the first block is computed again
+    rest = max(0.0, 1.5 * again * width - logits)
+    return [Part("activations", (kept + around) * width + rest), Part("logits", logits)]
 
 
 def _place(offload: str) -> str:

@@ -206,6 +206,14 @@ def test_bytes_of_a_parameter(stage, precision):
     assert {place for _, place in parts.values()} == {"device"}
 
 
+@pytest.mark.parametrize(("stage", "ranks", "buckets"), [(0, 4, 0), (1, 4, 2), (2, 4, 2), (2, 1, 1), (3, 4, 1)])
+def test_gradients_are_reduced_in_buckets(stage, ranks, buckets):
+    parts, parameters = memory(ranks, **{"training.zero_stage": stage})
+    assert parts.get("gradient buckets", (0, "device")) == (buckets * 2 * parameters, "device")
+    capped = {"training.zero_stage": stage, "deepspeed.zero_optimization.reduce_bucket_size": 100}
+    assert memory(ranks, **capped)[0].get("gradient buckets", (0, ""))[0] == buckets * 2 * 100
+
+
 def test_offload_bf16_masters_and_other_optimizers():
     stage_1 = {"training.zero_stage": 1, "deepspeed.data_types.grad_accum_dtype": "fp32"}
     parts, parameters = memory(2, **stage_1)

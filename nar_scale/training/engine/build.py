@@ -9,6 +9,7 @@ from typing import Any
 
 from nar_scale.config import Config
 from nar_scale.errors import ConfigError
+from nar_scale.model.parameters import full_size
 from nar_scale.objectives import Objective
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.fragments import find_misplaced_weight
@@ -70,7 +71,7 @@ def build_engine(wrapper: Objective, config: Config, resolved: Mapping[str, Any]
         group["lr"] = 0.0
     with _raw_settings_named(config):
         engine, *_ = deepspeed.initialize(
-            model=wrapper, optimizer=optimizer, config=dict(resolved), dist_init_required=False
+            model=wrapper, optimizer=optimizer, config=_with_small_buckets(resolved, wrapper), dist_init_required=False
         )
     if engine.zero_optimization_stage() == 0:
         # in bf16 and fp16 DeepSpeed has taken a step without gradients, which Adam must not count as its first
@@ -79,6 +80,13 @@ def build_engine(wrapper: Objective, config: Config, resolved: Mapping[str, Any]
         connect_muon(optimizer, engine, world.device)
     _check_layout(engine, world)
     return ZeroEngine(engine, config.optimizer)
+
+
+def _with_small_buckets(resolved: Mapping[str, Any], wrapper: Objective) -> dict[str, Any]:
+    """The configuration with buckets of no more elements than the model has, as DeepSpeed allocates them whole."""
+    zero = resolved["zero_optimization"]
+    size = min(zero["reduce_bucket_size"], sum(map(full_size, wrapper.parameters())))
+    return {**resolved, "zero_optimization": {**zero, "reduce_bucket_size": size}}
 
 
 @contextmanager

@@ -129,8 +129,11 @@ class ZeroEngine:
                 the step is skipped on all ranks.
             last: whether it is the last micro-batch of the step.
         """
-        self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(with_non_finite_gradient(loss), scale_wrt_gas=False)
+        engine = self._engine
+        engine.set_gradient_accumulation_boundary(last)
+        if self.stage == 0 and engine.fp16_enabled():  # here DeepSpeed divides gradients by a scale that it left out
+            loss = loss.float() * engine.optimizer.loss_scale_config.cur_scale
+        engine.backward(with_non_finite_gradient(loss), scale_wrt_gas=False)
 
     def step(self) -> None:
         """End a micro-batch; after the last of a step, clip the gradient and step the optimizer."""
