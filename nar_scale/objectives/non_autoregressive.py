@@ -21,12 +21,11 @@ from nar_scale.objectives.critic import critic_loss, draw_answers
 from nar_scale.objectives.denoiser import Denoiser
 from nar_scale.objectives.documents import check_documents, within_documents
 from nar_scale.objectives.objective import Samples, evaluating
-from nar_scale.objectives.predicted import PredictedTokens, slots_for
+from nar_scale.objectives.predicted import PredictedTokens, losses_by_masked_fraction, slots_for
 from nar_scale.objectives.terms import Losses, LossTerms, length_mask, on_device, require, sequence_moments
 
 # streams of one sequence's noise; `mask_tokens` derives its own below the first
 _MASK, _SELF_CONDITION, _CRITIC, _DROP_CONDITION = range(100, 104)
-MASK_FRACTION_BINS = 5
 _FILTER_THRES = 0.7  # of x-transformers
 
 
@@ -421,7 +420,7 @@ class NonAutoregressiveWrapper(Denoiser):
             weights.append(self.critic_loss_weight)
         sums, counts = (torch.stack(column) for column in zip(*terms))
         moments = sequence_moments(weighted, predicted.rows(len(tokens)), row_counts)
-        metrics = self._metrics(losses, masked, predicted)
+        metrics = losses_by_masked_fraction(losses, masked, predicted)
         return LossTerms(sums, counts, on_device(weights, sums), metrics, moments)
 
     def _embed(
@@ -447,12 +446,3 @@ class NonAutoregressiveWrapper(Denoiser):
         if not self.use_simple_mdlm_loss_weight:
             return predicted.filled.float()
         return predicted.spread(masked.weights.float())
-
-    @torch.no_grad()
-    def _metrics(self, losses: Tensor, masked: MaskedBatch, predicted: PredictedTokens) -> dict[str, Tensor]:
-        """Cross-entropy of masked tokens by the fraction of the sequence that is masked, in nats."""
-        bins = predicted.spread((masked.counts * MASK_FRACTION_BINS - 1) // masked.lengths.clamp(min=1))
-        totals = losses.new_zeros(MASK_FRACTION_BINS, 2)
-        totals.index_add_(0, bins, torch.stack((losses, predicted.filled.to(losses.dtype)), dim=1))
-        edges = [i / MASK_FRACTION_BINS for i in range(MASK_FRACTION_BINS + 1)]
-        return {f"masked_{low:.1f}_to_{high:.1f}": row for low, high, row in zip(edges, edges[1:], totals)}

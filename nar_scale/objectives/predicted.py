@@ -7,8 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nar_scale.masking import MaskedBatch
 from nar_scale.model import WHOLE, SequenceShare
 from nar_scale.objectives.terms import require
+
+MASK_FRACTION_BINS = 5
 
 IGNORED = -100
 """The answer to no question: `torch.nn.functional.cross_entropy` gives it a loss and a gradient of 0."""
@@ -94,3 +97,23 @@ def slots_for(count: Tensor, total: int) -> int:
     """Slots for `count` of `total` tokens, an int64 scalar on the CPU: a few more, so that few numbers occur."""
     step = max(1, -(-total // (_SHAPES * _TILE))) * _TILE
     return min(total, -(-(int(count) + _SPARE) // step) * step)
+
+
+@torch.no_grad()
+def losses_by_masked_fraction(losses: Tensor, masked: MaskedBatch, predicted: PredictedTokens) -> dict[str, Tensor]:
+    """Sums of cross-entropies by the fraction of the sequence that is masked.
+
+    Args:
+        losses: cross-entropies in nats, `[slots]`; 0 in empty slots.
+        masked: the batch that they belong to.
+        predicted: which slot is which token.
+
+    Returns:
+        By the name of each range of fractions, such as `masked_0.0_to_0.2`: the sum in nats and the number of tokens,
+        `[2]`.
+    """
+    bins = predicted.spread((masked.counts * MASK_FRACTION_BINS - 1) // masked.lengths.clamp(min=1))
+    totals = losses.new_zeros(MASK_FRACTION_BINS, 2)
+    totals.index_add_(0, bins, torch.stack((losses, predicted.filled.to(losses.dtype)), dim=1))
+    edges = [i / MASK_FRACTION_BINS for i in range(MASK_FRACTION_BINS + 1)]
+    return {f"masked_{low:.1f}_to_{high:.1f}": row for low, high, row in zip(edges, edges[1:], totals)}
