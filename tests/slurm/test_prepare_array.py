@@ -75,7 +75,7 @@ def test_real_parts_and_the_merge_after_them_make_the_data_set_of_one_process(cl
     merge = cluster.submit(SCRIPT, *arguments, "--merge", options=(f"--dependency=afterok:{job}",), **submission)
     cluster.wait(merge, timeout=120)
     for part in range(1, 4):
-        assert f"part {part}/3: 4 of 12 units done in data" in cluster.output(f"{job}_{part}")
+        assert f"part {part}/3: 4 of 12 work items done in data" in cluster.output(f"{job}_{part}")
     assert "wrote data" in cluster.output(merge)
     settings = {"seq_len": 64, "validation": 0.3, "unit_bytes": 2000}
     prepare([tmp_path / "corpus"], tmp_path / "alone", **settings, workers=1, progress=False)
