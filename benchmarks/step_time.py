@@ -159,7 +159,7 @@ def load_batches(run: RunView, steps: int) -> list[list[Batch]]:
     return [[next(stream).to(run.world.device) for _ in range(number)] for _ in range(steps)]
 
 
-def bare_steps(engine: Any, batches: list[list[Batch]]) -> None:
+def bare_steps(engine: deepspeed.DeepSpeedEngine, batches: list[list[Batch]]) -> None:
     for micro_batches in batches:
         for batch in micro_batches:
             engine.backward(engine(batch).total())
