@@ -8,16 +8,25 @@ import pytest
 
 
 @contextmanager
-def refused(error: type[Exception] | tuple[type[Exception], ...], *named: object) -> Iterator[None]:
+def refused(
+    error: type[Exception] | tuple[type[Exception], ...], *named: object
+) -> Iterator[pytest.ExceptionInfo[Exception]]:
     """A `with` block that must raise `error`, with a message of one line that contains each of `named`."""
     with pytest.raises(error) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    assert_names(message, *named)
+        yield caught
+    assert_names(str(caught.value), *named)
 
 
 def assert_names(message: str, *named: object) -> None:
-    """Whether a message contains each of `named`, as whole words."""
-    missing = [name for name in map(str, named) if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message)]
+    """Assert that a message of one line contains each of `named` as a whole word or number."""
+    assert "\n" not in message, message
+    missing = [name for name in named if not _contains(message, name)]
     assert not missing, f"{message!r} does not name {missing}"
+
+
+def _contains(message: str, name: object) -> bool:
+    text = str(name)
+    after = r"(?!\w|\.\d)" if isinstance(name, int | float) else r"(?!\w)"
+    before = r"(?<![\w.])" if isinstance(name, int | float) else r"(?<!\w)"
+    pattern = (before if text[0].isalnum() else "") + re.escape(text) + (after if text[-1].isalnum() else "")
+    return re.search(pattern, message) is not None

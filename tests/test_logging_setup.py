@@ -1,4 +1,3 @@
-import logging
 import subprocess
 import sys
 
@@ -39,4 +38,6 @@ def test_a_caller_of_the_library_can_silence_it():
 
 
 def test_importing_sets_nothing_up():
-    assert not logging.getLogger("nar_scale").handlers
+    code = "import logging, nar_scale.logging_setup; print(logging.getLogger('nar_scale').handlers)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["[]"]

@@ -1,15 +1,9 @@
 """A small valid configuration, and variations of it."""
 
 import copy
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import pytest
-
 from nar_scale.config import Config, check_run, validate_config
-from nar_scale.errors import ConfigError
 
 VALUES: dict[str, Any] = {
     "model": {"dim": 16, "depth": 2, "heads": 2, "max_seq_len": 12},
@@ -32,14 +26,3 @@ def config_with(**changes: Any) -> Config:
     config = validate_config(values, "a test")
     check_run(config)
     return config
-
-
-@contextmanager
-def refused(*named: Any) -> Iterator[None]:
-    """What is in here raises a ConfigError, in one line that has each of these keys, values and numbers as a word."""
-    with pytest.raises(ConfigError) as caught:
-        yield
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in map(str, named):
-        assert re.search(rf"(?<![\w.]){re.escape(word)}(?!\w|\.\w)", message), f"no {word!r} in {message!r}"

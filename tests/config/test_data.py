@@ -3,8 +3,10 @@
 import pytest
 
 from nar_scale.config import dump_config, load_config, validate_config
+from nar_scale.errors import ConfigError
+from tests.errors import refused
 
-from .helpers import VALUES, refused
+from .helpers import VALUES
 
 
 def data_config(**data):
@@ -44,7 +46,7 @@ def weighted(**weights):
     ],
 )
 def test_what_does_not_go_together_is_refused(data, named):
-    with refused(*named):
+    with refused(ConfigError, *named):
         data_config(**data)
 
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from nar_scale.config import gradient_accumulation_steps, resolve_deepspeed_config
+from nar_scale.errors import ConfigError
+from tests.errors import refused
 
-from .helpers import config_with, refused
+from .helpers import config_with
 
 
 @pytest.mark.parametrize(("world_size", "steps"), [(1, 4), (2, 2), (4, 1)])
@@ -22,7 +24,7 @@ def test_accumulation_follows_from_the_batch(world_size, steps):
 
 @pytest.mark.parametrize(("world_size", "nearest"), [(3, "6 or 12"), (8, "16"), (5, "10")])
 def test_a_batch_that_does_not_divide_names_the_nearest(world_size, nearest):
-    with refused("training.global_batch_size", 8, "training.micro_batch_size", 2, world_size, nearest):
+    with refused(ConfigError, "training.global_batch_size", 8, "training.micro_batch_size", 2, world_size, nearest):
         resolve_deepspeed_config(config_with(), world_size)
 
 
@@ -111,7 +113,7 @@ def test_deepspeed_has_no_zero_setting_but_these():
 
 def test_ranks_to_trace_are_there():
     config = config_with(**{"logging.profile_ranks": [0, 3, 4], "logging.profile_steps": [1, 2]})
-    with refused("logging.profile_ranks", 3, 2):
+    with refused(ConfigError, "logging.profile_ranks", 3, 2):
         resolve_deepspeed_config(config, 2)
 
 
@@ -161,7 +163,7 @@ def test_precision_and_stage(stage, precision):
     ],
 )
 def test_what_does_not_go_together_is_refused(changes, named):
-    with refused(*named):
+    with refused(ConfigError, *named):
         config_with(**changes)
 
 
@@ -199,7 +201,7 @@ def test_raw_settings_win():
     ],
 )
 def test_what_other_sections_say_is_refused(key, remedy):
-    with refused(f"deepspeed.{key}", *remedy):
+    with refused(ConfigError, f"deepspeed.{key}", *remedy):
         resolve_deepspeed_config(config_with(**{f"deepspeed.{key}": 4}), 1)
 
 
@@ -308,7 +310,7 @@ def test_nothing_that_deepspeed_knows_is_refused():
     ],
 )
 def test_a_key_that_deepspeed_does_not_know_is_named_with_the_nearest(key, value, unknown, nearest):
-    with refused(f"'deepspeed.{unknown}'", f"'deepspeed.{nearest}'"):
+    with refused(ConfigError, f"'deepspeed.{unknown}'", f"'deepspeed.{nearest}'"):
         resolve_deepspeed_config(config_with(**{f"deepspeed.{key}": value}), 1)
 
 
@@ -327,14 +329,14 @@ def test_a_key_that_deepspeed_does_not_know_is_named_with_the_nearest(key, value
     ],
 )
 def test_a_value_that_deepspeed_does_not_take_is_named(key, value, named):
-    with refused(*named):
+    with refused(ConfigError, *named):
         resolve_deepspeed_config(config_with(**{f"deepspeed.{key}": value}), 1)
 
 
 def test_a_deprecated_key_is_refused_only_beside_the_one_that_replaces_it():
     given = {"deepspeed.zero_optimization.cpu_offload": True}
     assert "offload_optimizer" not in resolve_deepspeed_config(config_with(**given), 1)["zero_optimization"]
-    with refused("'cpu_offload'", "'offload_optimizer'"):
+    with refused(ConfigError, "'cpu_offload'", "'offload_optimizer'"):
         resolve_deepspeed_config(config_with(**given, **{"zero.offload_optimizer": "cpu"}), 1)
 
 
@@ -344,7 +346,7 @@ def test_a_deprecated_key_is_refused_only_beside_the_one_that_replaces_it():
 )
 def test_of_sections_with_the_same_key_the_one_with_the_wrong_value_is_named_if_it_is_one(sections, name):
     raw = {"flops_profiler": {"enabled": True}, **{section: {"enabled": "maybe"} for section in sections}}
-    with refused(name, "'maybe'"):
+    with refused(ConfigError, name, "'maybe'"):
         resolve_deepspeed_config(config_with(deepspeed=raw), 1)
 
 
@@ -368,5 +370,7 @@ def test_what_gradients_can_be_summed_in(stage, precision, masters, sums, possib
     if possible is None:
         assert resolve_deepspeed_config(config, 1)["data_types"] == {"grad_accum_dtype": sums}
         return
-    with refused("deepspeed.data_types.grad_accum_dtype", f"zero_stage {stage}", f"{possible}, not {sums}"):
+    with refused(
+        ConfigError, "deepspeed.data_types.grad_accum_dtype", f"zero_stage {stage}", f"{possible}, not {sums}"
+    ):
         resolve_deepspeed_config(config, 1)

@@ -17,8 +17,10 @@ from nar_scale.config import (
     dump_config,
     load_config,
 )
+from nar_scale.errors import ConfigError
+from tests.errors import refused
 
-from .helpers import config_with, refused
+from .helpers import config_with
 
 SAVED = Path(__file__).parent / "saved"  # by the code before each kind had a class of its own
 AR = {"objective.kind": "autoregressive"}
@@ -78,7 +80,7 @@ def test_each_kind_is_a_class(changes, objective, optimizer):
     ],
 )
 def test_a_key_of_another_kind_is_named_with_the_kinds_that_have_it(changes, key, owners, kind):
-    with refused(key, owners, *([kind] if kind else [])):
+    with refused(ConfigError, key, owners, *([kind] if kind else [])):
         config_with(**changes)
 
 
@@ -93,7 +95,7 @@ def test_a_key_of_another_kind_is_named_with_the_kinds_that_have_it(changes, key
     ],
 )
 def test_the_nearest_key_is_named_with_its_kind_if_that_is_another(changes, unknown, nearest, kind):
-    with refused(f"'{unknown}'", f"'{nearest}'", *([f"kind {kind}"] if kind else [])):
+    with refused(ConfigError, f"'{unknown}'", f"'{nearest}'", *([f"kind {kind}"] if kind else [])):
         config_with(**changes)
 
 
@@ -107,12 +109,14 @@ def test_the_nearest_key_is_named_with_its_kind_if_that_is_another(changes, unkn
 )
 @pytest.mark.parametrize("kind", ["sgd", None, ["adamw"], 3])
 def test_a_kind_that_is_not_there_is_named_with_those_that_are(section, kinds, kind):
-    with refused(f"{section}.kind", *kinds, repr(kind)):
+    with refused(ConfigError, f"{section}.kind", *kinds, repr(kind)):
         config_with(**{f"{section}.kind": kind})
 
 
 def test_values_of_a_kind_are_checked_and_named_without_it():
-    with refused("optimizer.muon_momentum", 1.0, "schedule.decay_fraction", 0.0, "objective.mask_prob", 1.5):
+    with refused(
+        ConfigError, "optimizer.muon_momentum", 1.0, "schedule.decay_fraction", 0.0, "objective.mask_prob", 1.5
+    ):
         config_with(
             **AR,
             **{"objective.mask_prob": 1.5, "optimizer.kind": "muon", "optimizer.muon_momentum": 1.0},

@@ -9,8 +9,10 @@ from nar_scale.config import (
     samples_before,
     steps_of_run,
 )
+from nar_scale.errors import ConfigError
+from tests.errors import refused
 
-from .helpers import config_with, refused
+from .helpers import config_with
 
 WARMUP = [
     {"from_step": 0, "global_batch_size": 2},
@@ -63,7 +65,7 @@ def test_a_length_in_steps():
 def test_accumulation_follows_the_size():
     assert [gradient_accumulation_steps(warmed_up(), 2, step) for step in range(8)] == [size // 2 for size in SIZES]
     assert gradient_accumulation_steps(warmed_up(), 2) == 4
-    with refused("training.batch_size_warmup", "step 0", 2, 4):
+    with refused(ConfigError, "training.batch_size_warmup", "step 0", 2, 4):
         gradient_accumulation_steps(warmed_up(), 4, 0)
 
 
@@ -86,5 +88,5 @@ def test_accumulation_follows_the_size():
     ],
 )
 def test_lengths_and_warm_ups_that_make_no_sense(changes, named):
-    with refused(*named):
+    with refused(ConfigError, *named):
         config_with(**changes)

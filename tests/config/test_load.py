@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from nar_scale.config import Config, check_run, dump_config, load_config, validate_config
+from nar_scale.errors import ConfigError
+from tests.errors import refused
 
-from .helpers import VALUES, config_with, refused
+from .helpers import VALUES, config_with
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -68,7 +70,7 @@ def test_a_config_is_immutable():
     ],
 )
 def test_wrong_keys_and_values_are_named(key, value, named):
-    with refused(*named, "(in a test)"):
+    with refused(ConfigError, *named, "(in a test)"):
         config_with(**{key: value})
 
 
@@ -117,7 +119,7 @@ def test_wrong_keys_and_values_are_named(key, value, named):
     ],
 )
 def test_settings_that_contradict_each_other_are_named(changes, named):
-    with refused(*named):
+    with refused(ConfigError, *named):
         config_with(**changes)
 
 
@@ -151,7 +153,7 @@ def test_settings_that_fit_each_other_are_not_refused(changes):
     ],
 )
 def test_a_key_without_likeness_is_not_taken_for_a_sibling(key, named):
-    with refused(*named):
+    with refused(ConfigError, *named):
         config_with(**{key: 3})
 
 
@@ -160,12 +162,12 @@ def test_missing_keys_are_named(key):
     values = copy.deepcopy(VALUES)
     *sections, name = key.split(".")
     del (values[sections[0]] if sections else values)[name]
-    with refused(f"'{key}'"):
+    with refused(ConfigError, f"'{key}'"):
         validate_config(values, "a test")
 
 
 def test_every_problem_is_reported_at_once():
-    with refused("'model.dims'", "training.steps", "'objective.mask_prob'", "optimizer.kind"):
+    with refused(ConfigError, "'model.dims'", "training.steps", "'objective.mask_prob'", "optimizer.kind"):
         config_with(**{"model.dims": 1, "training.steps": -1, "objective.mask_probs": 0.1, "optimizer.kind": "sgd"})
 
 
@@ -200,7 +202,7 @@ def test_overrides_reach_raw_deepspeed_settings(yaml_file):
     ],
 )
 def test_wrong_overrides_are_refused(yaml_file, override, named):
-    with refused(*named):
+    with refused(ConfigError, *named):
         load_config(yaml_file, [override])
 
 
@@ -219,7 +221,7 @@ def test_wrong_overrides_are_refused(yaml_file, override, named):
 def test_unusable_files_are_refused(tmp_path, text, named):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    with refused(path, *named):
+    with refused(ConfigError, path, *named):
         load_config(path)
 
 
@@ -232,7 +234,7 @@ def test_a_merge_may_be_merged_again_and_what_is_written_wins(yaml_file):
 
 def test_a_file_that_is_no_text_is_named(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"\xff\xfe\x00")
-    with refused(tmp_path / "model.pt", "UTF-8"):
+    with refused(ConfigError, tmp_path / "model.pt", "UTF-8"):
         load_config(tmp_path / "model.pt")
 
 
@@ -240,12 +242,12 @@ def test_a_section_without_keys_is_one_without_settings(yaml_file):
     yaml_file.write_text(yaml_file.read_text() + "logging:\n  # every: 5\ndeepspeed:\n")
     assert load_config(yaml_file) == config_with(**{"training.run_directory": "runs/small"})
     assert load_config(yaml_file, ["logging.every=5"]).logging.every == 5
-    with refused("'model.dim'", "'model.depth'"):
+    with refused(ConfigError, "'model.dim'", "'model.depth'"):
         validate_config({**VALUES, "model": None}, "a test")
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with refused(tmp_path / "absent.yaml"):
+    with refused(ConfigError, tmp_path / "absent.yaml"):
         load_config(tmp_path / "absent.yaml")
 
 
@@ -278,7 +280,7 @@ def test_a_saved_config_stays_readable_that_no_run_may_start_with(tmp_path):
     config = load_config(path)
     assert config.faults.straggler_ratio == float("inf")
     run = ("training.seed", "faults.skip_spikes", "faults.straggler_ratio")
-    with refused(*run, "logging.evaluate_every", "logging.profile_ranks", "logging.flops_step"):
+    with refused(ConfigError, *run, "logging.evaluate_every", "logging.profile_ranks", "logging.flops_step"):
         check_run(config)
 
 

@@ -9,10 +9,11 @@ from launcher.train import main as train
 from nar_scale.config import Config, config_reference, fixed_on_resume
 from nar_scale.config.load import _parse
 from nar_scale.config.reference import explain, json_schema, reference_page
-from nar_scale.errors import CheckpointError
+from nar_scale.errors import CheckpointError, ConfigError
 from nar_scale.training.checkpointing.resume import check_same_model
+from tests.errors import refused
 
-from .helpers import config_with, refused
+from .helpers import config_with
 
 REPOSITORY = Path(__file__).parents[2]
 KEYS = {key.path: key for key in config_reference()}
@@ -191,7 +192,7 @@ def test_a_section_is_explained_with_its_keys():
     ],
 )
 def test_a_wrong_key_is_named_with_the_nearest(key, named, capsys):
-    with refused(*named):
+    with refused(ConfigError, *named):
         explain(key)
     with pytest.raises(SystemExit) as ended:
         train(["--explain", key])

@@ -24,8 +24,8 @@ from nar_scale.data.formats.inputs import read_piece, split_into_pieces
 from nar_scale.data.loading.collate import BatchReader
 from nar_scale.errors import ConfigError, DataError, UserError
 from nar_scale.training.data.build import open_training_data
-from tests.data.naming import raises_naming
 from tests.data.shard_files import CreatesFile, npy, write_tar
+from tests.errors import refused
 
 SEQUENCE = np.arange(8, dtype=np.uint16)
 ESCAPES = "\x1b[2J\x1b]0;title\x07\n\r\u202ek\udcff"
@@ -202,21 +202,21 @@ def test_a_command_is_refused_and_not_run(tmp_path, command):
     evil = tmp_path / "evil"
     shard = write_tar(tmp_path / "0.tar", [("0.tokens.npy", npy(SEQUENCE))])
     command = command.format(evil=evil, shard=shard)
-    with raises_naming(DataError, "pipe:", "data.sequential") as raised:
+    with refused(DataError, "pipe:", "data.sequential") as raised:
         open_training_data(config_of(directory=str(tmp_path), train=command), ALONE)
     assert harmless(str(raised.value))
     for directory, pattern in ((tmp_path, command), (command, "*.tar"), (tmp_path, ["0.tar", command])):
-        with raises_naming(DataError, "pipe:", "data.sequential"):
+        with refused(DataError, "pipe:", "data.sequential"):
             DatasetIndex.open(directory, pattern, progress=False)
     validation = config_of(directory=str(tmp_path), train="*.tar", validation=command)
     evaluated = validation.model_copy(update={"logging": validation.logging.model_copy(update={"evaluate_every": 1})})
-    with raises_naming(DataError, "data.sequential"):
+    with refused(DataError, "data.sequential"):
         open_training_data(evaluated, ALONE)
     with pytest.raises(UserError):
         open_training_data(config_of(directory=command), ALONE)
     with pytest.raises(UserError):
         open_training_data(config_of(sources={"a": {"directory": command}}), ALONE)
-    with raises_naming(DataError, "data.sequential"):
+    with refused(DataError, "data.sequential"):
         open_training_data(config_of(sources={"a": {"directory": str(tmp_path), "train": command}}), ALONE)
     assert not evil.exists()
 
@@ -257,9 +257,9 @@ def test_a_command_is_run_only_where_it_is_asked_for(tmp_path):
 def test_a_compressed_shard_is_refused_with_a_way_out(tmp_path, name):
     (tmp_path / name).write_bytes(gzip.compress(b"tar"))
     for pattern in (name, "*", [name]):
-        with raises_naming(DataError, tmp_path / name, "data.sequential"):
+        with refused(DataError, tmp_path / name, "data.sequential"):
             open_training_data(config_of(directory=str(tmp_path), train=name), ALONE)
-        with raises_naming(DataError, tmp_path / name, "data.sequential"):
+        with refused(DataError, tmp_path / name, "data.sequential"):
             DatasetIndex.open(tmp_path, pattern, progress=False)
 
 
@@ -279,11 +279,11 @@ def test_a_compressed_shard_is_refused_with_a_way_out(tmp_path, name):
 def test_yaml_makes_no_objects(tmp_path, monkeypatch, tag):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.yaml").write_text(f"data:\n  directory: {tag}\n")
-    with raises_naming(ConfigError, tmp_path / "a.yaml") as raised:
+    with refused(ConfigError, tmp_path / "a.yaml") as raised:
         load_config(tmp_path / "a.yaml")
     assert harmless(str(raised.value))
     (tmp_path / "b.yaml").write_text(yaml.safe_dump(config_of(directory="a").model_dump(mode="json")))
-    with raises_naming(ConfigError, "data.directory"):
+    with refused(ConfigError, "data.directory"):
         load_config(tmp_path / "b.yaml", [f"data.directory={tag}"])
     assert not (tmp_path / "evil").exists()
 
@@ -363,7 +363,7 @@ def test_no_link_or_device_is_followed(guarded, kind, target):
     batch = read_batch(open_shards(shards, (), skip_faults=True), skip_faults=True)
     assert batch.lengths.tolist() == [0, 8]
     assert "sample k: no field 'tokens.npy', only cls" in batch.faults[0]
-    with raises_naming(DataError, "sample k", "'tokens.npy'"):
+    with refused(DataError, "sample k", "'tokens.npy'"):
         open_shards(shards)
     assert read_tokens(shard) == [SEQUENCE.tolist()]
 
@@ -466,11 +466,11 @@ def test_a_data_set_names_no_tokenizer_outside_of_it(tmp_path, tokenizer):
     write_tar(directory / "0.tar", [("0.tokens.npy", npy(SEQUENCE))])
     info_with(directory, tokenizer=tokenizer)
     for find in (lambda: DatasetInfo.load(directory), lambda: DatasetInfo.find(str(directory), {})):
-        with raises_naming(DataError, directory / "dataset.json", "tokenizer") as raised:
+        with refused(DataError, directory / "dataset.json", "tokenizer") as raised:
             find()
         assert harmless(str(raised.value))
     for given in ({}, {"tokenizer": None}):
-        with raises_naming(DataError, directory / "dataset.json", "tokenizer"):
+        with refused(DataError, directory / "dataset.json", "tokenizer"):
             open_training_data(config_of(directory=str(directory), train="*.tar", **given), ALONE)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from nar_scale.data import ByteTokenizer, load_tokenizer
 from nar_scale.errors import DataError, UserError
-from tests.data.naming import raises_naming
+from tests.errors import refused
 
 
 def test_bytes_survive_a_round_trip():
@@ -54,24 +54,24 @@ def test_hugging_face_tokenizer(tmp_path, end_token):
 
 def test_tokenizer_without_end_token_is_refused(tmp_path):
     write_tokenizer(tmp_path / "words.json", "<stop>")
-    with raises_naming(DataError, tmp_path / "words.json", "<|endoftext|>"):
+    with refused(DataError, tmp_path / "words.json", "<|endoftext|>"):
         load_tokenizer(tmp_path / "words.json")
 
 
 def test_damaged_tokenizer_is_refused(tmp_path):
     pytest.importorskip("tokenizers")
     (tmp_path / "t.json").write_text(json.dumps({"model": 3}))
-    with raises_naming(DataError, tmp_path / "t.json"):
+    with refused(DataError, tmp_path / "t.json"):
         load_tokenizer(tmp_path / "t.json")
 
 
 def test_missing_tokenizer_is_refused(tmp_path):
-    with raises_naming(DataError, tmp_path / "nowhere.json", "No such file"):
+    with refused(DataError, tmp_path / "nowhere.json", "No such file"):
         load_tokenizer(tmp_path / "nowhere.json")
 
 
 def test_missing_package_is_named(tmp_path, monkeypatch):
     (tmp_path / "t.json").write_text("{}")
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with raises_naming(UserError, tmp_path / "t.json", "pip install nar_scale[tokenizers]"):
+    with refused(UserError, tmp_path / "t.json", "pip install nar_scale[tokenizers]"):
         load_tokenizer(tmp_path / "t.json")

@@ -10,7 +10,7 @@ from nar_scale.data.formats.inputs import read_piece, split_into_pieces
 from nar_scale.errors import DataError
 from tests.data.formats.reading import WHOLE, assert_refused, memory_peak, read, reasons, save, tokens, write
 from tests.data.formats.tars import npy
-from tests.data.naming import raises_naming
+from tests.errors import refused
 
 
 @pytest.mark.parametrize("dtype", ["u1", "<u2", ">i4", "i8", "u8"])
@@ -111,5 +111,5 @@ def test_an_array_that_shrank_is_refused(tmp_path):
     file = save(tmp_path / "a.npy", np.zeros((10, 2), int))
     pieces = split_into_pieces(file, 16)
     save(file, np.zeros((5, 2), int))
-    with raises_naming(DataError, file, 5):
+    with refused(DataError, file, 5):
         list(read_piece(pieces[-1]))

@@ -14,8 +14,8 @@ from nar_scale.data.formats.inputs import is_token_file, read_piece, split_into_
 from nar_scale.errors import DataError, UserError
 from tests.data.formats.reading import COMPRESSORS, WHOLE, assert_refused, jsonl, read, texts, write
 from tests.data.formats.tars import npy
-from tests.data.naming import raises_naming
 from tests.data.shard_files import write_tar
+from tests.errors import refused
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.zst", "a.parquet", "a.tar", "a.npy", "a.npz"])
@@ -25,14 +25,14 @@ def test_a_missing_file_is_refused(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.zst", "a.parquet", "a.tar", "a.npy", "a.npz"])
 def test_a_file_that_vanishes_before_it_is_read_is_refused(tmp_path, name):
-    with raises_naming(DataError, tmp_path / name):
+    with refused(DataError, tmp_path / name):
         list(read_piece(Piece(tmp_path / name, 0, 10, 10)))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.gz", "a.zst", "a.parquet", "a.tar", "a.npy", "a.npz"])
 def test_a_file_that_cannot_be_opened_is_refused(tmp_path, name):
     (tmp_path / name).mkdir()
-    with raises_naming(DataError, tmp_path / name):
+    with refused(DataError, tmp_path / name):
         list(read_piece(Piece(tmp_path / name, 0, 10, 10)))
 
 

@@ -9,7 +9,7 @@ from nar_scale.data.formats.documents import Document, Piece, SkippedDocument
 from nar_scale.data.formats.inputs import read_piece, split_into_pieces
 from nar_scale.errors import DataError
 from tests.data.formats.reading import COMPRESSORS, assert_refused, jsonl, lines_of, read, texts, write
-from tests.data.naming import raises_naming
+from tests.errors import refused
 
 texts_of_lines = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
 
@@ -104,7 +104,7 @@ def test_a_malformed_line_is_named(tmp_path, bad, reason, suffix):
 
 def test_many_keys_are_not_all_named(tmp_path):
     file = write(tmp_path / "a.jsonl", json.dumps({f"key{i}" * 100: 1 for i in range(50)}).encode())
-    with raises_naming(DataError, file, 30) as raised:
+    with refused(DataError, file, 30) as raised:
         read(file)
     assert len(str(raised.value)) < 2500
 
@@ -114,5 +114,5 @@ def test_lines_that_were_cut_since_are_refused(tmp_path):
     pieces = split_into_pieces(file, 14)
     file.write_bytes(jsonl(["a", "b"]))
     assert texts(read_piece(pieces[0])) == [b"a"]
-    with raises_naming(DataError, file, file.stat().st_size):
+    with refused(DataError, file, file.stat().st_size):
         list(read_piece(pieces[-1]))

@@ -10,8 +10,8 @@ import webdataset
 from nar_scale.data import DatasetInfo, SplitInfo, inspect, prepare
 from nar_scale.data.inspection.summary import MAX_LINE_LETTERS
 from nar_scale.errors import DataError, UserError
-from tests.data.naming import raises_naming
 from tests.data.shard_files import npy, write_samples
+from tests.errors import refused
 
 
 def lines_of(directory, **options):
@@ -196,7 +196,7 @@ def test_damaged_shards_are_told(tmp_path):
     assert lines[3].startswith(f"damaged: shard {tmp_path}/b.tar is truncated")
     (tmp_path / "a.tar").unlink()
     (tmp_path / "b.tar").write_bytes(b"\x1b[2J no tar" * 100)
-    with raises_naming(DataError, "b.tar") as error:
+    with refused(DataError, "b.tar") as error:
         inspect(tmp_path, progress=False)
     assert str(error.value).isprintable()
 
@@ -225,20 +225,20 @@ def test_patterns_and_samples(tmp_path):
         lines = lines_of(tmp_path, pattern=pattern)
         assert f"1 shard, {samples} samples" in lines[2] or f"3 shards, {samples} samples" in lines[2]
     for number in (-1, 5):
-        with raises_naming(UserError, number, 0, 4):
+        with refused(UserError, number, 0, 4):
             inspect(tmp_path, sample=number, progress=False)
 
 
 def test_no_shards(tmp_path):
-    with raises_naming(DataError, tmp_path, "**/*.tar"):
+    with refused(DataError, tmp_path, "**/*.tar"):
         inspect(tmp_path, progress=False)
-    with raises_naming(DataError, tmp_path / "lost"):
+    with refused(DataError, tmp_path / "lost"):
         inspect(tmp_path / "lost", progress=False)
     (tmp_path / "a.tar").write_bytes(b"")
     for look in (inspect, partial(DatasetInfo.find, storage_options={})):
-        with raises_naming(DataError, tmp_path / "a.tar"):
+        with refused(DataError, tmp_path / "a.tar"):
             look(str(tmp_path / "a.tar"))
-    with raises_naming(DataError, tmp_path) as error:
+    with refused(DataError, tmp_path) as error:
         inspect(tmp_path, pattern="\x1b[2J*.tar", progress=False)
     assert str(error.value).isprintable()
 
@@ -253,7 +253,7 @@ def test_a_read_only_folder(tmp_path):
         assert [path.name for path in folder.iterdir()] == ["a.tar"]
         assert len(list((tmp_path / "indices").iterdir())) == 1
         if os.geteuid() != 0:  # root may write everywhere
-            with raises_naming(DataError, folder, "--index-directory"):
+            with refused(DataError, folder, "--index-directory"):
                 inspect(folder, progress=False)
     finally:
         folder.chmod(0o755)

@@ -9,8 +9,8 @@ import webdataset
 
 from nar_scale.data import ByteTokenizer, DatasetIndex, DatasetInfo, SplitInfo, prepare, verify
 from nar_scale.errors import DataError, UserError
-from tests.data.naming import assert_named, raises_naming
 from tests.data.shard_files import index_file, write_samples
+from tests.errors import assert_names, refused
 
 SAMPLES = [np.array(row, dtype=np.uint16) for row in ([1, 2, 3], [3], [3, 3, 9, 0], [1, 1], [5, 3, 3, 3])]
 
@@ -164,7 +164,7 @@ def test_an_index_that_leads_elsewhere_is_found(tmp_path):
     index = tmp_path / "train" / "shard-000000.tar.index"
     line, records = index.read_bytes().split(b"\n", 1)
     index.write_bytes(index_file(json.loads(line), records.replace(b"key1", b"key7")))
-    assert_named(refusal(tmp_path), index)
+    assert_names(refusal(tmp_path), index)
 
 
 @pytest.mark.parametrize(
@@ -182,24 +182,24 @@ def test_an_index_that_leads_elsewhere_is_found(tmp_path):
 def test_bad_samples_are_named(tmp_path, bad, named):
     write_shards(tmp_path, samples=[*SAMPLES[:3], bad, SAMPLES[4]])
     write_info(tmp_path)
-    assert_named(refusal(tmp_path), tmp_path / "train" / "shard-000001.tar", "sample key3", *named)
+    assert_names(refusal(tmp_path), tmp_path / "train" / "shard-000001.tar", "sample key3", *named)
 
 
 def test_counts_must_agree(tmp_path):
     write_shards(tmp_path)
     for what, said in [("samples", 6), ("tokens", 13), ("shards", 3)]:
         write_info(tmp_path, splits={"train": dataclasses.replace(sizes(), **{what: said})})
-        assert_named(refusal(tmp_path), "dataset.json", "train", f"{said} {what}")
+        assert_names(refusal(tmp_path), "dataset.json", "train", f"{said} {what}")
     write_info(tmp_path, splits={"train": sizes(), "validation": sizes()})
-    assert_named(refusal(tmp_path), "dataset.json", "validation", 2, 0)
+    assert_names(refusal(tmp_path), "dataset.json", "validation", 2, 0)
     write_info(tmp_path)
     write_shards(tmp_path, "validation")
-    assert_named(refusal(tmp_path), "dataset.json", "validation", 0, 2)
+    assert_names(refusal(tmp_path), "dataset.json", "validation", 0, 2)
 
 
 def test_damaged_dataset_json(tmp_path):
     write_shards(tmp_path)
-    assert_named(refusal(tmp_path), tmp_path / "dataset.json")
+    assert_names(refusal(tmp_path), tmp_path / "dataset.json")
     write_info(tmp_path)
     path = tmp_path / "dataset.json"
     content = json.loads(path.read_text())
@@ -210,9 +210,9 @@ def test_damaged_dataset_json(tmp_path):
         {"splits": {"\x1b[2Jtrain": dict(content["splits"]["train"], tokens=None)}},
     ]:
         path.write_text(json.dumps({**content, **changes}))
-        assert_named(refusal(tmp_path), tmp_path / "dataset.json")
+        assert_names(refusal(tmp_path), tmp_path / "dataset.json")
     write_info(tmp_path, tokenizer="byte")
-    assert_named(refusal(tmp_path), tmp_path / "dataset.json", 10, "None", "'byte'", 257)
+    assert_names(refusal(tmp_path), tmp_path / "dataset.json", 10, "None", "'byte'", 257)
 
 
 def test_classes(tmp_path):
@@ -222,16 +222,16 @@ def test_classes(tmp_path):
     assert result.splits["train"].classes == (0, 3)
     assert "classes   0 to 3" in str(result)
     write_info(tmp_path, num_classes=3)
-    assert_named(refusal(tmp_path), "sample key0", "class 3", "0..2")
+    assert_names(refusal(tmp_path), "sample key0", "class 3", "0..2")
     write_shards(tmp_path)
-    assert_named(refusal(tmp_path), "sample key0", "'cls'")
+    assert_names(refusal(tmp_path), "sample key0", "'cls'")
 
 
 def test_all_shards_or_none_have_classes(tmp_path):
     write_shards(tmp_path, cls=[0, 0, 1, 1, 1])
     write_samples(tmp_path / "train" / "shard-000000.tar", SAMPLES[:2])
     write_info(tmp_path)
-    assert_named(refusal(tmp_path), tmp_path / "train" / "shard-000001.tar", "'cls'")
+    assert_names(refusal(tmp_path), tmp_path / "train" / "shard-000001.tar", "'cls'")
 
 
 def test_documents(tmp_path):
@@ -241,9 +241,9 @@ def test_documents(tmp_path):
     checked(tmp_path)
     for bad, named in [(np.zeros(3, dtype=np.uint8), (3, 4)), (np.array([1, 1, 0, 0]), ())]:
         write_shards(tmp_path, documents__npy=[*documents[:2], bad, *documents[3:]])
-        assert_named(refusal(tmp_path), "sample key2", "'documents.npy'", *named)
+        assert_names(refusal(tmp_path), "sample key2", "'documents.npy'", *named)
     write_shards(tmp_path)
-    assert_named(refusal(tmp_path), "sample key0", "'documents.npy'")
+    assert_names(refusal(tmp_path), "sample key0", "'documents.npy'")
 
 
 def test_damaged_shards_and_hostile_names(tmp_path):
@@ -252,7 +252,7 @@ def test_damaged_shards_and_hostile_names(tmp_path):
     shard = tmp_path / "train" / "shard-000000.tar"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:700])
-    assert_named(refusal(tmp_path), shard)
+    assert_names(refusal(tmp_path), shard)
     shard.write_bytes(whole)
     hostile = tmp_path / "train" / "shard-\x1b[2J.tar"
     with webdataset.TarWriter(str(hostile)) as writer:
@@ -264,7 +264,7 @@ def test_damaged_shards_and_hostile_names(tmp_path):
 def test_workers_find_the_same_fault(tmp_path):
     write_shards(tmp_path, samples=[*SAMPLES[:4], np.array([11])])
     write_info(tmp_path)
-    with raises_naming(DataError, "sample key4", "token 11"):
+    with refused(DataError, "sample key4", "token 11"):
         verify(tmp_path, workers=2, progress=False)
-    with raises_naming(UserError, "workers", 0):
+    with refused(UserError, "workers", 0):
         verify(tmp_path, workers=0)

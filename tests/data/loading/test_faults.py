@@ -11,8 +11,8 @@ import webdataset
 
 from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, TokenStream, sequential_batches
 from nar_scale.errors import DataError
-from tests.data.naming import raises_naming
 from tests.data.shard_files import npy
+from tests.errors import refused
 
 SAMPLES, BAD = 24, 13
 FORMAT = SampleFormat(4, 100, class_field="cls", num_classes=10, document_field="documents.npy")
@@ -74,7 +74,7 @@ FAULTS = {
 def test_a_fault_is_named_in_one_line(tmp_path, fault):
     bad, named = FAULTS[fault]
     write(tmp_path / "bad", **bad)
-    with raises_naming(DataError, tmp_path / "bad" / "shard-1.tar", "sample 013", *named):
+    with refused(DataError, tmp_path / "bad" / "shard-1.tar", "sample 013", *named):
         epoch(stream(tmp_path / "bad"))
 
 
@@ -110,12 +110,12 @@ def test_what_is_whole_of_a_truncated_shard_is_taken_when_faults_are_skipped(tmp
     shard = tmp_path / "data" / "shard-1.tar"
     whole = shard.read_bytes()
     os.truncate(shard, int(len(whole) * kept))
-    with raises_naming(DataError, shard):
+    with refused(DataError, shard):
         stream(tmp_path / "data")
     index = DatasetIndex.open(tmp_path / "data", "*.tar", FORMAT.fields, progress=False, skip_faults=True)
     assert SAMPLES // 2 < index.num_samples < SAMPLES
     assert len(index.damages) == 1
-    with raises_naming(DataError, shard):  # not forgotten because it was skipped once
+    with refused(DataError, shard):  # not forgotten because it was skipped once
         stream(tmp_path / "data")
     shard.write_bytes(whole)  # the remedy: no index to delete by hand
     assert len(epoch(stream(tmp_path / "data"))) == SAMPLES // 4
@@ -136,7 +136,7 @@ def test_a_shard_harmed_while_it_is_in_use_is_named_or_skipped(tmp_path, harm, m
         else:
             shard.write_bytes(content + bytes(512))
         if not skip_faults:
-            with raises_naming(DataError, shard):
+            with refused(DataError, shard):
                 epoch(batches)
         else:
             seen = epoch(batches)

@@ -10,8 +10,8 @@ import webdataset
 
 from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, TokenStream, sequential_batches
 from nar_scale.errors import ConfigError, DataError
-from tests.data.naming import raises_naming
 from tests.data.shard_files import numbered_index, write_samples
+from tests.errors import refused
 
 COUNTS = [5, 1, 9, 2, 7]
 
@@ -155,13 +155,13 @@ def test_batch(index):
 )
 def test_batch_sizes_that_do_not_divide(index, sizes, named):
     global_batch_size, micro_batch_size, world_size = sizes
-    with raises_naming(ConfigError, *named):
+    with refused(ConfigError, *named):
         stream(index, global_batch_size=global_batch_size, micro_batch_size=micro_batch_size, world_size=world_size)
 
 
 @pytest.mark.parametrize("start", [1, 13, -12])
 def test_start_inside_a_global_batch(index, start):
-    with raises_naming(DataError, start, 12):
+    with refused(DataError, start, 12):
         stream(index, start_sample=start)
 
 
@@ -186,7 +186,7 @@ def test_a_bad_sample_is_named(tmp_path, fault, workers):
     with webdataset.TarWriter(str(tmp_path / "shard-1.tar")) as writer:
         writer.write({"__key__": "the-bad-one", "tokens.npy": sample})
     index = DatasetIndex.open(tmp_path, "shard-*.tar", progress=False)
-    with raises_naming(DataError, tmp_path / "shard-1.tar", "the-bad-one", *named):
+    with refused(DataError, tmp_path / "shard-1.tar", "the-bad-one", *named):
         list(islice(stream(index, workers=workers), 4))
 
 

@@ -12,8 +12,8 @@ from nar_scale.data.loading.mixture import MIXTURE_ORDER
 from nar_scale.data.loading.order import hash_words
 from nar_scale.data.loading.quotas import BLOCK_SAMPLES, sum_of_floors
 from nar_scale.errors import ConfigError
-from tests.data.naming import raises_naming
 from tests.data.shard_files import numbered_index
+from tests.errors import refused
 
 SIZES = (700, 300, 5000)
 
@@ -129,7 +129,7 @@ def test_other_seeds_mix_otherwise_and_pickles_alike():
     ],
 )
 def test_weights_that_make_no_sense_are_refused(stages, named):
-    with raises_naming(ConfigError, named):
+    with refused(ConfigError, named):
         mixed(*stages)
 
 
@@ -138,7 +138,7 @@ def test_temperature_flattens_sizes():
     assert weights_by_temperature([100, 400], 2) == pytest.approx((1 / 3, 2 / 3))
     assert weights_by_temperature([100, 400], 1e9) == pytest.approx((0.5, 0.5))
     assert weights_by_temperature([7] * 10**4, 0.01) == pytest.approx((1e-4,) * 10**4)
-    with raises_naming(ConfigError, 0.01, "1,000", "1,000,000,000"):
+    with refused(ConfigError, 0.01, "1,000", "1,000,000,000"):
         weights_by_temperature([1000, 10**9], 0.01)
 
 

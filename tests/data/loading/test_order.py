@@ -29,7 +29,7 @@ from nar_scale.data import SampleOrder
 from nar_scale.data.loading.order import hash_words, permute, splitmix64
 from nar_scale.errors import DataError
 from nar_scale.masking.noise import mix
-from tests.data.naming import raises_naming
+from tests.errors import refused
 
 COUNTS = [
     [1],
@@ -113,7 +113,7 @@ def test_order_survives_pickling():
 def test_nothing_to_order_is_refused():
     with pytest.raises(DataError):
         SampleOrder(np.array([0, 0]), seed=0)
-    with raises_naming(ValueError, "window_shards", 0):
+    with refused(ValueError, "window_shards", 0):
         SampleOrder(np.array([1]), seed=0, window_shards=0)
 
 

@@ -15,9 +15,9 @@ from nar_scale.errors import DataError
 from nar_scale.evaluation import evaluate_dataset
 from nar_scale.model import Decoder, TransformerWrapper
 from nar_scale.objectives import AutoregressiveWrapper
-from tests.data.naming import assert_named, raises_naming
 from tests.data.object_server import ObjectServer
 from tests.data.shard_files import numbered_index
+from tests.errors import assert_names, refused
 
 COUNTS = [40, 1, 25, 34]
 SHARDS = "shard-{000000..000003}.tar"
@@ -95,7 +95,7 @@ def test_a_shard_that_has_changed_on_the_server_is_refused_by_name(server, tmp_p
     index = open_remote(server, ShardCache(tmp_path / "cache", 10**7))
     content = server.objects["/web/shard-000002.tar"]
     server.put("/web/shard-000002.tar", content.replace(b"000000050", b"000000051"))
-    with raises_naming(DataError, f"{server.address}/web/shard-000002.tar"):
+    with refused(DataError, f"{server.address}/web/shard-000002.tar"):
         tokens(index, 20)
 
 
@@ -138,9 +138,9 @@ def test_indices_are_built_before_training_asks_for_them(server, local, tmp_path
     remote = DatasetIndex.open(url, SHARDS, index_directory=indices, cache=ShardCache(cache, 10**7), progress=False)
     assert opened.fingerprint == remote.fingerprint == local.fingerprint
     assert launch("--index", url, *options) == 2
-    assert_named(capsys.readouterr().err.strip(), url, "shard-{000000..000099}.tar")
+    assert_names(capsys.readouterr().err.strip(), url, "shard-{000000..000099}.tar")
     assert launch("--index", f"{url}/{SHARDS}") == 2
-    assert_named(capsys.readouterr().err.strip(), url, "--cache-directory")
+    assert_names(capsys.readouterr().err.strip(), url, "--cache-directory")
 
 
 def test_a_data_set_that_is_elsewhere_is_described_and_evaluated(tmp_path):

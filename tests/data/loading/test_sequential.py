@@ -15,8 +15,8 @@ import torch
 from nar_scale.data import SampleFormat, SequentialStream, find_sequential_shards
 from nar_scale.data.loading.tar_stream import read_tar_stream
 from nar_scale.errors import ConfigError, DataError
-from tests.data.naming import assert_named, raises_naming
 from tests.data.shard_files import write_samples
+from tests.errors import assert_names, refused
 
 
 def compressed(directory, counts, first=0):
@@ -92,14 +92,14 @@ def test_a_command_is_run_by_a_shell(tmp_path):
 def test_a_fault_is_named_or_told_and_never_hangs(tmp_path, harm, named, is_of_sample):
     urls = compressed(tmp_path, [30])
     harm(tmp_path / "shard-0.tar.gz")
-    with raises_naming(DataError, tmp_path / "shard-0.tar.gz", *named):
+    with refused(DataError, tmp_path / "shard-0.tar.gz", *named):
         list(islice(stream(urls), 3000))
     if is_of_sample:
         skipped = list(islice(stream(urls, skip_faults=True), 100))
         faults = [fault for batch in skipped for fault in batch.faults]
         assert faults
         for fault in faults:
-            assert_named(fault, tmp_path / "shard-0.tar.gz", *named)
+            assert_names(fault, tmp_path / "shard-0.tar.gz", *named)
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])
@@ -109,16 +109,16 @@ def test_a_compressed_shard_cut_anywhere_is_never_taken_for_a_shorter_one(tmp_pa
     whole = compress(shard.read_bytes())
     for length in range(0, len(whole), len(whole) // 40):
         shard.write_bytes(whole[:length])
-        with raises_naming(DataError, shard):
+        with refused(DataError, shard):
             list(islice(stream([str(shard)]), 30))
     shard.write_bytes(whole)
     assert len(list(islice(stream([str(shard)]), 30))) == 30
 
 
 def test_what_is_not_there_or_does_not_fit_is_refused(tmp_path):
-    with raises_naming(DataError, "*.tar.gz", tmp_path):
+    with refused(DataError, "*.tar.gz", tmp_path):
         find_sequential_shards(str(tmp_path), "*.tar.gz")
-    with raises_naming(ConfigError, 8, 3):
+    with refused(ConfigError, 8, 3):
         stream(["x"], micro_batch_size=3)
 
 

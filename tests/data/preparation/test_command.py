@@ -14,9 +14,9 @@ import pytest
 
 from launcher import prepare as launcher
 from tests.data.corpora import tree
-from tests.data.naming import assert_named
 from tests.data.preparation.preparing import made
 from tests.data.shard_files import write_samples
+from tests.errors import assert_names
 
 ROOT = Path(__file__).parents[3]
 
@@ -65,7 +65,7 @@ def test_parts_and_merge_by_command(corpus, tmp_path, capsys):
     assert re.search(r"^part 2/2: (\d+) of \d+ work items done in .*data$", capsys.readouterr().out)
     assert launcher.main([*arguments, "--merge"]) == 2
     error = capsys.readouterr().err.rstrip("\n")
-    assert_named(error, "prepare: error: ", tmp_path / "data", "(1, 3, ", "--merge")
+    assert_names(error, "prepare: error: ", tmp_path / "data", "(1, 3, ", "--merge")
     assert launcher.main([*arguments, "--part", "1/2"]) == 0
     assert launcher.main([*arguments, "--merge"]) == 0
     assert "train: 65 documents" in capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_parts_and_merge_by_command(corpus, tmp_path, capsys):
     assert tree(tmp_path / "data") == tree(tmp_path / "fresh")
     for flag in (["--merge"], ["--part", "1/2"]):
         assert launcher.main([*arguments, *flag]) == 2
-        assert_named(capsys.readouterr().err.rstrip("\n"), tmp_path / "data", "--overwrite")
+        assert_names(capsys.readouterr().err.rstrip("\n"), tmp_path / "data", "--overwrite")
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_wrong_command_is_one_line_and_status_2(damaged, tmp_path, capsys, lin
     assert status == 2
     assert printed.out == ""
     assert message.startswith("prepare: error: ")
-    assert_named(message, *(n.format(damaged) if isinstance(n, str) else n for n in ERRORS[line] or ()))
+    assert_names(message, *(n.format(damaged) if isinstance(n, str) else n for n in ERRORS[line] or ()))
     assert (usage == []) == (ERRORS[line] is not None)
     assert {name: digest for name, digest in tree(tmp_path).items() if "/.prepare-" not in name} == before
 

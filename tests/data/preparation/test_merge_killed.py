@@ -17,8 +17,8 @@ from nar_scale.data.storage.locks import exclusive_lock
 from nar_scale.errors import DataError, UserError
 from tests.data.corpora import check_whole, tree
 from tests.data.killing import killed_before
-from tests.data.naming import raises_naming
 from tests.data.preparation.preparing import SETTINGS, check_equal, files, plan, tree_without_lock
+from tests.errors import refused
 
 # Killed while merging: the process ends before one of its changes to the file system
 
@@ -121,7 +121,7 @@ def test_replacing_killed_at_any_change_never_describes_other_shards(few, few_un
         check_whole(output)
         if not (output / "dataset.json").exists():
             for read in (DatasetInfo.load, partial(DatasetInfo.find, storage_options={})):
-                with raises_naming(DataError, output, "launcher/prepare.py"):
+                with refused(DataError, output, "launcher/prepare.py"):
                     read(str(output))
         again, expected = (SETTINGS, tree(few_unbroken)) if change % 3 else (old, old_tree)
         prepare([few], output, **again, workers=1, overwrite=True, progress=False)
@@ -169,7 +169,7 @@ def test_a_merge_waits_for_nobody_and_a_file_system_without_locks_is_merged_on(
     before = tree(output)
     with open(output / ".merge.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with raises_naming(UserError, "--merge", output / ".merge.lock"):
+        with refused(UserError, "--merge", output / ".merge.lock"):
             merge_work_items(work, output, workers=1, progress=False)
     assert tree_without_lock(output) == before
 
@@ -186,7 +186,7 @@ def test_what_a_merge_killed_at_its_end_has_left_is_removed(few, few_unbroken, t
         output = tmp_path / f"data{number}"
         shutil.copytree(few_unbroken, output)
         (output / ".prepare-0123.done" / "unit-000000").mkdir(parents=True)
-        with raises_naming(UserError, output, "--overwrite"):
+        with refused(UserError, output, "--overwrite"):
             action(plan(few, output), output, progress=False)
         assert files(output) == files(few_unbroken)
 
@@ -197,7 +197,7 @@ def test_a_lost_shard_is_named(few, tmp_path):
     prepare_work_items(work, output, workers=1, progress=False)
     (staging,) = output.iterdir()
     next(staging.glob("unit-*/train/shard-*.tar")).unlink()
-    with raises_naming(DataError, output / "train" / "shard-", staging):
+    with refused(DataError, output / "train" / "shard-", staging):
         merge_work_items(work, output)
     assert not (output / "dataset.json").exists()
 
@@ -212,7 +212,7 @@ def test_a_shard_that_was_there_is_not_taken_for_a_lost_one_of_the_same_size(tmp
     assert lost.stat().st_size == (output / "train" / "shard-000000.tar").stat().st_size
     for file in (lost, lost.with_name(f"{lost.name}.index")):
         file.unlink()
-    with raises_naming(DataError, output / "train" / "shard-000000.tar"):
+    with refused(DataError, output / "train" / "shard-000000.tar"):
         merge_work_items(work, output, overwrite=True)
 
 
@@ -254,7 +254,7 @@ def test_a_split_stays_empty_where_the_removal_of_its_units_is_killed(few, tmp_p
         units = tree(staging)
         assert killed_before(number, partial(start, output=output))
         assert tree(staging) in ({}, units)  # never the half of them
-        with raises_naming(EmptySplit, 5, "validation"):
+        with refused(EmptySplit, 5, "validation"):
             start(output=output)
         assert not output.exists()
 

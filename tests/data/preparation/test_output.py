@@ -18,8 +18,8 @@ import pytest
 from nar_scale.data import DatasetInfo, load_tokenizer, plan_dataset
 from nar_scale.errors import DataError, UserError
 from tests.data.corpora import tree
-from tests.data.naming import raises_naming
 from tests.data.preparation.preparing import decoded, made, write_tokenizer
+from tests.errors import refused
 
 # The output
 
@@ -28,9 +28,9 @@ def test_existing_data_is_replaced_only_when_asked(corpus, tmp_path):
     output = tmp_path / "data"
     made(corpus, output, seq_len=32, validation=0.3, samples_per_shard=10)
     before = tree(output)
-    with raises_naming(UserError, output, "--overwrite"):
+    with refused(UserError, output, "--overwrite"):
         made(corpus, output)
-    with raises_naming(DataError, tmp_path / "nowhere"):
+    with refused(DataError, tmp_path / "nowhere"):
         made(tmp_path / "nowhere", output, overwrite=True)
     assert tree(output) == before
     (output / "notes.txt").write_text("mine")
@@ -44,7 +44,7 @@ def test_shards_without_dataset_json_are_not_mixed_in(corpus, tmp_path):
     output = tmp_path / "data"
     made(corpus, output)
     (output / "dataset.json").unlink()
-    with raises_naming(UserError, output, "dataset.json", "--overwrite"):
+    with refused(UserError, output, "dataset.json", "--overwrite"):
         made(corpus, output)
     made(corpus, output, overwrite=True)
     made(corpus, tmp_path / "fresh")
@@ -96,7 +96,7 @@ def test_a_data_set_is_made_again_where_a_killed_run_could_not_clear_all_of_its_
     ],
 )
 def test_wrong_arguments_are_named(corpus, tmp_path, settings, named):
-    with raises_naming(UserError, *named):
+    with refused(UserError, *named):
         made(corpus, tmp_path / "data", **settings)
     assert not (tmp_path / "data").exists()
 
@@ -104,7 +104,7 @@ def test_wrong_arguments_are_named(corpus, tmp_path, settings, named):
 def test_unwritable_output_is_named(corpus, tmp_path):
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file" / "data", tmp_path / "file"):
-        with raises_naming(DataError, output, os.strerror(errno.ENOTDIR)):
+        with refused(DataError, output, os.strerror(errno.ENOTDIR)):
             made(corpus, output)
 
 
@@ -120,7 +120,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_space(corpus, tm
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with raises_naming(DataError, tmp_path / "data", os.strerror(errno.ENOSPC)):
+        with refused(DataError, tmp_path / "data", os.strerror(errno.ENOSPC)):
             made(corpus, tmp_path / "data", unit_bytes=2000)
     assert list((tmp_path / "data").glob(".prepare-*/unit-*"))
     made(corpus, tmp_path / "data", unit_bytes=2000)
@@ -129,11 +129,11 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_space(corpus, tm
 
 
 def test_missing_or_damaged_dataset_json_is_named(tmp_path):
-    with raises_naming(DataError, tmp_path / "dataset.json", os.strerror(errno.ENOENT), "launcher/prepare.py"):
+    with refused(DataError, tmp_path / "dataset.json", os.strerror(errno.ENOENT), "launcher/prepare.py"):
         DatasetInfo.load(tmp_path)
     for content in ("{", "[]", '{"splits": {}}', '{"splits": {"train": {"rows": 3}}}'):
         (tmp_path / "dataset.json").write_text(content)
-        with raises_naming(DataError, tmp_path / "dataset.json"):
+        with refused(DataError, tmp_path / "dataset.json"):
             DatasetInfo.load(tmp_path)
 
 

@@ -11,8 +11,8 @@ import webdataset
 from nar_scale.data import DatasetInfo, merge_work_items, prepare, prepare_work_items
 from nar_scale.errors import DataError, UserError
 from tests.data.corpora import check_whole, tree, write_corpus
-from tests.data.naming import raises_naming
 from tests.data.preparation.preparing import SETTINGS, check_equal, plan
+from tests.errors import refused
 
 # Parts
 
@@ -105,12 +105,12 @@ def test_missing_units_are_counted_and_named(shared_corpus, tmp_path):
     output = tmp_path / "data"
     work = plan(shared_corpus, output)
     units = len(work.work_items)
-    with raises_naming(DataError, f"{units} of {units} ", output, "(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...)", "--merge"):
+    with refused(DataError, f"{units} of {units} ", output, "(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...)", "--merge"):
         merge_work_items(work, output)
     for number in (1, 3):
         prepare_work_items(work, output, (number, 3), workers=1, progress=False)
     missing = [str(number + 1) for number in range(1, units, 3)]
-    with raises_naming(DataError, f"{len(missing)} of {units} ", output, f"({', '.join(missing)})", "--merge"):
+    with refused(DataError, f"{len(missing)} of {units} ", output, f"({', '.join(missing)})", "--merge"):
         merge_work_items(work, output)
     assert not (output / "dataset.json").exists()
     assert not (output / "train").exists()
@@ -134,7 +134,7 @@ def test_parts_done_with_other_settings_do_not_count(shared_corpus, unbroken, tm
     prepare_work_items(plan(shared_corpus, output), output, workers=1, progress=False)
     if "text_field" in changes:  # the key of lines that are not there
         changes = {**changes, "include": "*.txt"}
-    with raises_naming(DataError, output, "--merge"):
+    with refused(DataError, output, "--merge"):
         merge_work_items(plan(shared_corpus, output, **changes), output)
     merge_work_items(plan(shared_corpus, output), output)
     check_equal(output, unbroken)
@@ -147,22 +147,22 @@ def test_parts_done_of_other_inputs_do_not_count(tmp_path):
     file = shared_corpus / "00.txt"
     before = file.read_bytes(), file.stat().st_mtime_ns
 
-    def refused():
-        with raises_naming(DataError, output, "--merge"):
+    def assert_refused():
+        with refused(DataError, output, "--merge"):
             merge_work_items(plan(shared_corpus, output), output)
 
     os.utime(file, ns=(before[1] + 1, before[1] + 1))
-    refused()
+    assert_refused()
     file.write_bytes(before[0] + b"!")
     os.utime(file, ns=(before[1], before[1]))
-    refused()
+    assert_refused()
     file.rename(shared_corpus / "moved.txt")
-    refused()
+    assert_refused()
     (shared_corpus / "moved.txt").rename(file)
     file.write_bytes(before[0])
     os.utime(file, ns=(before[1], before[1]))
     (shared_corpus / "new.txt").write_text("new")
-    refused()
+    assert_refused()
     (shared_corpus / "new.txt").unlink()
     merge_work_items(plan(shared_corpus, output), output)
     check_whole(output)
@@ -175,9 +175,9 @@ def test_the_number_of_workers_is_no_setting(shared_corpus, tmp_path):
 def test_merging_again(shared_corpus, unbroken, tmp_path):
     output = tmp_path / "data"
     prepare([shared_corpus], output, **SETTINGS, workers=1, progress=False)
-    with raises_naming(UserError, output, "--overwrite"):
+    with refused(UserError, output, "--overwrite"):
         merge_work_items(plan(shared_corpus, output), output)
-    with raises_naming(DataError, output, "--merge"):
+    with refused(DataError, output, "--merge"):
         merge_work_items(plan(shared_corpus, output), output, overwrite=True)
     check_equal(output, unbroken)
     prepare_work_items(plan(shared_corpus, output), output, overwrite=True, workers=1, progress=False)
@@ -190,11 +190,11 @@ def test_a_data_set_that_is_there_is_neither_replaced_nor_prepared_for_unless_as
     prepare([shared_corpus], output, **{**SETTINGS, "seq_len": 128}, workers=1, progress=False)
     before = tree(output)
     for action in (prepare_work_items, merge_work_items):
-        with raises_naming(UserError, output, "--overwrite"):
+        with refused(UserError, output, "--overwrite"):
             action(plan(shared_corpus, output), output)
     assert tree(output) == before
     prepare_work_items(plan(shared_corpus, output), output, workers=1, overwrite=True, progress=False)
-    with raises_naming(UserError, output, "--overwrite"):
+    with refused(UserError, output, "--overwrite"):
         merge_work_items(plan(shared_corpus, output), output)
     assert {name: tree(output)[name] for name in before} == before
     merge_work_items(plan(shared_corpus, output), output, overwrite=True)
@@ -203,6 +203,6 @@ def test_a_data_set_that_is_there_is_neither_replaced_nor_prepared_for_unless_as
 
 @pytest.mark.parametrize("part", [(0, 3), (4, 3), (1, 0), (-1, -1)])
 def test_parts_that_do_not_exist_are_refused(shared_corpus, tmp_path, part):
-    with raises_naming(UserError, f"{part[0]}/{part[1]}"):
+    with refused(UserError, f"{part[0]}/{part[1]}"):
         prepare_work_items(plan(shared_corpus, tmp_path / "data"), tmp_path / "data", part)
     assert not (tmp_path / "data").exists()

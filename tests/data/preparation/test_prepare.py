@@ -20,8 +20,8 @@ from nar_scale.data.formats.documents import Document
 from nar_scale.data.formats.inputs import read_piece
 from nar_scale.errors import DataError, UserError
 from tests.data.corpora import count_documents, read_documents, read_split, write_corpus
-from tests.data.naming import raises_naming
 from tests.data.preparation.preparing import decoded, made, write_tokenizer
+from tests.errors import refused
 
 
 def text_of(output, split="train"):
@@ -136,7 +136,7 @@ def test_an_unreadable_folder_is_named_and_not_passed_over(corpus, tmp_path, mon
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with raises_naming(DataError, corpus / "sub" / "deep", os.strerror(errno.EACCES)):
+    with refused(DataError, corpus / "sub" / "deep", os.strerror(errno.EACCES)):
         made(corpus, tmp_path / "data")
 
 
@@ -191,7 +191,7 @@ def test_document_ids_change_exactly_after_end_tokens(corpus, tmp_path):
 
 def test_without_document_ids_there_is_no_such_field(corpus, tmp_path):
     assert made(corpus, tmp_path / "data").document_field is None
-    with raises_naming(DataError, "'documents.npy'"):
+    with refused(DataError, "'documents.npy'"):
         DatasetIndex.open(tmp_path / "data", "train/*.tar", ["documents.npy"], progress=False)
 
 
@@ -232,7 +232,7 @@ def test_images_cut_into_several_samples_keep_their_labels_in_each(tmp_path):
 
 def test_labels_are_not_dropped_silently_where_documents_are_joined(tmp_path):
     np.savez(tmp_path / "x.npz", x=np.zeros((2, 10), dtype=np.uint8), y=np.array([4, 0]))
-    with raises_naming(DataError, tmp_path / "x.npz", "--one-document-per-sample"):
+    with refused(DataError, tmp_path / "x.npz", "--one-document-per-sample"):
         made(tmp_path / "x.npz", tmp_path / "data", tokenizer=None, vocabulary_size=20)
     assert not (tmp_path / "data").exists()
 
@@ -259,20 +259,20 @@ def test_tokens_of_no_tokenizer_are_joined_as_they_are(tmp_path, vocabulary_size
 def test_tokens_outside_the_vocabulary_are_named(tmp_path, workers):
     np.save(tmp_path / "a.npy", np.array([[1, 2], [3, 16]]))
     np.save(tmp_path / "b.npy", np.array([[1, 2], [3, 5]]))
-    with raises_naming(DataError, tmp_path / "a.npy", "token 16", 16):
+    with refused(DataError, tmp_path / "a.npy", "token 16", 16):
         made(tmp_path, tmp_path / "data", tokenizer=None, vocabulary_size=16, workers=workers, unit_bytes=8)
     assert not (tmp_path / "data" / "dataset.json").exists()
 
 
 def test_text_among_tokens_of_no_tokenizer_is_named(tmp_path):
     (tmp_path / "a.txt").write_text("text")
-    with raises_naming(UserError, tmp_path / "a.txt", "tokenizer"):
+    with refused(UserError, tmp_path / "a.txt", "tokenizer"):
         made(tmp_path, tmp_path / "data", tokenizer=None, vocabulary_size=16)
 
 
 def test_arrays_are_not_taken_for_bytes(tmp_path):
     np.save(tmp_path / "a.npy", np.array([[1, 2], [3, 4]]))
-    with raises_naming(UserError, tmp_path / "a.npy", "--vocabulary-size"):
+    with refused(UserError, tmp_path / "a.npy", "--vocabulary-size"):
         made(tmp_path, tmp_path / "data")
 
 
@@ -355,7 +355,7 @@ def test_arrays_of_tokens_of_a_tokenizer_get_its_end_token_unless_they_have_it(t
     made(tmp_path / "a.npy", tmp_path / "data", tokenizer=spec)
     assert read_split(tmp_path / "data", "train")[0].tokens.tolist() == [7, 8, 256, 9, 256]
     np.save(tmp_path / "a.npy", np.array([[7, 257]]))
-    with raises_naming(DataError, tmp_path / "a.npy", "token 257", 257):
+    with refused(DataError, tmp_path / "a.npy", "token 257", 257):
         made(tmp_path / "a.npy", tmp_path / "more", tokenizer=spec)
 
 

@@ -11,7 +11,7 @@ from launcher import prepare as launcher
 from nar_scale.data import DatasetInfo, load_tokenizer, train_tokenizer
 from nar_scale.errors import DataError, UserError
 from tests.data.corpora import read_split
-from tests.data.naming import assert_named, raises_naming
+from tests.errors import assert_names, refused
 
 ROOT = Path(__file__).parents[3]
 
@@ -83,7 +83,7 @@ def test_of_much_text_some_is_taken_from_everywhere(tmp_path):
 
 @pytest.mark.parametrize("vocabulary_size", [-1, 0, 256])
 def test_a_vocabulary_too_small_for_the_bytes_is_refused(corpus, tmp_path, vocabulary_size):
-    with raises_naming(UserError, vocabulary_size, 257):
+    with refused(UserError, vocabulary_size, 257):
         learn(corpus, vocabulary_size, tmp_path / "t.json")
     assert not (tmp_path / "t.json").exists()
 
@@ -91,20 +91,20 @@ def test_a_vocabulary_too_small_for_the_bytes_is_refused(corpus, tmp_path, vocab
 @pytest.mark.parametrize("include", ["*.npy", "binary.txt", "nothing"])
 def test_input_without_text_is_refused(corpus, tmp_path, include):
     np.save(corpus / "tokens.npy", np.arange(1000))
-    with raises_naming(DataError, corpus):
+    with refused(DataError, corpus):
         learn(corpus, 300, tmp_path / "t.json", include=include)
     assert not (tmp_path / "t.json").exists()
 
 
 def test_an_unwritable_place_for_the_learned_tokenizer_is_named(corpus, tmp_path):
     (tmp_path / "file").touch()
-    with raises_naming(DataError, tmp_path / "file" / "t.json"):
+    with refused(DataError, tmp_path / "file" / "t.json"):
         learn(corpus, 300, tmp_path / "file" / "t.json")
 
 
 def test_learning_without_the_package_says_what_to_install(corpus, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with raises_naming(UserError, "pip install 'nar_scale[tokenizers]'"):
+    with refused(UserError, "pip install 'nar_scale[tokenizers]'"):
         train_tokenizer([corpus], 300, tmp_path / "t.json")
 
 
@@ -151,7 +151,7 @@ def test_a_tokenizer_is_learned_before_the_parts(corpus, tmp_path, capsys):
         assert launcher.main(flags(corpus, tmp_path, *learning, *work)) == 2
         error = capsys.readouterr().err
         assert error.count("\n") == 1
-        assert_named(error.rstrip("\n"), tmp_path / "t.json", "--train-tokenizer", "--output")
+        assert_names(error.rstrip("\n"), tmp_path / "t.json", "--train-tokenizer", "--output")
     alone = ["--input", str(corpus), "--tokenizer", f"{tmp_path}/t.json", *learning]
     assert launcher.main(alone) == 0
     assert capsys.readouterr().out.startswith(f"wrote {tmp_path}/t.json\n")

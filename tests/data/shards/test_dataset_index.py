@@ -13,8 +13,8 @@ import webdataset
 from nar_scale.data import DatasetIndex
 from nar_scale.data.formats.npy import decode_npy
 from nar_scale.errors import DataError
-from tests.data.naming import raises_naming
 from tests.data.shard_files import numbered_index, write_samples
+from tests.errors import refused
 
 open_index = partial(DatasetIndex.open, pattern="shard-*.tar", progress=False)
 
@@ -111,7 +111,7 @@ def test_index_directory(tmp_path):
     assert len(list(cache.iterdir())) == 2
     assert list(shards.rglob("*.index")) == []
     (tmp_path / "file").write_text("")
-    with raises_naming(DataError, tmp_path / "file", "data.index_directory", "--index-directory"):
+    with refused(DataError, tmp_path / "file", "data.index_directory", "--index-directory"):
         DatasetIndex.open(shards, "*/x.tar", index_directory=tmp_path / "file", progress=False)
 
 
@@ -142,14 +142,14 @@ def test_more_shards_than_are_kept_open(tmp_path, monkeypatch):
 
 
 def test_no_shard(tmp_path):
-    with raises_naming(DataError, tmp_path, "shard-*.tar"):
+    with refused(DataError, tmp_path, "shard-*.tar"):
         open_index(tmp_path)
 
 
 def test_missing_listed_shard(tmp_path):
     write_samples(tmp_path / "shard-0.tar", [np.array([1])])
     for pattern in (["shard-0.tar", "shard-1.tar"], "shard-{0..1}.tar"):
-        with raises_naming(DataError, tmp_path, "shard-1.tar"):
+        with refused(DataError, tmp_path, "shard-1.tar"):
             DatasetIndex.open(tmp_path, pattern, progress=False)
 
 
@@ -162,7 +162,7 @@ def test_truncated_shard(tmp_path, kept):
             member.size = 512
             tar.addfile(member, io.BytesIO(b"x" * 512))
     os.truncate(shard, kept)
-    with raises_naming(DataError, shard, *([kept] if kept > 1024 else [])):  # before, it may be no tar at all
+    with refused(DataError, shard, *([kept] if kept > 1024 else [])):  # before, it may be no tar at all
         open_index(tmp_path)
     assert list(tmp_path.glob("*.index")) == []
 
@@ -172,19 +172,19 @@ def test_damaged_header(tmp_path):
     write_samples(shard, [np.array([1])] * 3)  # with pax headers, as webdataset writes them
     whole = shard.read_bytes()
     shard.write_bytes(whole.replace(b"000000002.tokens.npy", b"?" * 20))
-    with raises_naming(DataError, shard):
+    with refused(DataError, shard):
         open_index(tmp_path)
     with webdataset.TarWriter(str(shard), mtime=0) as writer:
         for key in "abc":
             writer.write({"__key__": key, "tokens.npy": np.array([1])})
     shard.write_bytes(shard.read_bytes().replace(b"c.tokens.npy", b"?" * 12))
-    with raises_naming(DataError, shard, 2048):
+    with refused(DataError, shard, 2048):
         open_index(tmp_path)
 
 
 def test_not_a_tar(tmp_path):
     (tmp_path / "shard-0.tar").write_bytes(b"hello" * 1000)
-    with raises_naming(DataError, tmp_path / "shard-0.tar"):
+    with refused(DataError, tmp_path / "shard-0.tar"):
         open_index(tmp_path)
 
 
@@ -194,10 +194,10 @@ def test_changed_shard(tmp_path):
     status = shard.stat()
     content = shard.read_bytes()
     shard.write_bytes(content.replace(b"000000005", b"000000009"))
-    with raises_naming(DataError, shard, f"{shard}.index"):
+    with refused(DataError, shard, f"{shard}.index"):
         open_index(tmp_path)
     shard.write_bytes(content + b"\0" * 512)
-    with raises_naming(DataError, shard, f"{shard}.index", status.st_size, status.st_size + 512):
+    with refused(DataError, shard, f"{shard}.index", status.st_size, status.st_size + 512):
         open_index(tmp_path)
     (tmp_path / "shard-000001.tar.index").unlink()  # the remedy that the message names
     assert open_index(tmp_path).num_samples == 6
@@ -217,7 +217,7 @@ def test_touched_shard_is_accepted_and_noted(tmp_path):
 def test_missing_field(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "shard-0.tar")) as writer:
         writer.write({"__key__": "first", "txt": "hello", "ids.npy": np.array([1])})
-    with raises_naming(DataError, tmp_path / "shard-0.tar", "first", "'tokens.npy'", "ids.npy", "txt"):
+    with refused(DataError, tmp_path / "shard-0.tar", "first", "'tokens.npy'", "ids.npy", "txt"):
         open_index(tmp_path)
     assert rows(open_index(tmp_path, fields=["ids.npy"]), "ids.npy") == [[1]]
 
@@ -226,7 +226,7 @@ def test_a_later_sample_without_the_field(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "shard-0.tar")) as writer:
         writer.write({"__key__": "first", "tokens.npy": np.array([1])})
         writer.write({"__key__": "second", "txt": "hello"})
-    with raises_naming(DataError, tmp_path / "shard-0.tar", "second", "'tokens.npy'", "txt"):
+    with refused(DataError, tmp_path / "shard-0.tar", "second", "'tokens.npy'", "txt"):
         open_index(tmp_path)
 
 
@@ -234,13 +234,13 @@ def test_field_given_twice(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "shard-0.tar")) as writer:
         writer.write({"__key__": "first", "tokens.npy": np.array([1])})
         writer.write({"__key__": "first", "tokens.npy": np.array([2])})
-    with raises_naming(DataError, tmp_path / "shard-0.tar", "first", "'tokens.npy'", "twice"):
+    with refused(DataError, tmp_path / "shard-0.tar", "first", "'tokens.npy'", "twice"):
         open_index(tmp_path)
 
 
 def test_shards_without_samples(tmp_path):
     write_samples(tmp_path / "shard-0.tar", [])
-    with raises_naming(DataError, tmp_path, 1, "shard-*.tar"):
+    with refused(DataError, tmp_path, 1, "shard-*.tar"):
         open_index(tmp_path)
     write_samples(tmp_path / "shard-1.tar", [np.array([7])])
     assert rows(open_index(tmp_path)) == [[7]]
@@ -252,14 +252,14 @@ def test_shard_cut_while_in_use(tmp_path, memory_map):
     index = open_index(tmp_path, memory_map=memory_map)
     index.read(0)
     os.truncate(tmp_path / "shard-000000.tar", 600)
-    with raises_naming(DataError, tmp_path / "shard-000000.tar", "000000002"):
+    with refused(DataError, tmp_path / "shard-000000.tar", "000000002"):
         index.read(2)
 
 
 def test_shard_removed_while_in_use(tmp_path):
     index = numbered_index(tmp_path, [3])
     (tmp_path / "shard-000000.tar").unlink()
-    with raises_naming(DataError, tmp_path / "shard-000000.tar", os.strerror(errno.ENOENT)):
+    with refused(DataError, tmp_path / "shard-000000.tar", os.strerror(errno.ENOENT)):
         index.read(0)
 
 
@@ -267,7 +267,7 @@ def test_shards_replaced_while_in_use(tmp_path):
     index = numbered_index(tmp_path, [3])
     (tmp_path / "shard-000000.tar.index").unlink()
     numbered_index(tmp_path, [4])
-    with raises_naming(DataError, tmp_path / "shard-000000.tar"):
+    with refused(DataError, tmp_path / "shard-000000.tar"):
         index.read(0)
 
 
@@ -290,7 +290,7 @@ def test_a_build_that_is_killed_goes_on_where_it_was(tmp_path, monkeypatch):
     for number in range(4):
         write_samples(tmp_path / f"shard-{number}.tar", [np.array([number])] * 3)
     (tmp_path / "shard-3.tar").write_bytes((tmp_path / "shard-3.tar").read_bytes()[:1000])
-    with raises_naming(DataError, tmp_path / "shard-3.tar"):
+    with refused(DataError, tmp_path / "shard-3.tar"):
         open_index(tmp_path)
     built = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.index")}
     assert len(built) == 3
@@ -314,7 +314,7 @@ def test_a_passing_read_error_is_retried(tmp_path, monkeypatch):
     monkeypatch.setattr("nar_scale.data.shards.shard_reader.RETRY_WAITS", (0, 0))
     assert rows(index) == [[0, 1], [1, 2]]
     failures = iter([OSError(5, "Input/output error")] * 3)
-    with raises_naming(DataError, tmp_path / "shard-000000.tar", "000000001", "Input/output error"):
+    with refused(DataError, tmp_path / "shard-000000.tar", "000000001", "Input/output error"):
         index.read(1)
 
 
@@ -340,7 +340,7 @@ def test_no_flipped_bit_of_an_index_goes_unnoticed(tmp_path):
         if place < records:  # the line: it is made again
             assert rows(open_index(tmp_path)) == [[0, 1], [1, 2], [2, 3]]
         else:
-            with raises_naming(DataError, path):
+            with refused(DataError, path):
                 rows(open_index(tmp_path))
 
 
@@ -362,5 +362,5 @@ def test_a_damaged_index_beside_a_shard_is_not_taken_for_one_kept_elsewhere(tmp_
 
 def test_shards_of_which_nothing_is_whole_are_named(tmp_path):
     (tmp_path / "shard-0.tar").write_bytes(b"no tar" * 100)
-    with raises_naming(DataError, tmp_path / "shard-0.tar"):
+    with refused(DataError, tmp_path / "shard-0.tar"):
         open_index(tmp_path, skip_faults=True)

@@ -10,7 +10,7 @@ import webdataset
 
 from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, TokenStream, sequential_batches
 from nar_scale.errors import DataError
-from tests.data.naming import raises_naming
+from tests.errors import refused
 
 SAMPLES = 12
 STREAM_OF_TOKENS = io.BytesIO()
@@ -79,18 +79,18 @@ def test_a_bad_class_is_named(tmp_path):
         with webdataset.TarWriter(str(directory / "shard-0.tar"), encoder=False) as writer:
             writer.write({"__key__": "the-bad-one", "cls": content, "tokens.npy": TOKENS})
         index = DatasetIndex.open(directory, "*.tar", progress=False)
-        with raises_naming(DataError, directory / "shard-0.tar", "the-bad-one", *named):
+        with refused(DataError, directory / "shard-0.tar", "the-bad-one", *named):
             sample_format("cls").read(index, 0)
 
 
 @pytest.mark.parametrize("array", [np.array(1.5), np.array([1, 2])])
 def test_an_array_that_is_no_class_is_named(tmp_path, array):
     index = write_shards(tmp_path, "class.npy", lambda _: array)
-    with raises_naming(DataError, tmp_path / "shard-0.tar", "000000000", "'class.npy'", array.dtype, array.shape):
+    with refused(DataError, tmp_path / "shard-0.tar", "000000000", "'class.npy'", array.dtype, array.shape):
         sample_format("class.npy").read(index, 0)
 
 
 def test_a_sample_without_a_class_is_named(tmp_path):
     write_shards(tmp_path, "cls", int)
-    with raises_naming(DataError, tmp_path / "shard-0.tar", "000000000", "'label'", "cls", "tokens.npy"):
+    with refused(DataError, tmp_path / "shard-0.tar", "000000000", "'label'", "cls", "tokens.npy"):
         open_shards(tmp_path, "label")

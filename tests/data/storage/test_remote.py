@@ -7,8 +7,8 @@ from nar_scale.data.storage import object_stores, remote, retries
 from nar_scale.data.storage.remote import find_remote, read_small
 from nar_scale.data.storage.urls import is_remote, redacted
 from nar_scale.errors import DataError, UserError
-from tests.data.naming import raises_naming
 from tests.data.object_server import ObjectServer
+from tests.errors import refused
 
 pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
@@ -47,12 +47,12 @@ def test_expands_braces_without_asking_the_server(server):
 
 @pytest.mark.parametrize("pattern", ["*.tar", "shard-[01].tar", "{a,b}/*.tar"])
 def test_a_web_server_cannot_be_listed(pattern):
-    with raises_naming(DataError, "http://host/", "shard-{000000..000099}.tar"):
+    with refused(DataError, "http://host/", "shard-{000000..000099}.tar"):
         find_remote(f"http://host/{pattern}", {})
 
 
 def test_unbalanced_braces():
-    with raises_naming(DataError, "http://host/{0..3.tar"):
+    with refused(DataError, "http://host/{0..3.tar"):
         find_remote("http://host/{0..3.tar", {})
 
 
@@ -65,7 +65,7 @@ def test_lists_a_store(store):
         "s3://bucket/train/b-0.tar",
     ]
     assert "s3://bucket/train/deep/a-2.tar" in find_remote("s3://bucket/**/*.tar", store)
-    with raises_naming(DataError, "s3://bucket/none/*.tar"):
+    with refused(DataError, "s3://bucket/none/*.tar"):
         find_remote("s3://bucket/none/*.tar", store)
 
 
@@ -81,10 +81,10 @@ def test_reads_small_objects(server):
     assert read_small(url, {}, 10) == b"0123456789"
     assert read_small(server.put("/empty", b""), {}, 10) == b""
     assert read_small(url + ".none", {}, 10) is None
-    with raises_naming(DataError, url, 9):
+    with refused(DataError, url, 9):
         read_small(url, {}, 9)
     server.fail("/a.index", "unsized")
-    with raises_naming(DataError, url, 9):
+    with refused(DataError, url, 9):
         read_small(url, {}, 9)
 
 
@@ -99,17 +99,17 @@ def test_tries_again(server):
     server.fail("/a.index", 503, "silent", "truncate", "reset")
     assert read_small(url, {}, 1 << 20) == b"x" * 100_000
     server.fail("/a.index", 500, lasting=True)
-    with raises_naming(DataError, url, 500, "5 of 5"):
+    with refused(DataError, url, 500, "5 of 5"):
         read_small(url, {}, 1 << 20)
 
 
 def test_nobody_listens(server):
-    with raises_naming(DataError, "http://127.0.0.1:9/a", "5 of 5"):
+    with refused(DataError, "http://127.0.0.1:9/a", "5 of 5"):
         read_small("http://127.0.0.1:9/a", {}, 9)
 
 
 def test_options_that_make_no_sense(store):
-    with raises_naming(DataError, "s3://bucket/train/a-0.tar", "data.storage_options"):
+    with refused(DataError, "s3://bucket/train/a-0.tar", "data.storage_options"):
         read_small("s3://bucket/train/a-0.tar", {**store, "no_such_option": 1, "profile": "none"}, 100)
 
 
@@ -127,14 +127,14 @@ def test_secrets_are_not_shown():
 
 def test_says_which_package_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
-    with raises_naming(UserError, "http://host/a", "pip install 'nar_scale[remote]'"):
+    with refused(UserError, "http://host/a", "pip install 'nar_scale[remote]'"):
         read_small("http://host/a", {}, 9)
 
 
 def test_says_which_package_is_missing_for_a_store(monkeypatch):
     monkeypatch.setattr(object_stores, "_kept", threading.local())
     monkeypatch.setitem(sys.modules, "aiobotocore.session", None)
-    with raises_naming(UserError, "s3://bucket/a", "pip install 'nar_scale[remote]'"):
+    with refused(UserError, "s3://bucket/a", "pip install 'nar_scale[remote]'"):
         read_small("s3://bucket/a", {}, 9)
 
 

@@ -6,7 +6,7 @@ from nar_scale.data.storage import retries
 from nar_scale.data.storage.errors import ObjectMissing, TransientError
 from nar_scale.data.storage.retries import with_retries
 from nar_scale.errors import DataError
-from tests.data.naming import raises_naming
+from tests.errors import refused
 
 URL = "http://host/a"
 
@@ -37,7 +37,7 @@ def test_the_first_success_is_returned():
 
 def test_after_the_last_attempt_the_error_names_what_happened():
     attempt, left = attempts_of(TransientError("first"), TransientError("second"), 5)
-    with raises_naming(DataError, URL, "second", "2 of 2") as raised:
+    with refused(DataError, URL, "second", "2 of 2") as raised:
         with_retries(attempt, URL, attempts=2)
     assert left == [5]
     assert isinstance(raised.value.__cause__, TransientError)

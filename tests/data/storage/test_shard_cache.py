@@ -20,8 +20,8 @@ from nar_scale.data.storage import retries
 from nar_scale.data.storage.errors import ObjectMissing, ObjectRefused
 from nar_scale.data.storage.shard_cache import CacheFull, ShardCache
 from nar_scale.errors import DataError
-from tests.data.naming import raises_naming
 from tests.data.object_server import ObjectServer
+from tests.errors import refused
 
 pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
@@ -173,7 +173,7 @@ def test_gives_up_after_the_attempts(server, tmp_path, fault, named):
     cache = ShardCache(tmp_path, 10 * SIZE, attempts=3, timeout=0.2 if fault in SILENCE else 30)
     url = server.put("/a.tar", content(1))
     server.fail("/a.tar", fault, lasting=True)
-    with raises_naming(DataError, url, "3 of 3", *named):
+    with refused(DataError, url, "3 of 3", *named):
         cache.open(url, SIZE)
     assert server.gets["/a.tar"] == 3
     assert names(cache) == []
@@ -186,7 +186,7 @@ def test_gives_up_after_the_attempts(server, tmp_path, fault, named):
 def test_does_not_insist(server, cache, status, kind):
     url = server.put("/a.tar", content(1))
     server.fail("/a.tar", status, lasting=True)
-    with raises_naming(kind, url, status) as raised:
+    with refused(kind, url, status) as raised:
         cache.open(url)
     assert raised.type is kind
     assert server.gets["/a.tar"] == 1
@@ -196,14 +196,14 @@ def test_does_not_insist(server, cache, status, kind):
 def test_a_changed_shard_is_an_error(server, cache):
     data = content(1)
     url = server.put("/a.tar", data)
-    with raises_naming(DataError, url):
+    with refused(DataError, url):
         cache.open(url, SIZE, "0" * 32)
     assert server.gets["/a.tar"] == 2, "twice the same is no accident"
-    with raises_naming(DataError, url, 5, SIZE):
+    with refused(DataError, url, 5, SIZE):
         cache.open(url, 5, digest(data))
     server.fail("/a.tar", "unsized", lasting=True)
     for size, named in [(5, (5,)), (SIZE + 1, (SIZE, SIZE + 1))]:
-        with raises_naming(DataError, url, *named):
+        with refused(DataError, url, *named):
             cache.open(url, size, digest(data))
     assert names(cache) == []
 
@@ -212,7 +212,7 @@ def test_a_server_that_tells_no_size(server, cache):
     data = content(1)
     url = server.put("/a.tar", data)
     server.fail("/a.tar", "unsized", "unsized")
-    with raises_naming(DataError, url, "index"):
+    with refused(DataError, url, "index"):
         cache.open(url)
     assert read(cache, url, SIZE) == data
 
@@ -240,7 +240,7 @@ def test_a_copy_that_was_cut_is_fetched_again(server, cache):
 
 
 def test_what_is_no_digest(cache):
-    with raises_naming(DataError, "http://host/a.tar", "../../../tmp"):
+    with refused(DataError, "http://host/a.tar", "../../../tmp"):
         cache.open("http://host/a.tar", 1, "../../../tmp")
 
 
@@ -274,7 +274,7 @@ def test_what_is_in_use_stays(server, tmp_path):
     cache = ShardCache(tmp_path, 2 * SIZE + 10)
     urls = [server.put(f"/{i}.tar", content(i)) for i in range(3)]
     held = [cache.open(url) for url in urls[:2]]
-    with raises_naming(CacheFull, urls[2], SIZE, 2 * SIZE + 10, "data.cache_gib", "data.shuffle_window"):
+    with refused(CacheFull, urls[2], SIZE, 2 * SIZE + 10, "data.cache_gib", "data.shuffle_window"):
         cache.open(urls[2], SIZE)
     assert server.gets["/2.tar"] == 0
     with pytest.raises(CacheFull):
@@ -289,7 +289,7 @@ def test_a_shard_larger_than_the_cache(server, tmp_path):
     cache = ShardCache(tmp_path, SIZE - 1)
     url = server.put("/a.tar", content(1))
     for size in (SIZE, None):
-        with raises_naming(DataError, url, SIZE, SIZE - 1, "data.cache_gib"):
+        with refused(DataError, url, SIZE, SIZE - 1, "data.cache_gib"):
             cache.open(url, size)
     assert server.gets["/a.tar"] == 1
     assert names(cache) == []
@@ -309,13 +309,13 @@ def test_a_full_disk(server, cache, monkeypatch):
 
     url = server.put("/a.tar", content(1))
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with raises_naming(DataError, cache.directory, os.strerror(errno.ENOSPC), "data.cache_directory", "data.cache_gib"):
+    with refused(DataError, cache.directory, os.strerror(errno.ENOSPC), "data.cache_directory", "data.cache_gib"):
         cache.open(url, SIZE)
     assert names(cache) == []
     monkeypatch.undo()
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(os, "fsync", full)
-    with raises_naming(DataError, cache.directory, os.strerror(errno.ENOSPC)):
+    with refused(DataError, cache.directory, os.strerror(errno.ENOSPC)):
         cache.open(url, SIZE)
     assert names(cache) == []
 
@@ -323,11 +323,11 @@ def test_a_full_disk(server, cache, monkeypatch):
 def test_a_directory_that_cannot_be_used(server, tmp_path):
     url = server.put("/a.tar", content(1))
     (tmp_path / "file").touch()
-    with raises_naming(DataError, tmp_path / "file", "data.cache_directory"):
+    with refused(DataError, tmp_path / "file", "data.cache_directory"):
         ShardCache(tmp_path / "file", SIZE).open(url)
     if os.geteuid():
         (tmp_path / "readonly").mkdir(mode=0o500)
-        with raises_naming(DataError, tmp_path / "readonly", os.strerror(errno.EACCES), "data.cache_directory"):
+        with refused(DataError, tmp_path / "readonly", os.strerror(errno.EACCES), "data.cache_directory"):
             ShardCache(tmp_path / "readonly", SIZE).open(url)
 
 
@@ -549,8 +549,8 @@ def test_fetches_from_a_store(server, cache):
     cache = ShardCache(cache.directory, cache.max_bytes, options, timeout=2)
     server.fail("/bucket/train/a.tar", "stall", "truncate", "reset", "corrupt")
     assert read(cache, "s3://bucket/train/a.tar", SIZE, digest(data)) == data
-    with raises_naming(ObjectMissing, "s3://bucket/train/b.tar", 404):
+    with refused(ObjectMissing, "s3://bucket/train/b.tar", 404):
         cache.open("s3://bucket/train/b.tar")
     server.fail("/bucket/train/b.tar", 403, lasting=True)
-    with raises_naming(ObjectRefused, "s3://bucket/train/b.tar", 403):
+    with refused(ObjectRefused, "s3://bucket/train/b.tar", 403):
         cache.open("s3://bucket/train/b.tar")

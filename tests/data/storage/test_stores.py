@@ -12,8 +12,8 @@ from moto.server import ThreadedMotoServer
 from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, ShardCache, TokenStream
 from nar_scale.data.storage.remote import find_remote, read_small
 from nar_scale.errors import DataError
-from tests.data.naming import raises_naming
 from tests.data.shard_files import numbered_index
+from tests.errors import refused
 
 ODD_NAME = "ä +%20&.tar"
 
@@ -94,5 +94,5 @@ def test_objects_are_listed_read_and_missed(store):
     assert find_remote(f"{base}/**/*.tar", options) == [f"{base}/deep/b.tar", f"{base}/{ODD_NAME}"]
     assert [read_small(f"{base}/{name}", options, 100) for name in names] == [name.encode() for name in names]
     assert read_small(f"{base}/none", options, 100) is None
-    with raises_naming(DataError, f"{scheme}://bucket/none/*.tar"):
+    with refused(DataError, f"{scheme}://bucket/none/*.tar"):
         find_remote(f"{scheme}://bucket/none/*.tar", options)
