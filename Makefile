@@ -80,6 +80,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(if $(filter installed,$(TORCH)),--system-site-packages) .venv
 	$(if $(filter installed,$(TORCH)),,$(BIN)/pip install --quiet $(TORCH))
 	grep -v '^torch==' constraints.txt > .venv/constraints.txt
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >> .venv/constraints.txt
 	$(BIN)/pip install --quiet --constraint .venv/constraints.txt --editable '.[dev]'
 	rm -f .venv/installed-*
 	touch $@
