@@ -25,7 +25,7 @@ from pathlib import Path
 
 import yaml
 
-from nar_scale.checkpoint import CheckpointStore, TrainingState, find_damage
+from nar_scale.checkpoint import CheckpointStore, TrainingState, verify_integrity
 from nar_scale.data import prepare
 from nar_scale.logging_setup import silence_libraries
 from nar_scale.training import launch
@@ -181,7 +181,7 @@ def _wait(job: Job, run: Path, store: CheckpointStore, when: str, chance: random
 def _check_pointer(store: CheckpointStore, report: Report) -> None:
     if store.pointer.exists():
         newest = store.directory / store.pointer.read_text().strip()
-        problem = find_damage(newest)
+        problem = verify_integrity(newest)
         if problem is not None and newest not in report.damaged:
             report.bad_pointers += 1
             print(f"unloadable: {problem}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Measure the likelihood of held-out data under a consolidated checkpoint.
+"""Measure the likelihood of validation data under a consolidated checkpoint.
 
 Autoregressive models give the exact value, non-autoregressive ones an upper bound.
 

@@ -15,11 +15,11 @@ from nar_scale.checkpoint.probe import check_probe, run_probe, save_probe
 from nar_scale.checkpoint.state import TrainingState
 from nar_scale.checkpoint.store import (
     CheckpointStore,
-    delete_set_aside,
-    find_damage,
+    delete_quarantined,
     list_files,
+    quarantine,
     record_files,
-    set_aside,
+    verify_integrity,
 )
 
 __all__ = [
@@ -38,14 +38,14 @@ __all__ = [
     "check_probe",
     "consolidate",
     "consolidate_as_command",
-    "delete_set_aside",
-    "find_damage",
+    "delete_quarantined",
     "list_files",
     "load_exported",
     "partition_file",
+    "quarantine",
     "record_files",
     "run_probe",
     "save_probe",
-    "set_aside",
+    "verify_integrity",
     "write_partitions",
 ]

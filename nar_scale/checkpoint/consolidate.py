@@ -17,7 +17,7 @@ from nar_scale.checkpoint.exported import CONFIG_FILE, ModelInfo, write_exported
 from nar_scale.checkpoint.partitions import WEIGHT, PartitionReader
 from nar_scale.checkpoint.probe import PROBE_FILE
 from nar_scale.checkpoint.state import TrainingState
-from nar_scale.checkpoint.store import CheckpointStore, find_damage
+from nar_scale.checkpoint.store import CheckpointStore, verify_integrity
 from nar_scale.config import load_config
 from nar_scale.errors import CheckpointError, UserError
 from nar_scale.objectives import build_wrapper
@@ -52,7 +52,7 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
             f"{run} has no checkpoint{'' if step is None else f' of step {step}'}; steps: {available}"
         )
     checkpoint = store.path(chosen)
-    if step is not None and (damage := find_damage(checkpoint)):
+    if step is not None and (damage := verify_integrity(checkpoint)):
         raise CheckpointError(f"{checkpoint} is damaged: {damage}")
 
     config = load_config(checkpoint / CONFIG_FILE)

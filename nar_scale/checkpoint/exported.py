@@ -25,7 +25,7 @@ from nar_scale.checkpoint.directory import written_whole
 from nar_scale.checkpoint.partitions import WEIGHT
 from nar_scale.checkpoint.probe import check_probe, save_probe
 from nar_scale.checkpoint.shards import SHARD_BYTES, read_shards, read_weight, save_weights, shard_names
-from nar_scale.checkpoint.store import MANIFEST, find_damage, list_files, record_files
+from nar_scale.checkpoint.store import MANIFEST, list_files, record_files, verify_integrity
 from nar_scale.checkpoint.streaming import read_as_it_runs
 from nar_scale.config import Config, dump_config, load_config
 from nar_scale.data import Tokenizer, load_tokenizer
@@ -207,7 +207,7 @@ def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Objecti
         raise CheckpointError(
             f"{directory} is not a consolidated checkpoint (no {MODEL_FILE}); make one with launcher/consolidate.py"
         )
-    if verify and (damage := find_damage(directory)):
+    if verify and (damage := verify_integrity(directory)):
         raise CheckpointError(f"{directory} is damaged: {damage}")
     config = load_config(directory / CONFIG_FILE)
     fields: dict[str, Any] = json.loads((directory / MODEL_FILE).read_text())

@@ -95,7 +95,7 @@ class CheckpointStore:
             write_atomically(writing / MANIFEST, json.dumps(records, indent=1).encode())
             sync_directory(writing)
             if path.exists():
-                set_aside(path)
+                quarantine(path)
             os.replace(writing, path)
             sync_directory(self.directory)
             write_atomically(self.pointer, f"{path.name}\n".encode())
@@ -116,14 +116,14 @@ class CheckpointStore:
 
         Args:
             steps: to choose from, ascending; all if not given.
-            inspect: finds what is wrong with a checkpoint; `find_damage` if not given.
+            inspect: finds what is wrong with a checkpoint; `verify_integrity` if not given.
 
         Raises:
             CheckpointError: there are checkpoints, but none is good.
         """
         damaged = []
         for step in reversed(self.steps() if steps is None else steps):
-            problem = (inspect or find_damage)(self.path(step))
+            problem = (inspect or verify_integrity)(self.path(step))
             if problem is None:
                 return step
             damaged.append(problem)
@@ -135,7 +135,7 @@ class CheckpointStore:
     def clean_up(self, step: int) -> None:
         """Delete what killed attempts have left behind, before a run goes on from `step`: it needs the space."""
         delete_leftovers(self.directory)
-        delete_set_aside(self.directory, step)
+        delete_quarantined(self.directory, step)
 
     def supersede_after(self, step: int) -> None:
         """Hide the checkpoints of later steps, damaged or left behind by going back: a run goes on from `step`."""
@@ -144,7 +144,7 @@ class CheckpointStore:
             write_atomically(self.pointer, name.encode())
         for later in self.steps():
             if later > step:
-                set_aside(self.path(later))
+                quarantine(self.path(later))
 
     def retain(self, keep_last: int, keep_every: int | None, in_use: Collection[int] = ()) -> None:
         """Delete all but the last `keep_last` checkpoints, those at multiples of `keep_every` steps, and others.
@@ -155,19 +155,19 @@ class CheckpointStore:
         for step in steps[:-keep_last]:
             if step not in in_use and (not keep_every or step % keep_every):
                 with suppress(OSError):
-                    set_aside(self.path(step))  # at once: a kill must not leave half of a checkpoint
+                    quarantine(self.path(step))  # at once: a kill must not leave half of a checkpoint
         if steps:
-            delete_set_aside(self.directory, steps[-1])
+            delete_quarantined(self.directory, steps[-1])
 
 
-def set_aside(path: Path) -> None:
+def quarantine(path: Path) -> None:
     """Hide what there is of a step, in place of what was hidden of it before."""
     hidden = path.with_name(f"{_SUPERSEDED}{path.name}")
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(path, hidden)
 
 
-def delete_set_aside(directory: Path, step: int) -> None:
+def delete_quarantined(directory: Path, step: int) -> None:
     """Delete what is hidden of steps up to this one."""
     for hidden in directory.glob(f"{_SUPERSEDED}*"):
         name = _STEP_NAME.fullmatch(hidden.name.removeprefix(_SUPERSEDED))
@@ -191,11 +191,11 @@ def record_files(directory: Path, names: Iterable[str]) -> dict[str, FileRecord]
     return records
 
 
-def find_damage(path: Path, share: tuple[int, int] = (0, 1), checksums: bool = True) -> str | None:
+def verify_integrity(path: Path, reader: tuple[int, int] = (0, 1), checksums: bool = True) -> str | None:
     """What is wrong with a published directory, in a few words naming the file; None if nothing is.
 
     Args:
-        share: of how many parts of the files to read which.
+        reader: rank and number of the readers, who check the files in turn; the rank-th of each round.
         checksums: read them, and not only look at their sizes.
     """
     try:
@@ -205,8 +205,8 @@ def find_damage(path: Path, share: tuple[int, int] = (0, 1), checksums: bool = T
         return f"{path / MANIFEST} cannot be read ({error.strerror})"
     except (ValueError, TypeError, AttributeError, KeyError):
         return f"{path / MANIFEST} is not a manifest"
-    part, parts = share
-    for file, (size, checksum) in list(expected.items())[part::parts]:
+    rank, readers = reader
+    for file, (size, checksum) in list(expected.items())[rank::readers]:
         if not file.is_file():
             return f"{file} is missing"
         if file.stat().st_size != size:

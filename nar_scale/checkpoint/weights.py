@@ -10,7 +10,7 @@ from torch import nn
 
 from nar_scale.checkpoint.exported import CONFIG_FILE, MODEL_FILE, ExportedWeights
 from nar_scale.checkpoint.partitions import PartitionReader
-from nar_scale.checkpoint.store import find_damage
+from nar_scale.checkpoint.store import verify_integrity
 from nar_scale.errors import CheckpointError
 
 
@@ -52,7 +52,7 @@ def open_weights(path: Path, checksums: bool = True) -> Iterator[PartitionReader
             f"--init-from {path}: neither a consolidated checkpoint nor a training checkpoint "
             "(RUN/checkpoints/step-NNNNNNNNN)"
         )
-    if damage := find_damage(path, checksums=checksums):
+    if damage := verify_integrity(path, checksums=checksums):
         raise CheckpointError(f"--init-from {path} is damaged: {damage}")
     if exported:
         yield ExportedWeights(path)

@@ -68,9 +68,9 @@ def _logging(config: Config) -> Iterator[str]:
             f"is {length}"
         )
     of_sources = [source.validation for source in config.data.sources.values()] or [None]
-    held_out = [config.data.validation if pattern is None else pattern for pattern in of_sources]
-    if config.logging.evaluate_every and not any(held_out):
-        yield "logging.evaluate_every needs held-out shards, but data.validation is empty"
+    validation = [config.data.validation if pattern is None else pattern for pattern in of_sources]
+    if config.logging.evaluate_every and not any(validation):
+        yield "logging.evaluate_every needs validation shards, but data.validation is empty"
 
 
 def _profile(config: Config) -> Iterator[str]:

@@ -144,9 +144,9 @@ def _explain(problem: Any) -> str:
     return f"{name}: {message}, got {problem['input']!r:.60}"
 
 
-def _located(place: Sequence[str | int]) -> tuple[str | None, list[str]]:
+def _located(location: Sequence[str | int]) -> tuple[str | None, list[str]]:
     """The kind of the section that a problem is in, if it has several, and the key, without the kind in its middle."""
-    location = [str(part) for part in place]
-    if len(location) > 1 and any(key.path == f"{location[0]}.kind" for key in keys_at(location[:1])):
-        return location[1], [location[0], *location[2:]]
-    return None, location
+    names = [str(part) for part in location]
+    if len(names) > 1 and any(key.path == f"{names[0]}.kind" for key in keys_at(names[:1])):
+        return names[1], [names[0], *names[2:]]
+    return None, names

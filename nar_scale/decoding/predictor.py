@@ -57,9 +57,9 @@ class Predictor:
 
     def _run(self, tokens: Tensor, padding: Tensor, padded: bool, cache: KeyValueCache | None) -> Tensor:
         start = cache.length if cache is not None else 0
-        places = torch.arange(tokens.shape[1], device=tokens.device)
-        mask = places >= padding[:, None] if padded else None
-        positions = (places - padding[:, None]).clamp(min=0)[:, start:]
+        indices = torch.arange(tokens.shape[1], device=tokens.device)
+        mask = indices >= padding[:, None] if padded else None
+        positions = (indices - padding[:, None]).clamp(min=0)[:, start:]
         hidden = self.net(
             tokens[:, start:], mask=mask, positions=positions, cache=cache, return_embeddings=True, **self.conditions
         )

@@ -87,8 +87,8 @@ def generate(
     for part in tqdm(own_parts, desc=f"worker {worker}/{workers}", unit="part", disable=None if progress else True):
         path = output / f"part-{part:05d}.jsonl"
         if not path.exists():
-            of_part = requests[part * part_size : (part + 1) * part_size]
-            samples = list(generate_samples(model, of_part, options, batch_size))
+            local_positions = requests[part * part_size : (part + 1) * part_size]
+            samples = list(generate_samples(model, local_positions, options, batch_size))
             _draw(samples, model, path.with_suffix(".png"))
             lines = "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)
             write_atomically(path, lines.encode())

@@ -71,7 +71,7 @@ def _scaled(factor: float) -> Change:
 
 
 def _permuted(order: Tensor, dim: int = 0) -> Change:
-    """Place i here is place `order[i]` there."""
+    """Index i here is index `order[i]` there."""
     inverse = order.argsort()
     return Change(lambda value: value.index_select(dim, order), lambda value: value.index_select(dim, inverse))
 
@@ -120,20 +120,20 @@ def _attention(options: LayerOptions) -> list[Entry]:
     channels = torch.cat((arange(rotated).view(-1, 2).T.flatten(), arange(rotated, dim_head)))
     query_heads = arange(heads).view(-1, kv_heads).T.flatten()  # ours are sorted by their key head
 
-    def places(heads: Tensor, channels: Tensor) -> Tensor:
+    def fused(heads: Tensor, channels: Tensor) -> Tensor:
         return (heads[:, None] * dim_head + channels).flatten()
 
     def gamma() -> Tensor:  # queries and keys of length 1, times a scale, as RMS norms before a scale of dim_head**-0.5
         return torch.full((heads, 1, dim_head), (options.attn_qk_norm_scale * dim_head**-0.5) ** 0.5 - 1)
 
     return [
-        Entry("to_q.weight", "to_queries.weight", _permuted(places(query_heads, channels))),
-        Entry("to_k.weight", "to_keys.weight", _permuted(places(arange(kv_heads), channels))),
+        Entry("to_q.weight", "to_queries.weight", _permuted(fused(query_heads, channels))),
+        Entry("to_k.weight", "to_keys.weight", _permuted(fused(arange(kv_heads), channels))),
         Entry("to_v.weight", "to_values.weight", _SAME),
         Entry(
             "to_out.weight",
             "to_out.weight",
-            _permuted(places(query_heads, arange(dim_head)), 1),
+            _permuted(fused(query_heads, arange(dim_head)), 1),
             options.project_out,
             lambda: torch.eye(options.dim),
         ),

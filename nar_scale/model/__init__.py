@@ -2,7 +2,7 @@
 
 from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.head import Head
-from nar_scale.model.share import WHOLE, SequenceShare
+from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 from nar_scale.model.stack import AttentionLayers, Decoder, Encoder
 from nar_scale.model.transformer import TransformerOutput, TransformerWrapper
 
@@ -13,7 +13,7 @@ __all__ = [
     "Encoder",
     "Head",
     "KeyValueCache",
-    "SequenceShare",
+    "SequenceParallelContext",
     "StaticKeyValueCache",
     "TransformerOutput",
     "TransformerWrapper",

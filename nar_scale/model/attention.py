@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.layers import Linear, make_norm, rotate
-from nar_scale.model.share import WHOLE, SequenceShare
+from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 
 
 class Attention(nn.Module):
@@ -62,7 +62,7 @@ class Attention(nn.Module):
         cache: KeyValueCache | StaticKeyValueCache | None = None,
         layer: int = 0,
         with_z_loss: bool = False,
-        share: SequenceShare = WHOLE,
+        sequence_parallel: SequenceParallelContext = WHOLE,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend from `[batch, n, dim]` to itself or to a context.
 
@@ -74,7 +74,8 @@ class Attention(nn.Module):
             context: `[batch, m, dim_context]`, attended instead of `x`.
             cache: earlier keys and values, extended in place.
             with_z_loss: also return the squared log-partition of the attention logits; needs a tensor as `mask`.
-            share: this rank's part of the sequences, which `x` is of; self-attention then still sees all of them.
+            sequence_parallel: this rank's part of the sequences, which `x` is of; self-attention then still sees all
+                of them.
 
         Returns:
             `[batch, n, dim]` and, if asked for, the squared logsumexp summed over heads, `[batch, n]`.
@@ -88,13 +89,13 @@ class Attention(nn.Module):
         if cache is not None:
             keys, values = cache.extend(layer, keys, values)
         if context is not None:
-            share = WHOLE  # every rank has all of the context
-        queries, keys, values = share.to_heads(queries, keys, values)
-        out = share.to_tokens(self._attend(queries, keys, values, mask, is_causal))
+            sequence_parallel = WHOLE  # every rank has all of the context
+        queries, keys, values = sequence_parallel.to_heads(queries, keys, values)
+        out = sequence_parallel.to_tokens(self._attend(queries, keys, values, mask, is_causal))
         z_loss = None
         if with_z_loss:
             by_head = self._squared_log_partition(queries, keys, mask, is_causal)
-            z_loss = share.to_tokens(by_head[..., None]).sum(dim=(1, 3))
+            z_loss = sequence_parallel.to_tokens(by_head[..., None]).sum(dim=(1, 3))
         return self.to_out(rearrange(out, "b h n d -> b n (h d)")), z_loss
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Any, is_causal: bool) -> Tensor:

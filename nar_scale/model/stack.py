@@ -14,7 +14,7 @@ from nar_scale.errors import ConfigError
 from nar_scale.model.attention import Attention
 from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.layers import FeedForward, FeedForwardName, NormName, Rotary, hidden_width, make_norm
-from nar_scale.model.share import WHOLE, SequenceShare
+from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 from nar_scale.model.visibility import Rule, Visibility
 
 Checkpointing = Literal["none", "full", "selective"]
@@ -89,7 +89,7 @@ class AttentionLayers(nn.Module):
         rotary_interpolation_factor: divides positions, to run on longer sequences (arXiv:2306.15595).
         rotary_base_rescale_factor: NTK-aware scaling, for the same end.
         qk_norm: normalise queries and keys.
-        window: a token attends to those less than this many places away.
+        window: a token attends to those less than this many tokens away.
         cross_attend: attend to a context after each self-attention.
         dim_context: width of the context; `dim` if not given.
         dropout: of attention weights, hidden units and block outputs.
@@ -197,7 +197,7 @@ class AttentionLayers(nn.Module):
         rule: Rule | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
-        share: SequenceShare = WHOLE,
+        sequence_parallel: SequenceParallelContext = WHOLE,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the stack.
 
@@ -208,11 +208,11 @@ class AttentionLayers(nn.Module):
             cache: earlier keys and values, extended in place.
             with_z_loss: also return the attention z-loss.
             documents: int64 `[batch, keys]`; a token attends to its own document alone.
-            rule: which query places may attend to which key places, in addition.
+            rule: which queries may attend to which keys, by their indices, in addition.
             context: `[batch, m, dim_context]`, with `cross_attend`.
             context_mask: bool `[batch, m]`, true where the context may be attended.
-            share: this rank's part of the sequences, which `x` and `positions` are of; `mask`, `documents` and places
-                are of the whole.
+            sequence_parallel: this rank's part of the sequences, which `x` and `positions` are of; `mask`, `documents`
+                and the indices of `rule` are of the whole.
 
         Returns:
             embeddings `[batch, n, dim]`, and the z-loss per token `[batch, n]`: squared log-partition of the
@@ -228,7 +228,7 @@ class AttentionLayers(nn.Module):
             raise ValueError("the attention z-loss needs attention_kernel sdpa")
         past = cache.length if cache is not None else 0
         capacity = cache.capacity if isinstance(cache, StaticKeyValueCache) else None
-        queries = x.shape[1] * share.size
+        queries = x.shape[1] * sequence_parallel.size
         visibility = Visibility(queries, past, self.causal, self.window, mask, documents, rule, capacity)
         angles = self.rotary.angles(positions) if self.rotary else None
         if angles is not None and positions.ndim == 2:
@@ -239,7 +239,7 @@ class AttentionLayers(nn.Module):
             "is_causal": visibility.is_causal,
             "cache": cache,
             "with_z_loss": with_z_loss,
-            "share": share,
+            "sequence_parallel": sequence_parallel,
         }
         if context is not None:
             arguments["context"] = context.to(x.dtype)

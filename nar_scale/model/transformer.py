@@ -11,7 +11,7 @@ from nar_scale.errors import ConfigError
 from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.head import CHUNK_SIZE, Head
 from nar_scale.model.layers import Embedding, Linear
-from nar_scale.model.share import WHOLE, SequenceShare
+from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 from nar_scale.model.stack import AttentionLayers
 from nar_scale.model.visibility import Rule
 
@@ -106,7 +106,7 @@ class TransformerWrapper(nn.Module):
         return_logits_and_embeddings: bool = False,
         return_output: bool = False,
         with_z_loss: bool = False,
-        share: SequenceShare = WHOLE,
+        sequence_parallel: SequenceParallelContext = WHOLE,
     ) -> Any:
         """Run the net.
 
@@ -119,15 +119,15 @@ class TransformerWrapper(nn.Module):
             positions: int64 `[batch, n]`; counted on from the cache if not given.
             cache: keys and values of earlier tokens, extended in place.
             documents: int64 `[batch, keys]`; a token attends to its own document alone.
-            rule: which query places may attend to which key places, in addition (`Visibility.rule`).
+            rule: which queries may attend to which keys, by their indices, in addition (`Visibility.rule`).
             context: `[batch, m, dim_context]` for cross-attention.
             context_mask: bool `[batch, m]`, true where the context may be attended.
             return_embeddings: return `[batch, n, dim]` instead of logits.
             return_logits_and_embeddings: return both.
             return_output: return a `TransformerOutput`.
             with_z_loss: compute the attention z-loss for it.
-            share: this rank's part of the sequences: what is returned covers it alone, and `sum_embeds` is of it.
-                Everything else is given of whole sequences, by all ranks that share them.
+            sequence_parallel: this rank's part of the sequences: what is returned covers it alone, and `sum_embeds`
+                is of it. Everything else is given of whole sequences, by all ranks that share them.
 
         Returns:
             logits `[batch, n, num_tokens]`, or what was asked for.
@@ -141,10 +141,10 @@ class TransformerWrapper(nn.Module):
             start, end = (0, tokens) if cache is None else (cache.length, cache.keys_after(tokens))
             self._check_length(end)
             positions = start + torch.arange(tokens, device=x.device)
-        if share.size > 1 and (cache is not None or prepend_embeds is not None):
+        if sequence_parallel.size > 1 and (cache is not None or prepend_embeds is not None):
             raise ValueError("sequences that ranks share have no cache and no prepended embeddings")
-        positions = share.part(positions, dim=-1)
-        embeds = self._embed(share.part(x), positions, sum_embeds, prepend_embeds)
+        positions = sequence_parallel.shard(positions, dim=-1)
+        embeds = self._embed(sequence_parallel.shard(x), positions, sum_embeds, prepend_embeds)
         embeddings, z_loss = self.attn_layers(
             embeds,
             positions,
@@ -155,7 +155,7 @@ class TransformerWrapper(nn.Module):
             rule=rule,
             context=context,
             context_mask=context_mask,
-            share=share,
+            sequence_parallel=sequence_parallel,
         )
         if return_output:
             return TransformerOutput(embeddings, z_loss)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Rule = Callable[[Tensor, Tensor], Tensor]
-"""Whether the query at one place may attend to the key at another: int64 places that broadcast, to bool."""
+"""Whether the query with one index may attend to the key with another: int64 that broadcast, to bool."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Visibility:
         queries: tokens in the pass.
         past: cached tokens before them; a scalar on the device, if there is a `capacity`.
         causal: a token sees itself and those before it.
-        window: a token sees those less than this many places away (Mistral, arXiv:2310.06825); None for all.
+        window: a token sees those less than this many tokens away (Mistral, arXiv:2310.06825); None for all.
         present: bool `[batch, keys]`, false for tokens nobody attends to; None for all.
         documents: int64 `[batch, keys]`; a token sees its own document alone. None for one document.
-        rule: an additional rule on places.
+        rule: an additional rule on the indices of queries and keys.
         capacity: keys that are attended to, if it is more than there are tokens; causality hides the others.
     """
 
@@ -54,7 +54,7 @@ class Visibility:
         return self.trivial and self.causal and not self.past
 
     def allows(self, row: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        """Whether query places of batch rows may attend to key places; int64 that broadcast, to bool.
+        """Whether queries of batch rows may attend to keys, all given by index; int64 that broadcast, to bool.
 
         A token always sees itself: padding that saw nothing at all would be NaN.
         """

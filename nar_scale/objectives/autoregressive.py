@@ -16,7 +16,7 @@ from nar_scale.decoding import DecodeManifest, Prompts, SamplingOptions, continu
 from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, random_subset
-from nar_scale.model import WHOLE, SequenceShare, TransformerOutput, TransformerWrapper
+from nar_scale.model import WHOLE, SequenceParallelContext, TransformerOutput, TransformerWrapper
 from nar_scale.objectives.documents import check_documents, continues, document_positions, within_documents
 from nar_scale.objectives.objective import Objective, Samples, evaluating
 from nar_scale.objectives.predicted import PredictedTokens, slots_for
@@ -82,9 +82,12 @@ class AutoregressiveWrapper(Objective):
     def loss_terms(self, batch: Batch, *, seed: int = 0) -> LossTerms:
         """The loss terms of a batch of the training stream; see `Objective`. The seed is that of hidden tokens."""
         noise = Noise.of_samples(seed, batch.epochs, batch.sample_ids, batch.positions)
-        lengths, share = batch.lengths if batch.padded else None, self.share if self.training else WHOLE
-        slots = self._slots(batch, share)
-        return self._loss_terms(batch.tokens, noise, lengths, batch.documents, None, {}, share, slots)[0]
+        lengths, sequence_parallel = (
+            batch.lengths if batch.padded else None,
+            self.sequence_parallel if self.training else WHOLE,
+        )
+        slots = self._slots(batch, sequence_parallel)
+        return self._loss_terms(batch.tokens, noise, lengths, batch.documents, None, {}, sequence_parallel, slots)[0]
 
     def forward(
         self,
@@ -312,13 +315,13 @@ class AutoregressiveWrapper(Objective):
         documents: Tensor | None,
         prepend_embeds: Tensor | None,
         net_kwargs: dict[str, Any],
-        share: SequenceShare = WHOLE,
+        sequence_parallel: SequenceParallelContext = WHOLE,
         slots: int | None = None,
     ) -> tuple[LossTerms, TransformerOutput]:
         if lengths is not None:
             tokens = tokens.masked_fill(~length_mask(lengths, tokens.shape[1]), self.ignore_index)
         # the last token has nothing to predict; it is an input only where the inputs would not divide without it
-        extra = -(tokens.shape[1] - 1) % share.size
+        extra = -(tokens.shape[1] - 1) % sequence_parallel.size
         targets = F.pad(tokens[:, 1:], (0, extra), value=self.ignore_index)
         net_kwargs = {**net_kwargs, "prepend_embeds": prepend_embeds}
         if documents is not None:
@@ -342,17 +345,23 @@ class AutoregressiveWrapper(Objective):
             visible = F.pad(visible, (prefix, extra), value=True)
             asked = net_kwargs.get("mask")
             net_kwargs = {**net_kwargs, "mask": visible if asked is None else visible & asked}
-        output = self.net(inputs, return_output=True, with_z_loss=self.add_attn_z_loss, share=share, **net_kwargs)
+        output = self.net(
+            inputs,
+            return_output=True,
+            with_z_loss=self.add_attn_z_loss,
+            sequence_parallel=sequence_parallel,
+            **net_kwargs,
+        )
         output = output._replace(embeddings=output.embeddings[:, prefix:])
 
-        found = PredictedTokens.of(predicted, share, slots)
-        embeddings = found.select_of_part(output.embeddings)
+        found = PredictedTokens.of(predicted, sequence_parallel, slots)
+        embeddings = found.select_local(output.embeddings)
         answers = found.answers(targets)
         losses = self.net.to_logits(embeddings, _cross_entropy, answers)
         sums = [losses.sum()]
         weights = [1.0]
         if self.add_attn_z_loss:
-            z_losses = found.select_of_part(output.attention_z_loss[:, prefix:])
+            z_losses = found.select_local(output.attention_z_loss[:, prefix:])
             sums.append(z_losses.masked_fill(~found.filled, 0).sum())
             weights.append(self.net.attn_z_loss_weight)
         if self.net.add_continuous_pred_head:
@@ -362,12 +371,12 @@ class AutoregressiveWrapper(Objective):
             distances = self._next_embed_distances(embeddings, answers.masked_fill(~found.filled, 0), positions)
             sums.append(distances.masked_fill(~found.filled, 0).sum())
             weights.append(self.next_embed_loss_weight)
-        row_counts = share.part(predicted).sum(dim=1)
+        row_counts = sequence_parallel.shard(predicted).sum(dim=1)
         count = row_counts.sum().float().expand(len(sums))
         moments = sequence_moments(losses, found.rows(len(targets)), row_counts)
         return LossTerms(torch.stack(sums), count, on_device(weights, sums[0]), {}, moments), output
 
-    def _slots(self, batch: Batch, share: SequenceShare) -> int | None:
+    def _slots(self, batch: Batch, sequence_parallel: SequenceParallelContext) -> int | None:
         """Slots for the predicted tokens of a batch on a GPU, counted in its copy on the host; None if it has none."""
         host = batch.on_host
         if host is None:
@@ -375,7 +384,7 @@ class AutoregressiveWrapper(Objective):
         predicted = length_mask(host.lengths - 1, host.tokens.shape[1] - 1)
         if host.documents is not None:
             predicted = predicted & continues(host.documents)
-        mine = share.part(F.pad(predicted, (0, -predicted.shape[1] % share.size)))
+        mine = sequence_parallel.shard(F.pad(predicted, (0, -predicted.shape[1] % sequence_parallel.size)))
         return slots_for(mine.sum(), mine.numel())
 
     def _visible(self, inputs: Tensor, documents: Tensor | None, noise: Noise) -> Tensor:

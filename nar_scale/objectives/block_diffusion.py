@@ -13,7 +13,7 @@ from nar_scale.config import ObjectiveConfig
 from nar_scale.decoding import DecodeManifest, Unmasked, unmask
 from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Noise
-from nar_scale.model import WHOLE, KeyValueCache, SequenceShare, TransformerWrapper
+from nar_scale.model import WHOLE, KeyValueCache, SequenceParallelContext, TransformerWrapper
 from nar_scale.objectives.non_autoregressive import NonAutoregressiveWrapper
 
 
@@ -85,11 +85,11 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         if self.parts == 1:
             return super()._embed(visible, tokens, noise, classes, net_kwargs)
         n = tokens.shape[1]
-        share: SequenceShare = net_kwargs.get("share", WHOLE)
-        stripe = n // share.size  # so that each rank has as much of both copies
+        sequence_parallel: SequenceParallelContext = net_kwargs.get("sequence_parallel", WHOLE)
+        stripe = n // sequence_parallel.size  # so that each rank has as much of both copies
 
         def side_by_side(masked: Tensor, true: Tensor) -> Tensor:
-            striped = [each.unflatten(-1, (share.size, stripe)) for each in (masked, true)]
+            striped = [each.unflatten(-1, (sequence_parallel.size, stripe)) for each in (masked, true)]
             return torch.cat(striped, dim=-1).flatten(-2)
 
         by_token = {name: net_kwargs.get(name) for name in ("mask", "documents", "positions")}

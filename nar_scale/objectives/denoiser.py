@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nar_scale.errors import ConfigError
-from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
+from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
 from nar_scale.model.layers import Embedding, Linear
 from nar_scale.objectives.critic import SelfCritic
 from nar_scale.objectives.objective import Objective
@@ -76,7 +76,7 @@ class Denoiser(Objective):
         previous: Tensor | None = None,
         classes: Tensor | None = None,
         sum_embeds: Tensor | None = None,
-        share: SequenceShare = WHOLE,
+        sequence_parallel: SequenceParallelContext = WHOLE,
         **net_kwargs: Any,
     ) -> Tensor:
         """Embeddings of tokens, `[batch, n, dim]`.
@@ -86,7 +86,7 @@ class Denoiser(Objective):
             previous: embeddings of the previous pass, `[batch, n, dim]`, for self-conditioning; None in the first pass.
             classes: int64 `[batch]`, with `num_classes`.
             sum_embeds: added to the embeddings of the tokens, broadcastable to `[batch, n, dim]`.
-            share: this rank's part of the sequences, which all embeddings, given and returned, are of.
+            sequence_parallel: this rank's part of the sequences, which all embeddings, given and returned, are of.
             net_kwargs: further arguments of the network.
 
         Raises:
@@ -98,10 +98,12 @@ class Denoiser(Objective):
         if self.class_emb is not None:
             conditions.append(self._class_embeds(classes))
         if self.self_cond:
-            null = self.null_embed.expand(len(tokens), tokens.shape[1] // share.size, -1)
+            null = self.null_embed.expand(len(tokens), tokens.shape[1] // sequence_parallel.size, -1)
             conditions.append(self.to_self_cond(null if previous is None else previous))
         total = sum(conditions[1:], conditions[0]) if conditions else None
-        out = self.net(tokens, return_embeddings=True, sum_embeds=total, share=share, **net_kwargs)
+        out = self.net(
+            tokens, return_embeddings=True, sum_embeds=total, sequence_parallel=sequence_parallel, **net_kwargs
+        )
         return out[:, -tokens.shape[1] :]
 
     def predict(
@@ -111,7 +113,7 @@ class Denoiser(Objective):
         hidden = self.embed(tokens, embeddings, classes, **net_kwargs)
         return self.net.to_logits(hidden), hidden
 
-    def judge(self, tokens: Tensor, classes: Tensor | None = None, **net_kwargs: Any) -> Tensor:
+    def critic_logits(self, tokens: Tensor, classes: Tensor | None = None, **net_kwargs: Any) -> Tensor:
         """The critic's logit that each token is wrong, `[batch, n]`.
 
         Args:
@@ -212,7 +214,7 @@ class Denoiser(Objective):
         classes = None if self.num_classes is None else tokens.new_tensor([self.num_classes - 1])
         _, embeddings = self.predict(tokens, classes=classes)
         logits, _ = self.predict(tokens, embeddings, classes)
-        judgement = {} if self.token_critic is None else {"judgement": self.judge(tokens, classes)}
+        judgement = {} if self.token_critic is None else {"judgement": self.critic_logits(tokens, classes)}
         return {"logits": logits, **judgement}
 
     def _class_embeds(self, classes: Tensor | None) -> Tensor:

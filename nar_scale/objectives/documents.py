@@ -33,7 +33,7 @@ def document_positions(documents: Tensor) -> Tensor:
 
 
 def within_documents(
-    net: TransformerWrapper, documents: Tensor, net_kwargs: dict[str, Any], places: int | None = None
+    net: TransformerWrapper, documents: Tensor, net_kwargs: dict[str, Any], length: int | None = None
 ) -> dict[str, Any]:
     """The arguments of a network with which no document sees another one and each has positions from 0.
 
@@ -41,7 +41,7 @@ def within_documents(
         net: the network.
         documents: int64 `[batch, n]`, the number of the document that each token belongs to.
         net_kwargs: further arguments of the network; positions among them are kept.
-        places: number of tokens that the network sees; all n if not given.
+        length: number of tokens that the network sees; all n if not given.
 
     Raises:
         ValueError: `prepend_embeds` are among the arguments, or a document is longer than the learned positions (on
@@ -49,11 +49,11 @@ def within_documents(
     """
     if net_kwargs.get("prepend_embeds") is not None:
         raise ValueError("documents and prepend_embeds exclude each other: prepended embeddings belong to no document")
-    positions = document_positions(documents)[:, :places]
+    positions = document_positions(documents)[:, :length]
     if net.pos_emb is not None:
         inside = (positions < net.max_seq_len).all()
         require(inside, f"a document exceeds max_seq_len {net.max_seq_len} of the learned positions; cut it")
-    return {"documents": documents[:, :places], "positions": positions, **net_kwargs}
+    return {"documents": documents[:, :length], "positions": positions, **net_kwargs}
 
 
 def check_documents(documents: Tensor, tokens: Tensor, lengths: Tensor | None) -> None:

@@ -16,7 +16,7 @@ from nar_scale.data import Batch
 from nar_scale.decoding import DecodeManifest, Sampler, SamplingOptions, Unmasked, unmask
 from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Masking, Noise, choose_masked, get_schedule, mask_tokens, masked_counts
-from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
+from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
 from nar_scale.objectives.critic import critic_loss, draw_answers
 from nar_scale.objectives.denoiser import Denoiser
 from nar_scale.objectives.documents import check_documents, within_documents
@@ -117,15 +117,15 @@ class NonAutoregressiveWrapper(Denoiser):
 
     def loss_terms(self, batch: Batch, *, seed: int = 0) -> LossTerms:
         """The loss terms of a batch of the training stream; see `Objective`."""
-        share = self.share if self.training else WHOLE
+        sequence_parallel = self.sequence_parallel if self.training else WHOLE
         return self._loss_terms(
             batch.tokens,
             self._noise(batch, seed),
             batch.lengths if batch.padded else None,
             classes=batch.classes,
             documents=batch.documents,
-            share=share,
-            slots=self._slots(batch, share, seed),
+            sequence_parallel=sequence_parallel,
+            slots=self._slots(batch, sequence_parallel, seed),
         )
 
     def forward(
@@ -247,7 +247,7 @@ class NonAutoregressiveWrapper(Denoiser):
         if documents is not None:
             net_kwargs = self._within(documents, net_kwargs)
         noise = noise or Noise.draw(len(tokens), device)
-        judge = partial(self.judge, classes=classes, **net_kwargs)
+        judge = partial(self.critic_logits, classes=classes, **net_kwargs)
         with evaluating(self):
             result = self._unmask(
                 tokens,
@@ -321,16 +321,16 @@ class NonAutoregressiveWrapper(Denoiser):
     def _noise(self, batch: Batch, seed: int) -> Noise:
         return Noise.of_samples(seed, batch.epochs, batch.sample_ids, batch.positions)
 
-    def _slots(self, batch: Batch, share: SequenceShare, seed: int) -> int | None:
+    def _slots(self, batch: Batch, sequence_parallel: SequenceParallelContext, seed: int) -> int | None:
         """Slots for the masked tokens of a batch on a GPU, counted in its copy on the host; None if it has none."""
         host = batch.on_host
         if host is None:
             return None
         maskable = self._maskable(length_mask(host.lengths, host.tokens.shape[1]), None)
         noise = self._noise(host, seed).derive(_MASK)
-        if share.size == 1:
+        if sequence_parallel.size == 1:
             return slots_for(self._masked_counts(maskable, noise).sum(), host.tokens.numel())
-        mine = share.part(self._choose_masked(maskable, noise).view_as(host.tokens))
+        mine = sequence_parallel.shard(self._choose_masked(maskable, noise).view_as(host.tokens))
         return slots_for(mine.sum(), mine.numel())
 
     def _maskable(self, present: Tensor, frozen: Tensor | None) -> Tensor:
@@ -377,12 +377,12 @@ class NonAutoregressiveWrapper(Denoiser):
         critic_temperature: float | None = None,
         only_train_generator: bool = False,
         only_train_critic: bool = False,
-        share: SequenceShare = WHOLE,
+        sequence_parallel: SequenceParallelContext = WHOLE,
         slots: int | None = None,
         **net_kwargs: Any,
     ) -> LossTerms:
         self.check_classes(classes, len(tokens))
-        net_kwargs["share"] = share
+        net_kwargs["sequence_parallel"] = sequence_parallel
         if documents is not None:
             net_kwargs = self._within(documents, net_kwargs)
         present = torch.ones_like(tokens, dtype=torch.bool)
@@ -402,20 +402,20 @@ class NonAutoregressiveWrapper(Denoiser):
         with torch.no_grad() if only_train_critic else nullcontext():
             embeddings = self._embed(visible, true, noise.derive(_SELF_CONDITION), classes, net_kwargs)
             # masks are of whole sequences, the same on all that share them; from here on each looks after its part
-            predicted = PredictedTokens.of(masked.mask.view_as(tokens), share, slots)
-            hidden = predicted.select_of_part(embeddings)
+            predicted = PredictedTokens.of(masked.mask.view_as(tokens), sequence_parallel, slots)
+            hidden = predicted.select_local(embeddings)
             losses = self.net.to_logits(hidden, self._cross_entropy, predicted.answers(tokens))
             weighted = losses * self._loss_weights(masked, predicted)
         counted = maskable if self.use_simple_mdlm_loss_weight else masked.mask.view_as(tokens)
-        row_counts = share.part(counted).sum(dim=1)
+        row_counts = sequence_parallel.shard(counted).sum(dim=1)
         terms = [(weighted.sum(), row_counts.sum().float())]
         weights = [0.0 if only_train_critic else 1.0]
         if self.token_critic is not None and not only_train_generator:
             critic_noise = noise.derive(_CRITIC)
             answers = draw_answers(self.net, hidden.detach(), predicted, self.mask_id, critic_noise, critic_temperature)
             generated = predicted.replace_in(true, answers)
-            judged = self.judge(generated, classes, **net_kwargs)
-            generated, true, present = (share.part(each) for each in (generated, true, present))
+            judged = self.critic_logits(generated, classes, **net_kwargs)
+            generated, true, present = (sequence_parallel.shard(each) for each in (generated, true, present))
             terms.append((critic_loss(judged, generated, true, present), present.sum().float()))
             weights.append(self.critic_loss_weight)
         sums, counts = (torch.stack(column) for column in zip(*terms))

@@ -13,7 +13,7 @@ from nar_scale.config import ObjectiveConfig
 from nar_scale.data import Batch
 from nar_scale.decoding import DecodeManifest, SamplingOptions
 from nar_scale.masking import Noise
-from nar_scale.model import WHOLE, SequenceShare, TransformerWrapper
+from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
 from nar_scale.objectives.terms import LossTerms
 
 
@@ -42,14 +42,14 @@ class Objective(nn.Module, ABC):
         max_seq_len: tokens of the longest sequence.
         mask_id: the token that stands for an unknown one, or None for a model that generates left to right.
         num_classes: number of classes that the model is conditional on, or None.
-        share: this rank's part of every batch in training, where ranks share sequences.
+        sequence_parallel: this rank's part of every batch in training, where ranks share sequences.
     """
 
     net: TransformerWrapper
     max_seq_len: int
     mask_id: int | None = None
     num_classes: int | None = None
-    share: SequenceShare = WHOLE
+    sequence_parallel: SequenceParallelContext = WHOLE
 
     @property
     def conditional(self) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nar_scale.masking import MaskedBatch
-from nar_scale.model import WHOLE, SequenceShare
+from nar_scale.model import WHOLE, SequenceParallelContext
 from nar_scale.objectives.terms import require
 
 MASK_FRACTION_BINS = 5
@@ -31,48 +31,56 @@ class PredictedTokens:
 
     Attributes:
         positions: int64 `[slots]`, positions in the flattened batch.
-        of_part: int64 `[slots]`, positions in this rank's part of the flattened batch, if ranks share sequences.
+        local_positions: int64 `[slots]`, positions in this rank's part of the flattened batch, where sequences are
+            sharded over ranks.
         filled: bool `[slots]`, false for empty slots, which come last.
         total: batch * n.
     """
 
     positions: Tensor
-    of_part: Tensor
+    local_positions: Tensor
     filled: Tensor
     total: int
 
     @classmethod
-    def of(cls, predicted: Tensor, share: SequenceShare = WHOLE, slots: int | None = None) -> PredictedTokens:
+    def of(
+        cls, predicted: Tensor, sequence_parallel: SequenceParallelContext = WHOLE, slots: int | None = None
+    ) -> PredictedTokens:
         """Find the tokens.
 
         Args:
             predicted: bool `[batch, n]`, true for the tokens to predict.
-            share: this rank's part of the sequences; only the tokens in it are found.
+            sequence_parallel: this rank's part of the sequences; only the tokens in it are found.
             slots: how many tokens there are at most, from `slots_for`; if not given, the host waits for the device to
                 count them.
 
         Raises:
             RuntimeError: from the device, if there are more tokens than slots.
         """
-        flat = share.part(predicted).flatten()
+        flat = sequence_parallel.shard(predicted).flatten()
         last = max(flat.numel() - 1, 0)
         if slots is None:
-            of_part = flat.nonzero()[:, 0]
-            filled = torch.ones_like(of_part, dtype=torch.bool)
+            local_positions = flat.nonzero()[:, 0]
+            filled = torch.ones_like(local_positions, dtype=torch.bool)
         else:
             require(flat.sum() <= slots, f"more than {slots} tokens are to be predicted")
-            of_part = flat.nonzero_static(size=slots, fill_value=last + 1)[:, 0]
-            filled = of_part <= last
-            of_part = of_part.clamp(max=last)
-        return cls(share.in_whole(of_part, predicted.shape[1]), of_part, filled, predicted.numel())
+            local_positions = flat.nonzero_static(size=slots, fill_value=last + 1)[:, 0]
+            filled = local_positions <= last
+            local_positions = local_positions.clamp(max=last)
+        return cls(
+            sequence_parallel.global_positions(local_positions, predicted.shape[1]),
+            local_positions,
+            filled,
+            predicted.numel(),
+        )
 
     def select(self, values: Tensor) -> Tensor:
         """Values `[batch, n, ...]` of the tokens, `[slots, ...]`."""
         return values.flatten(0, 1).index_select(0, self.positions)
 
-    def select_of_part(self, values: Tensor) -> Tensor:
+    def select_local(self, values: Tensor) -> Tensor:
         """Values of this rank's part of the batch, `[batch, n / ranks, ...]`, `[slots, ...]`."""
-        return values.flatten(0, 1).index_select(0, self.of_part)
+        return values.flatten(0, 1).index_select(0, self.local_positions)
 
     def answers(self, tokens: Tensor) -> Tensor:
         """The tokens themselves, int64 `[slots]`; `IGNORED` in empty slots."""

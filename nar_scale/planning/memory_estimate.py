@@ -22,15 +22,15 @@ class Part:
     Attributes:
         name: what it holds.
         size: in bytes.
-        place: `device`, `cpu` or `nvme`.
+        location: `device`, `cpu` or `nvme`.
     """
 
     name: str
     size: float
-    place: str = "device"
+    location: str = "device"
 
     def __str__(self) -> str:
-        where = {"device": "", "cpu": " (offloaded to memory)", "nvme": " (offloaded to disk)"}[self.place]
+        where = {"device": "", "cpu": " (offloaded to memory)", "nvme": " (offloaded to disk)"}[self.location]
         return f"{self.name:<18}{self.size / GIBIBYTE:>10.3f} GiB{where}"
 
 

@@ -49,7 +49,7 @@ def describe_run(config: Config, ranks: int, init_from: Path | None = None) -> s
     with torch.device("meta"):
         wrapper = build_wrapper(config, vocabulary_size)
     memory = estimate_memory(wrapper, config, resolved, ranks)
-    on_device = sum(part.size for part in memory if part.place == "device")
+    on_device = sum(part.size for part in memory if part.location == "device")
     return "\n".join(
         (
             f"# resolved configuration\n{dump_config(config)}",

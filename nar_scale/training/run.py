@@ -146,7 +146,7 @@ def _build_engine(config: Config, resolved: Mapping[str, Any], world: World, voc
         wrapper = build_wrapper(config, vocabulary_size)
     engine = build_engine(wrapper, config, resolved, world)
     if world.sp_group is not None:
-        engine.module.share = sequence_parallel_context(world)
+        engine.module.sequence_parallel = sequence_parallel_context(world)
     return engine
 
 

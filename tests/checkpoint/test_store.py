@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from nar_scale.checkpoint import CheckpointStore, list_files, record_files
-from nar_scale.checkpoint.store import find_damage
+from nar_scale.checkpoint.store import verify_integrity
 from nar_scale.errors import CheckpointError
 from tests.errors import assert_names, refused
 
@@ -150,7 +150,7 @@ def test_any_changed_byte_of_the_manifest_is_noticed(store):
     unnoticed = []
     for place in range(len(good)):
         path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-        if find_damage(path.parent) is None and json.loads(path.read_bytes()) != json.loads(good):
+        if verify_integrity(path.parent) is None and json.loads(path.read_bytes()) != json.loads(good):
             unnoticed.append(place)
     assert unnoticed == []
 
@@ -219,7 +219,7 @@ def test_a_kill_leaves_no_half_of_a_checkpoint(store, keep_last, again, number):
 
     assert killed_at_deletion(number, write_and_delete) == (again is not None or keep_last < 3)
     assert 3 in store.steps()
-    assert [find_damage(store.path(step)) for step in store.steps()] == [None] * len(store.steps())
+    assert [verify_integrity(store.path(step)) for step in store.steps()] == [None] * len(store.steps())
     save(store, 4)
     store.retain(1, None)
     assert (store.steps(), hidden(store)) == ([4], [])
@@ -255,7 +255,7 @@ def test_writers_that_disturb_each_other_leave_a_good_store(store, reports):
         list(pool.map(job, (b"one", b"two")))
     newest = store.newest_good(reports.append)
     assert newest >= 2
-    assert find_damage(store.path(newest)) is None
+    assert verify_integrity(store.path(newest)) is None
     assert store.newest_good(reports.append) == newest
     assert save(store, 99)
     assert store.newest_good(reports.append) == 99
@@ -268,7 +268,7 @@ def test_files_of_another_writer_are_not_published_as_ones_own(store, reports):
     records = record_files(first, list_files(first))
     write(second, b"two")
     store.publish(first, 2, records)
-    assert all(find_damage(store.path(step)) is None for step in store.steps())
+    assert all(verify_integrity(store.path(step)) is None for step in store.steps())
     assert (store.path(2) / "weights.bin").read_bytes() == b"one" * 1000
 
 
@@ -317,7 +317,7 @@ def test_whatever_a_run_goes_through_the_newest_good_checkpoint_stays(store, rep
         else:
             if len(store.steps()) > 1 and random.random() < 0.5:
                 truncate(store.path(store.steps()[-1]))
-            good = [each for each in store.steps() if find_damage(store.path(each)) is None]
+            good = [each for each in store.steps() if verify_integrity(store.path(each)) is None]
             step = random.choice([good[-1], *good])
             store.supersede_after(step)
             assert store.steps() == [each for each in good if each <= step]
@@ -336,5 +336,5 @@ def test_checkpoints_that_are_being_read_are_not_deleted(store):
 def test_shares_of_the_files_are_looked_at_by_several(store):
     path = save(store, 10)
     (path / "weights.bin").write_bytes(b"abd" * 1000)
-    problems = [find_damage(path, (share, 2)) for share in range(2)]
+    problems = [verify_integrity(path, (share, 2)) for share in range(2)]
     assert sorted(problem is None for problem in problems) == [False, True]

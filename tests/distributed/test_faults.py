@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nar_scale.checkpoint import CheckpointStore, TrainingState, find_damage
+from nar_scale.checkpoint import CheckpointStore, TrainingState, verify_integrity
 from nar_scale.config import load_config
 from nar_scale.training import RESUMABLE_EXIT_STATUS
 
@@ -147,7 +147,7 @@ class Launch:
         """Of the newest checkpoint, which is whole."""
         store = self.checkpoints(name)
         newest = store.path(store.steps()[-1])
-        assert find_damage(newest) is None
+        assert verify_integrity(newest) is None
         return TrainingState.load(newest)
 
 

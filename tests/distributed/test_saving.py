@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nar_scale.checkpoint import WEIGHT, CheckpointStore, PartitionReader, consolidate, find_damage, load_exported
+from nar_scale.checkpoint import WEIGHT, CheckpointStore, PartitionReader, consolidate, load_exported, verify_integrity
 
 from . import jobs
 
@@ -55,7 +55,7 @@ def assert_equal(some: Path, others: Path) -> None:
 @pytest.mark.parametrize("name", ["asynchronous", "consolidated"])
 def test_a_checkpoint_written_beside_the_run_is_the_same(launch: Launch, name: str) -> None:
     assert launch.store(name).steps() == launch.store("plain").steps() == [STEPS]
-    assert find_damage(launch.store(name).path(STEPS)) is None
+    assert verify_integrity(launch.store(name).path(STEPS)) is None
     assert_equal(launch.store(name).path(STEPS), launch.store("plain").path(STEPS))
     assert jobs.losses(launch.directory / name) == jobs.losses(launch.directory / "plain")
 

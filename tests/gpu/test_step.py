@@ -71,7 +71,7 @@ def test_memory_of_a_step_is_what_the_dry_run_says(case: Run, record_property: R
     with torch.device("meta"):
         wrapper = build_wrapper(case.config, vocabulary_size)
     parts = estimate_memory(wrapper, case.config, resolve_deepspeed_config(case.config, 1), 1)
-    estimate = sum(part.size for part in parts if part.place == "device")
+    estimate = sum(part.size for part in parts if part.location == "device")
     measured = case.found["peak"]
     for name, size in {"estimate": estimate, **case.found, **{part.name: part.size for part in parts}}.items():
         record_property(name, f"{size / GIBIBYTE:.3f} GiB")

@@ -182,8 +182,12 @@ def test_the_net_as_its_own_critic_knows_the_class():
     judged = wrapper.token_critic.to_logits(wrapper.net(generated, sum_embeds=embeds, return_embeddings=True))[..., 0]
     expected = F.binary_cross_entropy_with_logits(judged, (generated != tokens).float(), reduction="sum")
     assert terms.sums[1].item() == pytest.approx(expected.item(), rel=1e-5)
-    torch.testing.assert_close(wrapper.judge(tokens, classes)[0], wrapper.judge(tokens, torch.zeros_like(classes))[0])
-    assert not torch.allclose(wrapper.judge(tokens, classes)[1], wrapper.judge(tokens, torch.zeros_like(classes))[1])
+    torch.testing.assert_close(
+        wrapper.critic_logits(tokens, classes)[0], wrapper.critic_logits(tokens, torch.zeros_like(classes))[0]
+    )
+    assert not torch.allclose(
+        wrapper.critic_logits(tokens, classes)[1], wrapper.critic_logits(tokens, torch.zeros_like(classes))[1]
+    )
 
 
 def block_diffusion(**options):

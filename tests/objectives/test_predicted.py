@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from nar_scale.data import Batch
-from nar_scale.model import Encoder, SequenceShare
+from nar_scale.model import Encoder, SequenceParallelContext
 from nar_scale.objectives import BlockDiffusionWrapper
 from nar_scale.objectives.predicted import IGNORED, PredictedTokens, slots_for
 from tests.model.helpers import small_net
@@ -36,7 +36,7 @@ def gradients(wrapper):
 
 
 def share_of(rank, size):
-    return SequenceShare(rank, size, lambda values: values)
+    return SequenceParallelContext(rank, size, lambda values: values)
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def slots(monkeypatch):
     """How many slots and tokens there were in each forward pass."""
     seen, of = [], PredictedTokens.of
 
-    def recording(predicted, share, slots=None):
-        found = of(predicted, share, slots)
+    def recording(predicted, sequence_parallel, slots=None):
+        found = of(predicted, sequence_parallel, slots)
         seen.append((len(found.positions), int(found.filled.sum())))
         return found
 
@@ -85,14 +85,14 @@ def test_ranks_that_share_sequences_find_all_tokens_in_order(size, spare):
     values = torch.arange(5 * N).view(5, N)
     everywhere = []
     for rank in range(size):
-        share = share_of(rank, size)
-        count = int(share.part(mask).sum())
-        found = PredictedTokens.of(mask, share, None if spare is None else count + spare)
+        sequence_parallel = share_of(rank, size)
+        count = int(sequence_parallel.shard(mask).sum())
+        found = PredictedTokens.of(mask, sequence_parallel, None if spare is None else count + spare)
         assert len(found.positions) == count + (spare or 0)
         assert found.filled.tolist() == [True] * count + [False] * (spare or 0)
         mine = found.positions[:count]
         assert (mine.diff() > 0).all()
-        assert torch.equal(found.select_of_part(share.part(values)), found.select(values))
+        assert torch.equal(found.select_local(sequence_parallel.shard(values)), found.select(values))
         assert found.answers(values).tolist() == mine.tolist() + [IGNORED] * (spare or 0)
         assert torch.equal(found.rows(5)[:count], mine // N)
         assert torch.equal(found.spread(torch.arange(5) + 7.0)[count:], torch.zeros(spare or 0))
@@ -144,12 +144,12 @@ def test_the_host_counts_what_the_device_will_predict(make, size, monkeypatch):
     seed = () if wrapper.net.causal else (5,)
     mask = F.pad(masks[0], (0, -masks[0].shape[1] % size))
     for rank in range(size):
-        share = share_of(rank, size)
-        count = int(share.part(mask).sum())
-        slots = wrapper._slots(as_if_moved(batch), share, *seed)
+        sequence_parallel = share_of(rank, size)
+        count = int(sequence_parallel.shard(mask).sum())
+        slots = wrapper._slots(as_if_moved(batch), sequence_parallel, *seed)
         assert count <= slots < count + 16 + 256
         assert slots % 128 == 0
-        assert wrapper._slots(batch, share, *seed) is None
+        assert wrapper._slots(batch, sequence_parallel, *seed) is None
 
 
 class Copies(TorchDispatchMode):

@@ -19,7 +19,7 @@ def estimated_bytes(config: Config) -> float:
     with torch.device("meta"):
         wrapper = build_wrapper(config, config.data.vocabulary_size)
     parts = estimate_memory(wrapper, config, resolve_deepspeed_config(config, 1), 1)
-    return sum(part.size for part in parts if part.place == "device")
+    return sum(part.size for part in parts if part.location == "device")
 
 
 def largest_that_fits(needed: dict[int, float], available: float) -> int:

@@ -98,7 +98,7 @@ class NonAutoregressiveConfig(_MaskedConfig):
     )
     self_token_critic: Annotated[bool, FixedOnResume()] = Field(
         default=False,
-        description="Train the net to judge which of its own tokens to keep in decoding as well.",
+        description="Train the net to tell which of its own tokens to keep in decoding as well.",
     )
     critic_loss_weight: NonNegativeFloat = Field(
         default=1.0,

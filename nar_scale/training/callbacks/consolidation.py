@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from nar_scale.checkpoint import CheckpointStore, delete_set_aside, set_aside
+from nar_scale.checkpoint import CheckpointStore, delete_quarantined, quarantine
 
 DIRECTORY = "consolidated"
 _logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ class ConsolidationQueue:
         self.steps = [earlier for earlier in self.steps if earlier <= step]
         for output in sorted(self._output(step).parent.glob("step-*")):
             if output.name > self._output(step).name:
-                set_aside(output)
+                quarantine(output)
 
     def advance(self) -> None:
         """Begin with the next one if the one before is done; to be called in the main thread."""
@@ -68,7 +68,7 @@ class ConsolidationQueue:
         if self._process.wait():
             _logger.error("the checkpoint of step %d could not be consolidated", step)
         else:
-            delete_set_aside(self._output(step).parent, step)
+            delete_quarantined(self._output(step).parent, step)
         self._process = None
 
     def _output(self, step: int) -> Path:

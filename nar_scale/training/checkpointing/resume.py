@@ -10,7 +10,7 @@ from nar_scale.checkpoint import (
     CheckpointStore,
     PartitionReader,
     TrainingState,
-    find_damage,
+    verify_integrity,
 )
 from nar_scale.checkpoint.weights import open_weights
 from nar_scale.config import Config, TrainingConfig, batch_size_at, first_step_from, fixed_on_resume
@@ -79,7 +79,7 @@ def start_from_weights(engine: ZeroEngine, path: Path) -> None:
 
 def _verify(path: Path, world: World) -> str | None:
     """What is wrong with a checkpoint, None if nothing; every rank verifies some of the files. A collective."""
-    problems = world.gather(find_damage(path, (world.rank, world.size)))
+    problems = world.gather(verify_integrity(path, (world.rank, world.size)))
     return next((problem for problem in problems if problem is not None), None)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from nar_scale.model import SequenceShare
+from nar_scale.model import SequenceParallelContext
 from nar_scale.training.distributed import World
 
 
-def sequence_parallel_context(world: World) -> SequenceShare:
+def sequence_parallel_context(world: World) -> SequenceParallelContext:
     """This rank's part of the sequences that it shares with its group, and the exchange with it.
 
     Registers the group with DeepSpeed, whose process groups must be set up.
@@ -25,4 +25,4 @@ def sequence_parallel_context(world: World) -> SequenceShare:
     def exchange(values: Tensor) -> Tensor:
         return torch.ops.deepspeed.dim_zero_all_to_all(values.contiguous(), name)
 
-    return SequenceShare(world.sp_rank, world.sp_size, exchange)
+    return SequenceParallelContext(world.sp_rank, world.sp_size, exchange)

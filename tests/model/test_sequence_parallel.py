@@ -1,4 +1,4 @@
-"""Nets whose sequences several ranks share, here threads that trade tensors as ranks do."""
+"""Nets whose sequences several ranks sequence_parallel, here threads that trade tensors as ranks do."""
 
 import threading
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from nar_scale.model import Decoder, Encoder, KeyValueCache, SequenceShare
+from nar_scale.model import Decoder, Encoder, KeyValueCache, SequenceParallelContext
 
 from .helpers import small_net
 
 N = 12
 
 
-def among_peers(size: int, work: Callable[[SequenceShare], Any]) -> list[Any]:
+def among_peers(size: int, work: Callable[[SequenceParallelContext], Any]) -> list[Any]:
     """What the peers of a sequence compute, each in a thread."""
     given: list[Tensor | None] = [None] * size
     barrier = threading.Barrier(size, timeout=30)
@@ -32,15 +32,15 @@ def among_peers(size: int, work: Callable[[SequenceShare], Any]) -> list[Any]:
         return exchange
 
     with ThreadPoolExecutor(size) as threads:
-        return list(threads.map(lambda rank: work(SequenceShare(rank, size, exchange_of(rank))), range(size)))
+        return list(threads.map(lambda rank: work(SequenceParallelContext(rank, size, exchange_of(rank))), range(size)))
 
 
 def shared(net: torch.nn.Module, size: int, tokens: Tensor, **arguments: Any) -> Tensor:
     """Logits of the whole, put together from those that peers compute."""
 
     @torch.no_grad()
-    def work(share: SequenceShare) -> Tensor:
-        return net(tokens, share=share, **arguments)
+    def work(sequence_parallel: SequenceParallelContext) -> Tensor:
+        return net(tokens, sequence_parallel=sequence_parallel, **arguments)
 
     return torch.cat(among_peers(size, work), dim=1)
 
@@ -88,9 +88,9 @@ def test_the_z_loss_is_that_of_all_heads(tokens) -> None:
     with torch.no_grad():
         whole = net(tokens, **settings).attention_z_loss
 
-        def work(share: SequenceShare) -> Tensor:
+        def work(sequence_parallel: SequenceParallelContext) -> Tensor:
             with torch.no_grad():
-                return net(tokens, share=share, **settings).attention_z_loss
+                return net(tokens, sequence_parallel=sequence_parallel, **settings).attention_z_loss
 
         parts = among_peers(4, work)
     torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
@@ -100,17 +100,17 @@ def test_the_z_loss_is_that_of_all_heads(tokens) -> None:
 def test_positions_in_the_whole_of_those_in_a_part(size) -> None:
     values = torch.arange(4 * N).view(4, N)
     for rank in range(size):
-        share = SequenceShare(rank, size, lambda values: values)
-        part = share.part(values)
-        found = share.in_whole(torch.arange(part.numel()), N)
+        sequence_parallel = SequenceParallelContext(rank, size, lambda values: values)
+        part = sequence_parallel.shard(values)
+        found = sequence_parallel.global_positions(torch.arange(part.numel()), N)
         assert torch.equal(values.flatten()[found], part.flatten())
 
 
 def test_what_cannot_be_shared_is_refused(tokens) -> None:
     net = small_net(Encoder, heads=4).eval()
     with pytest.raises(ValueError, match="12 tokens do not divide into the parts of 5 ranks"):
-        net(tokens, share=SequenceShare(0, 5, lambda values: values))
-    share = SequenceShare(0, 2, lambda values: values)
+        net(tokens, sequence_parallel=SequenceParallelContext(0, 5, lambda values: values))
+    sequence_parallel = SequenceParallelContext(0, 2, lambda values: values)
     for more in ({"cache": KeyValueCache(N)}, {"prepend_embeds": torch.zeros(3, 2, 16)}):
         with pytest.raises(ValueError, match="no cache and no prepended embeddings"):
-            net(tokens, share=share, **more)
+            net(tokens, sequence_parallel=sequence_parallel, **more)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class SequenceShare:
+class SequenceParallelContext:
     """This rank's part of every sequence, and the way to its peers (DeepSpeed-Ulysses, arXiv:2309.14509).
 
     Attributes:
@@ -26,7 +26,7 @@ class SequenceShare:
     size: int
     exchange: Callable[[Tensor], Tensor]
 
-    def part(self, values: Tensor, dim: int = 1) -> Tensor:
+    def shard(self, values: Tensor, dim: int = 1) -> Tensor:
         """This rank's part of values of whole sequences, whose dimension `dim` counts the tokens.
 
         Raises:
@@ -38,12 +38,12 @@ class SequenceShare:
             raise ValueError(f"{values.shape[dim]} tokens do not divide into the parts of {self.size} ranks")
         return values.chunk(self.size, dim)[self.rank]
 
-    def in_whole(self, of_part: Tensor, n: int) -> Tensor:
+    def global_positions(self, local_positions: Tensor, n: int) -> Tensor:
         """Positions in a flattened batch `[batch, n]` of those in this rank's flattened part of it, int64 `[...]`."""
         if self.size == 1:
-            return of_part
+            return local_positions
         tokens = n // self.size
-        return of_part // tokens * n + self.rank * tokens + of_part % tokens
+        return local_positions // tokens * n + self.rank * tokens + local_positions % tokens
 
     def to_heads(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """From all heads of a part of the tokens to a part of the heads of all tokens, in one exchange.
@@ -68,5 +68,5 @@ class SequenceShare:
         return rearrange(self.exchange(by_peer), "p b h n d -> b (p h) n d")
 
 
-WHOLE = SequenceShare(0, 1, lambda values: values)
-"""The share of a rank that holds whole sequences."""
+WHOLE = SequenceParallelContext(0, 1, lambda values: values)
+"""The context of a rank that holds whole sequences."""
