@@ -2,12 +2,13 @@
 
 python -m tests.distributed.fault_cases FILE, a JSON list of [config, overrides, {point: [kind, rank]}, resume]
 
-Prints for each case a line of JSON: [exit statuses of the ranks, output]. Rank -1 are all. Points are
-`listing`, `start`, `step N` (as attempted, whatever a roll back does to the count), `evaluation N`, `save N` and
-`partitions N` (in the N-th batch or checkpoint), `after save N` and `sampling 1`.
+Prints for each case a line of JSON: [exit statuses of the ranks, output]. Rank -1 are all. Points come from callbacks
+and from what is logged for debugging: `listing`, `start`, `step N` (as attempted, whatever a roll back does to the
+count), `evaluation N`, `save N` and `partitions N` (in the N-th batch or checkpoint), `after save N` and `sampling 1`.
 """
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -15,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,6 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launcher/train.py do
 
 import torch
 
-import nar_scale.training.callbacks.checkpointer
-import nar_scale.training.callbacks.sampler
-import nar_scale.training.checkpointing.io
 import nar_scale.training.run
 from nar_scale.checkpoint import CheckpointStore
 from nar_scale.logging_setup import silence_libraries
@@ -171,28 +168,37 @@ def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bo
     return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-def put_in(faults: Faults) -> None:
-    """Let faults strike where checkpoints are written and samples are generated."""
-    numbers = {"save": 0, "partitions": 0, "sampling": 0}
+class FaultyLogging(logging.Filter):
+    """Lets faults strike where checkpoints and samples are logged; what is logged for them alone is not shown."""
 
-    def faulty(module: Any, name: str, point: str) -> None:
-        function: Callable[..., Any] = getattr(module, name)
+    LOGGERS = ("nar_scale.training.checkpointing.io", "nar_scale.training.callbacks.sampler")
+    BEFORE = {  # noqa: RUF012
+        "writing the checkpoint of step %d": "save",
+        "writing %s": "partitions",
+        "generating samples at step %d": "sampling",
+    }
+    AFTER_SAVE = ("checkpoint of step %d written", "checkpoint of step %d not written: %s")
 
-        def strike_first(*arguments: Any) -> Any:
-            numbers[point] += 1
+    def __init__(self, faults: Faults):
+        super().__init__()
+        self.faults = faults
+        self.numbers = dict.fromkeys(self.BEFORE.values(), 0)
+
+    def install(self) -> None:
+        for name in self.LOGGERS:
+            logger = logging.getLogger(name)
+            logger.setLevel(logging.DEBUG)
+            logger.addFilter(self)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if point := self.BEFORE.get(record.msg):
+            self.numbers[point] += 1
             if point == "save":
-                print_timeouts(faults.rank)
-            faults.strike(f"{point} {numbers[point]}")
-            try:
-                return function(*arguments)
-            finally:
-                faults.strike(f"after {point} {numbers[point]}")
-
-        setattr(module, name, strike_first)
-
-    faulty(nar_scale.training.callbacks.checkpointer, "write_checkpoint", "save")
-    faulty(nar_scale.training.checkpointing.io, "write_partitions", "partitions")
-    faulty(nar_scale.training.callbacks.sampler, "generate_tokens", "sampling")
+                print_timeouts(self.faults.rank)
+            self.faults.strike(f"{point} {self.numbers[point]}")
+        elif record.msg in self.AFTER_SAVE:
+            self.faults.strike(f"after save {self.numbers['save']}")
+        return record.levelno > logging.DEBUG
 
 
 def print_timeouts(rank: int) -> None:
@@ -210,7 +216,7 @@ def run_rank(
     os.environ.update({name: str(value) for name, value in launched.items()}, MASTER_ADDR="127.0.0.1")
     faults = Faults(points, rank, run_directory_of(overrides))
     faults.strike("listing")
-    put_in(faults)
+    FaultyLogging(faults).install()
     injector = FaultInjector(faults)
     status = launch(config, overrides, resume, callbacks=[injector])
     consolidated = sorted(path.name for path in (run_directory_of(overrides) / "consolidated").glob("*"))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.gpu.speed.clock import synchronize
+from nar_scale.training.engine.zero_engine import ZeroEngine
 
 MARK = "benchmark part: "
 DATA, FORWARD, HEAD, BACKWARD, AFTER, OPTIMIZER = "data", "forward", "head", "backward", "after", "optimizer"
@@ -29,7 +30,7 @@ class StepTrace:
         device: where it computes, with nothing left to do.
     """
 
-    def __init__(self, engine: Any, wrapper: nn.Module, device: torch.device):
+    def __init__(self, engine: ZeroEngine, wrapper: nn.Module, device: torch.device):
         self._device, self._engine = device, engine
         net = wrapper.net
         assert isinstance(net, nn.Module)
@@ -39,8 +40,8 @@ class StepTrace:
             net.register_forward_pre_hook(lambda *_: mark(FORWARD)),
             stack.register_forward_hook(self._after_blocks),
         ]
-        engine.backward = _between(engine.backward, None, AFTER)
-        engine.step = _between(engine.step, OPTIMIZER, DATA)
+        engine.backward = _between(engine.backward, None, AFTER)  # type: ignore[method-assign]
+        engine.step = _between(engine.step, OPTIMIZER, DATA)  # type: ignore[method-assign]
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         self._profile = profile(activities=activities, record_shapes=True)
         self._profile.start()

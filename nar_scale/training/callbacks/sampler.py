@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import torch
 
@@ -15,6 +17,8 @@ from nar_scale.training.callbacks.callback import Callback, RunView
 from nar_scale.training.callbacks.interruption import interruptible, stopping_calls
 from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.metrics.writer import MetricsWriter
+
+_logger = logging.getLogger(__name__)
 
 
 class Sampler(Callback):
@@ -35,6 +39,7 @@ class Sampler(Callback):
         tokens = None
         net = run.engine.module.net
         with run.metrics.timed("sampling_seconds"), interruptible(), stopping_calls(run.stop, net):
+            _logger.debug("generating samples at step %d", run.state.step)
             tokens = generate_tokens(run.engine, run.config, run.state)
         if self._writer is None or tokens is None:
             return

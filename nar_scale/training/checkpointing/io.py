@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -33,6 +34,8 @@ from nar_scale.files import remedy_for
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.fault_tolerance.error_translation import PeerLostError
+
+_logger = logging.getLogger(__name__)
 
 HostMemory = dict[tuple[str, str], Tensor]
 """Buffers by kind of state and name of the parameter."""
@@ -80,12 +83,14 @@ def write_checkpoint(store: CheckpointStore, snapshot: Snapshot, world: World) -
         CheckpointError: on every rank, when any of them cannot write.
     """
     step = snapshot.state.step
+    _logger.debug("writing the checkpoint of step %d", step)
     writing = Path(
         _on_all_ranks(world, store.directory, lambda: str(store.prepare(step)) if world.is_main else None)[0]
     )
 
     def write() -> dict[str, Any]:
         names = [partition_file(world.rank)]
+        _logger.debug("writing %s", names[0])
         write_partitions(writing / names[0], snapshot.partitions)
         if world.is_main:
             snapshot.state.save(writing)
@@ -99,10 +104,12 @@ def write_checkpoint(store: CheckpointStore, snapshot: Snapshot, world: World) -
         for part in _on_all_ranks(world, store.directory, write):
             records.update(part)
         _on_all_ranks(world, store.directory, lambda: store.publish(writing, step, records) if world.is_main else None)
-    except CheckpointError:
+    except CheckpointError as error:
+        _logger.debug("checkpoint of step %d not written: %s", step, error)
         if world.is_main:  # half of a checkpoint would keep a full disk full
             shutil.rmtree(writing, ignore_errors=True)
         raise
+    _logger.debug("checkpoint of step %d written", step)
 
 
 def load_checkpoint(store: CheckpointStore, step: int, engine: ZeroEngine, config: Config) -> TrainingState:

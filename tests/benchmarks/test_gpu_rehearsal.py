@@ -1,37 +1,74 @@
-"""The stages of training and generation speed, rehearsed on a CPU as `benchmarks/gpu.sh --rehearse` does."""
+"""All stages of benchmarks/gpu.sh, rehearsed once on CPUs by the command itself, and what they say."""
 
-import json
 import math
+import os
 import subprocess
 import sys
 
 import pytest
 
+from benchmarks.gpu import kit, report, run
 from benchmarks.gpu.speed.breakdown import CATEGORIES
 from benchmarks.gpu.stage import ROOT
 
-TIMEOUT = 1800  # of a rehearsal that takes half a minute where nothing else runs
+from .wheels import write_wheel
+
+TIMEOUT = 2400  # of a rehearsal that takes two minutes where nothing else runs
 MFU_COUNTS = ("MFU", "MFU, FLOPs as nanochat", "MFU, FLOPs as PaLM", "MFU, computed FLOPs alone")
 MODELS = ("1.4B NAR", "1.4B AR", "350M NAR ZeRO 0")
 OBJECTIVES = ("AR", "NAR")
+STAGES = [stage.name for stage in run.STAGES]
 
-
-def rehearse(module, directory):
-    output = directory / f"{module}.json"
-    command = [sys.executable, "-m", f"benchmarks.gpu.{module}", "--output", str(output), "--rehearse"]
-    run = subprocess.run([*command, "--seconds", str(2 * TIMEOUT)], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
-    return json.loads(output.read_text())
+pytestmark = pytest.mark.timeout(TIMEOUT)
 
 
 @pytest.fixture(scope="module")
-def training(tmp_path_factory):
-    return rehearse("training_speed", tmp_path_factory.mktemp("training"))
+def rehearsal(tmp_path_factory):
+    """The lines that the command ends with, and the results by stage."""
+    directory = tmp_path_factory.mktemp("rehearsal")
+    write_wheel(directory / "kit" / "wheels", "kit_probe")
+    kit.gather_data(directory / "kit" / "data", documents=30)
+    command = ["bash", "benchmarks/gpu.sh", "--rehearse", "--seconds", str(TIMEOUT - 400)]
+    command += ["--kit", str(directory / "kit"), "--output", str(directory / "output")]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    results = {result["stage"]: result for result in report.load(directory / "output", STAGES)}
+    files = [path for path in (directory / "output").rglob("*") if path.is_file()]
+    assert len(files) == len(STAGES) + 2  # a table and a log beside the results
+    return done.stdout.strip().splitlines()[-report.MAX_LINES :], results
 
 
 @pytest.fixture(scope="module")
-def generation(tmp_path_factory):
-    return rehearse("generation_speed", tmp_path_factory.mktemp("generation"))
+def training(rehearsal):
+    return rehearsal[1]["training"]
+
+
+@pytest.fixture(scope="module")
+def generation(rehearsal):
+    return rehearsal[1]["generation"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_each_stage_passes_and_says_where_it_was_measured(rehearsal, stage):
+    result = rehearsal[1][stage]
+    assert result["status"] == "passed"
+    assert result["measurements"]
+    assert result["rehearsal"] is True
+    assert result["versions"]["torch"]
+    assert {"date", "commit", "hardware", "command", "seconds"} <= result.keys()
+
+
+def test_the_last_lines_are_a_short_table(rehearsal):
+    last, results = rehearsal
+    assert {each["name"] for each in results["facts"]["measurements"]} >= {"device", "bf16 matrix product", "copy"}
+    assert [line for line in last if line.startswith("facts: bf16 matrix product: ")]
 
 
 def named(result):
@@ -49,7 +86,6 @@ def assert_positive(measurements, names):
     assert {name: measurements[name]["value"] for name in names if not measurements[name]["value"] > 0} == {}
 
 
-@pytest.mark.timeout(TIMEOUT)
 def test_training_is_measured_through_the_trainer(training):
     measurements = named(training)
     kinds = ("training", "memory", "share of the ceiling", *MFU_COUNTS)
@@ -64,7 +100,6 @@ def test_training_is_measured_through_the_trainer(training):
     assert sum("micro-batches of 2 give" in note for note in training["notes"]) == 2
 
 
-@pytest.mark.timeout(TIMEOUT)
 def test_the_time_of_a_step_is_shared_out(training):
     measurements = named(training)
     parts = {name: measurements[f"1.4B NAR step: {name}"] for name in CATEGORIES}
@@ -77,7 +112,6 @@ def test_the_time_of_a_step_is_shared_out(training):
     assert len(measurements["1.4B NAR step, traced"]["longest"]) > 10
 
 
-@pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_training_is_compared_with_the_same_model_in_x_transformers(training, objective):
     measurements = named(training)
@@ -97,7 +131,6 @@ def test_training_is_compared_with_the_same_model_in_x_transformers(training, ob
     assert losses["ours, eager"] == pytest.approx(losses["theirs, eager"], abs=0.02 if objective == "AR" else 0.5)
 
 
-@pytest.mark.timeout(TIMEOUT)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("vocabulary", [256, 512])
 def test_generation_is_compared_with_the_same_model_in_x_transformers(generation, objective, vocabulary):

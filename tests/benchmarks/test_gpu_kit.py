@@ -1,4 +1,4 @@
-"""The runner of benchmarks/gpu.sh with small stages of its own, the kit's contents, and a rehearsal of all stages."""
+"""The runner of benchmarks/gpu.sh with small stages of its own, and the contents of the kit."""
 
 import json
 import os
@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,8 @@ from benchmarks.gpu.environment import KitError, make_environment
 from benchmarks.gpu.machine import commit, gpus
 from benchmarks.gpu.stage import ROOT
 from benchmarks.gpu.stage_process import LOG, Stage, StageRun, keep_end
+
+from .wheels import write_wheel
 
 PREAMBLE = """
 import os, signal, subprocess, sys, time
@@ -275,29 +275,6 @@ def test_a_rehearsal_does_not_mix_with_results_of_a_gpu(tmp_path: Path, capsys: 
     assert str(tmp_path) in capsys.readouterr().err
 
 
-def write_wheel(wheels: Path, name: str, requires: tuple[str, ...] = (), tag: str = "py3-none-any") -> None:
-    """A wheel of one module of that name, whose VALUE is 7."""
-    wheels.mkdir(parents=True, exist_ok=True)
-    information = f"{name}-1.0.dist-info"
-    files = {
-        f"{name}.py": "VALUE = 7\n",
-        f"{information}/METADATA": "\n".join(
-            (
-                "Metadata-Version: 2.1",
-                f"Name: {name}",
-                "Version: 1.0",
-                *(f"Requires-Dist: {one}" for one in requires),
-                "",
-            )
-        ),
-        f"{information}/WHEEL": f"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: {tag}\n",
-    }
-    files[f"{information}/RECORD"] = "".join(f"{path},,\n" for path in (*files, f"{information}/RECORD"))
-    with zipfile.ZipFile(wheels / f"{name}-1.0-{tag}.whl", "w") as archive:
-        for path, content in files.items():
-            archive.writestr(path, content)
-
-
 def test_the_environment_has_what_fits_and_then_what_is_installed(tmp_path: Path) -> None:
     write_wheel(tmp_path / "wheels", "kit_probe")
     write_wheel(tmp_path / "wheels", "numpy", tag="cp27-none-any")
@@ -348,33 +325,3 @@ def test_the_data_set_is_the_same_each_time(tmp_path: Path) -> None:
         contents.append([path.read_bytes() for path in tars])
     assert contents[0] == contents[1]
     assert kit.gather_data(tmp_path / "one", documents=21, seq_len=256)  # another is wanted now
-
-
-@pytest.mark.timeout(2400)
-def test_a_rehearsal_of_all_stages(tmp_path: Path) -> None:
-    write_wheel(tmp_path / "kit" / "wheels", "kit_probe")
-    kit.gather_data(tmp_path / "kit" / "data", documents=30)
-    command = ["bash", "benchmarks/gpu.sh", "--rehearse", "--seconds", "2000"]  # room for a busy machine
-    command += ["--kit", str(tmp_path / "kit"), "--output", str(tmp_path / "output")]
-    environment = {**os.environ, "PYTHON": sys.executable}
-    done = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    there = [stage.name for stage in run.STAGES if find_spec(stage.arguments[1])]
-    if not (ROOT / "tests" / "gpu").is_dir():
-        there.remove("tests")
-    results = {result["stage"]: result for result in report.load(tmp_path / "output", [s.name for s in run.STAGES])}
-    passed = [name for name, result in results.items() if result["status"] == "passed"]
-    assert passed == there, done.stdout
-    assert done.returncode == (0 if len(there) == len(run.STAGES) else 1), done.stdout
-    for name in there:
-        result = results[name]
-        assert result["measurements"], name
-        assert result["rehearsal"] is True
-        assert result["versions"]["torch"]
-        assert {"date", "commit", "hardware", "command", "seconds"} <= result.keys()
-    assert values(results["facts"]).keys() >= {"device", "bf16 matrix product", "copy"}
-    last = done.stdout.strip().splitlines()[-report.MAX_LINES :]
-    assert [line for line in last if line.startswith("facts: bf16 matrix product: ")]
-    files = [path for path in (tmp_path / "output").rglob("*") if path.is_file()]
-    assert len(files) == len(results) + 2 <= 8
