@@ -36,7 +36,7 @@ from nar_scale.training.distributed import World
 from nar_scale.training.engine.build import build_engine, initialize_deepspeed
 from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.fault_tolerance.activity import Activity
-from nar_scale.training.metrics.step_metrics import StepMetrics
+from nar_scale.training.metrics.interval_metrics import IntervalMetrics
 
 ROUNDS = 3
 VOCABULARY = 32_000
@@ -133,7 +133,7 @@ def run_at(engine: ZeroEngine, config: Config, world: World, number: int) -> Any
         config=config,
         world=world,
         state=state,
-        metrics=StepMetrics(world.device),
+        metrics=IntervalMetrics(world.device),
         activity=Activity(),
     )
 

@@ -1,4 +1,8 @@
-"""The errors that a user can mend."""
+"""Errors that the user can fix.
+
+Launchers print them as one line; in training `fault_tolerance.error_translation` words those of libraries likewise, and
+`fault_tolerance.error_reporting` has one rank of a job print it.
+"""
 
 
 class UserError(Exception):

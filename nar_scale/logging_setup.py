@@ -1,4 +1,4 @@
-"""Logging to the terminal: this package's messages on it, those of the libraries below errors off it."""
+"""Logging to the terminal: this package's messages are shown, those of libraries only from errors on."""
 
 from __future__ import annotations
 

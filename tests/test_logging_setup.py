@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import logging
 from nar_scale.logging_setup import set_up_logging
@@ -41,3 +43,21 @@ def test_importing_sets_nothing_up():
     code = "import logging, nar_scale.logging_setup; print(logging.getLogger('nar_scale').handlers)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["[]"]
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_warnings_of_libraries_are_shown_only_on_request(silent):
+    code = f"""
+import warnings
+from deepspeed.utils import logger
+from nar_scale.logging_setup import silence_libraries
+if {silent}:
+    silence_libraries()
+warnings.warn("a warning of Python")
+logger.warning("a warning of DeepSpeed")
+logger.error("an error of DeepSpeed")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    shown = done.stdout + done.stderr
+    assert "an error of DeepSpeed" in shown
+    assert [f"a warning of {name}" in shown for name in ("Python", "DeepSpeed")] == [not silent] * 2

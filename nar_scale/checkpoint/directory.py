@@ -1,4 +1,4 @@
-"""Directories that appear whole or not at all."""
+"""Directories that are written atomically."""
 
 from __future__ import annotations
 

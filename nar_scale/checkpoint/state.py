@@ -1,4 +1,4 @@
-"""Where a run is."""
+"""The position of a run: step, samples, seed, and what it was trained on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A directory of checkpoints that are complete or absent, never in between.
 
 A checkpoint is written under a temporary name, its files are recorded with size and checksum and synced, the
-directory is renamed, and only then the `latest` pointer moves, by rename too.
+directory is renamed, and only then the `latest` pointer moves, by rename too. Where the newest is damaged,
+`newest_good` falls back to an older one.
 """
 
 from __future__ import annotations

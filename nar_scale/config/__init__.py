@@ -1,9 +1,15 @@
 """The YAML file as typed, validated objects."""
 
+from nar_scale.config.batch_sizes import (
+    batch_size_at,
+    first_step_from,
+    gradient_accumulation_steps,
+    samples_before,
+    steps_of_run,
+)
 from nar_scale.config.checks import check_run
-from nar_scale.config.deepspeed import gradient_accumulation_steps, resolve_deepspeed_config
-from nar_scale.config.keys import Key, config_reference
-from nar_scale.config.length import batch_size_at, first_step_from, samples_before, steps_of_run
+from nar_scale.config.deepspeed import resolve_deepspeed_config
+from nar_scale.config.key_descriptions import Key, config_reference
 from nar_scale.config.load import dump_config, load_config, validate_config
 from nar_scale.config.schema import Config, fixed_on_resume
 from nar_scale.config.sections.checkpoint import CheckpointConfig

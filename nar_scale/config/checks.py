@@ -1,7 +1,7 @@
-"""What a run must fulfil before it starts, beyond being a configuration.
+"""What a valid configuration must fulfil besides, so that a run may start with it.
 
 These checks are no validators of the sections: a configuration that was saved with a checkpoint stays readable when a
-check is added, since the run it belongs to may go on with a mended one.
+check is added, since the run it belongs to may go on with a corrected one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from nar_scale.config.length import steps_of_run
+from nar_scale.config.batch_sizes import steps_of_run
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
 

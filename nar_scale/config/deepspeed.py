@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+from nar_scale.config.batch_sizes import gradient_accumulation_steps
 from nar_scale.config.deepspeed_keys import check_raw_settings
-from nar_scale.config.length import batch_size_at
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
 
@@ -37,35 +37,6 @@ _ELSEWHERE = {
     "managed_gradient_accumulation": "the trainer relies on it; leave it out",
     "gradient_allreduce_op": "losses are made for the mean over ranks; leave it out",
 }
-
-
-def gradient_accumulation_steps(config: Config, world_size: int, step: int | None = None) -> int:
-    """Micro-batches that each of `world_size` ranks works through in one optimizer step.
-
-    Args:
-        step: which one, where the batch size is warmed up; the last if not given.
-
-    Raises:
-        ConfigError: the global batch does not divide evenly; the nearest sizes that do are named.
-    """
-    training = config.training
-    peers = training.sequence_parallel_size
-    if world_size % peers:
-        raise ConfigError(
-            f"training.sequence_parallel_size {peers} does not divide {world_size} rank(s); start a multiple of {peers}"
-        )
-    size = training.global_batch_size if step is None else batch_size_at(training, step)
-    unit = training.micro_batch_size * (world_size // peers)
-    if size % unit:
-        below = size // unit * unit
-        ranks = f"{world_size} rank(s)" if peers == 1 else f"{world_size // peers} group(s) of {peers} ranks"
-        nearest = " or ".join(str(size) for size in (below, below + unit) if size)
-        name = "global_batch_size" if step is None else f"batch_size_warmup from step {step} on:"
-        raise ConfigError(
-            f"training.{name} {size} does not divide into micro-batches of "
-            f"{training.micro_batch_size} on {ranks}; use {nearest}, or change training.micro_batch_size"
-        )
-    return size // unit
 
 
 def resolve_deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from nar_scale.config.keys import keys_at, nearest_key
+from nar_scale.config.key_descriptions import keys_at, nearest_key
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
 

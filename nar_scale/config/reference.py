@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 
-from nar_scale.config.keys import Key, config_reference, keys_at, nearest_key
+from nar_scale.config.key_descriptions import Key, config_reference, keys_at, nearest_key
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
 

@@ -14,7 +14,7 @@ from nar_scale.data.loading.batch import Batch
 from nar_scale.data.loading.concatenated_index import ConcatenatedIndex
 from nar_scale.data.loading.loader import TokenStream, sequential_batches
 from nar_scale.data.loading.mixture import MixedOrder, Order, Stage, weights_by_temperature
-from nar_scale.data.loading.order import SampleOrder
+from nar_scale.data.loading.sample_order import SampleOrder
 from nar_scale.data.loading.sequential import SequentialStream, find_sequential_shards
 from nar_scale.data.preparation.merge import merge_work_items
 from nar_scale.data.preparation.pipeline import plan_dataset, prepare, prepare_work_items

@@ -63,7 +63,10 @@ def masked_counts(maskable: Tensor, noise: Noise, schedule: Schedule, masking: M
 
 
 def choose_masked(maskable: Tensor, noise: Noise, schedule: Schedule, masking: Masking) -> tuple[Tensor, Tensor]:
-    """Which tokens `mask_tokens` will mask, bool `[batch, n]`, and the weight of each sequence, float64 `[batch]`.
+    """Which tokens `mask_tokens` will mask, bool `[batch, n]`, and the loss weight of each sequence, float64 `[batch]`.
+
+    The weight multiplies the cross-entropy of a masked token: `Schedule.loss_weight` of the number masked, or
+    `continuous_loss_weight` where each token is masked independently.
 
     Arguments as there.
 
@@ -81,7 +84,7 @@ def choose_masked(maskable: Tensor, noise: Noise, schedule: Schedule, masking: M
     fraction = schedule.masked_fraction(progress)
     some = -torch.expm1(lengths * torch.log1p(-fraction))  # probability that any token is masked
     uniform = noise.uniform(maskable.shape[1]).masked_fill(~maskable, torch.inf)
-    return _lowered(uniform, lengths, some) < fraction[:, None], schedule.hazard(progress) * some
+    return _lowered(uniform, lengths, some) < fraction[:, None], schedule.continuous_loss_weight(progress) * some
 
 
 def _lowered(uniform: Tensor, lengths: Tensor, some: Tensor) -> Tensor:

@@ -79,8 +79,8 @@ class Schedule:
         count = count.clamp(min=1)
         return 1.0 / (count * self.count_probability(count, length.clamp(min=1)))
 
-    def hazard(self, progress: Tensor) -> Tensor:
-        """w(t) = -m'(t) / m(t), float64: what a masked token weighs when each is masked on its own account.
+    def continuous_loss_weight(self, progress: Tensor) -> Tensor:
+        """w(t) = -m'(t) / m(t), float64: what the cross-entropy of a masked token weighs with independent masking.
 
         The continuous form of `loss_weight` (MDLM, arXiv:2406.07524, eq. 10), unbounded where m(t) nears 0.
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
+from nar_scale.model.kv_cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.layers import Linear, make_norm, rotate
 from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 

@@ -12,10 +12,10 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from nar_scale.errors import ConfigError
 from nar_scale.model.attention import Attention
-from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
+from nar_scale.model.attention_mask import Rule, Visibility
+from nar_scale.model.kv_cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.layers import FeedForward, FeedForwardName, NormName, Rotary, hidden_width, make_norm
 from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
-from nar_scale.model.visibility import Rule, Visibility
 
 Checkpointing = Literal["none", "full", "selective"]
 AttentionKernel = Literal["sdpa", "flex"]
@@ -246,7 +246,9 @@ class AttentionLayers(nn.Module):
             arguments["context_mask"] = None if context_mask is None else context_mask[:, None, None]
         z_losses = []
         for layer in range(self.depth):
-            x, z_loss = self._run(layer)(x, layer=layer, **arguments)
+            # a compiled block has a graph for each number that it is given, so it is given one only with a cache
+            in_cache = {} if cache is None else {"layer": layer}
+            x, z_loss = self._run(layer)(x, **in_cache, **arguments)
             z_losses.append(z_loss)
         if cache is not None:
             cache.advance(x.shape[1])

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from nar_scale.errors import ConfigError
-from nar_scale.model.cache import KeyValueCache, StaticKeyValueCache
+from nar_scale.model.attention_mask import Rule
 from nar_scale.model.head import CHUNK_SIZE, Head
+from nar_scale.model.kv_cache import KeyValueCache, StaticKeyValueCache
 from nar_scale.model.layers import Embedding, Linear
 from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 from nar_scale.model.stack import AttentionLayers
-from nar_scale.model.visibility import Rule
 
 
 class TransformerOutput(NamedTuple):

@@ -88,7 +88,7 @@ class NonAutoregressiveWrapper(Denoiser):
             raise ConfigError(f"unknown masking {masking!r}; use {' or '.join(get_args(Masking))}")
         self.schedule = get_schedule(schedule)
         if masking == "bernoulli":
-            self.schedule.hazard(torch.tensor(0.5, device="cpu"))  # refuses what has no derivative
+            self.schedule.continuous_loss_weight(torch.tensor(0.5, device="cpu"))  # refuses what has no derivative
         self.masking: Masking = masking
         self.use_simple_mdlm_loss_weight = use_simple_mdlm_loss_weight
         self.no_replace_prob, self.random_token_prob = no_replace_prob, random_token_prob

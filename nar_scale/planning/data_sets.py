@@ -1,4 +1,4 @@
-"""What follows from a configuration and what its data sets say of themselves."""
+"""Checks of a configuration against the data sets that it names: lengths, vocabulary and the mixture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from nar_scale.config import Config, DataConfig, SourceConfig, samples_before
 from nar_scale.data.loading.mixture import MixedOrder, Stage, weights_by_temperature
-from nar_scale.data.loading.order import SampleOrder
+from nar_scale.data.loading.sample_order import SampleOrder
 from nar_scale.data.shards.dataset_info import DatasetInfo
 from nar_scale.errors import ConfigError, DataError
 

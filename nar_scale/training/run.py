@@ -12,7 +12,15 @@ from typing import Any
 import torch
 
 from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState
-from nar_scale.config import Config, dump_config, load_config, resolve_deepspeed_config, steps_of_run
+from nar_scale.config import (
+    Config,
+    batch_size_at,
+    dump_config,
+    gradient_accumulation_steps,
+    load_config,
+    resolve_deepspeed_config,
+    steps_of_run,
+)
 from nar_scale.files import write_atomically
 from nar_scale.model.parameters import full_size
 from nar_scale.objectives import build_wrapper
@@ -22,15 +30,13 @@ from nar_scale.training.callbacks.evaluator import Evaluator
 from nar_scale.training.callbacks.metrics_reporter import MetricsReporter
 from nar_scale.training.callbacks.muon_check import MuonCheck
 from nar_scale.training.callbacks.profiler import Profiler
-from nar_scale.training.callbacks.sampler import Sampler
+from nar_scale.training.callbacks.sample_writer import SampleWriter
 from nar_scale.training.checkpointing.io import check_writable, load_checkpoint
 from nar_scale.training.checkpointing.resume import (
-    check_same_batch_sizes,
-    check_same_model,
-    check_same_stream,
     find_checkpoint,
     start_from_weights,
 )
+from nar_scale.training.checkpointing.resume_rules import check_same_batch_sizes, check_same_model, check_same_stream
 from nar_scale.training.data.build import TrainingData, open_training_data
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.build import build_engine, initialize_deepspeed, sharded_initialization
@@ -40,8 +46,7 @@ from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.fault_tolerance.activity import Activity
 from nar_scale.training.fault_tolerance.error_reporting import own_store
 from nar_scale.training.fault_tolerance.error_translation import translate_errors
-from nar_scale.training.fault_tolerance.preemption import StopRequest
-from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
+from nar_scale.training.fault_tolerance.preemption import StopAgreement, StopRequest
 from nar_scale.training.fault_tolerance.watchdog import Watchdog, timeout_beyond_watchdog
 from nar_scale.training.metrics.writer import MetricsWriter
 from nar_scale.training.trainer import RunContext, Trainer
@@ -204,7 +209,7 @@ def _callbacks(
         MetricsReporter(config, data.sources, writer),
         checkpointer,  # before what may fail or take long
         Evaluator(data.validation, writer),
-        Sampler(writer),
+        SampleWriter(writer),
         Profiler(directory),
     )
 
@@ -223,8 +228,8 @@ def _summary(
 ) -> str:
     training = config.training
     parameters = sum(map(full_size, engine.module.parameters()))
-    tokens = training.global_batch_size * config.model.max_seq_len
-    accumulation = training.global_batch_size // (training.micro_batch_size * world.dp_size)
+    tokens = batch_size_at(training, state.step) * config.model.max_seq_len
+    accumulation = gradient_accumulation_steps(config, world.size, state.step)
     start = f"resuming at step {state.step} of" if state.step else "training"
     ranks = f"{world.size} rank(s)"
     if world.sp_size > 1:

@@ -22,9 +22,9 @@ from nar_scale.training.distributed import AllReducedFlags, World
 from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.fault_tolerance.activity import Activity
 from nar_scale.training.fault_tolerance.divergence import DivergenceHandler, unrecoverable
-from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
-from nar_scale.training.metrics.step_metrics import StepMetrics
-from nar_scale.training.optimizers.build import learning_rate_factor
+from nar_scale.training.fault_tolerance.preemption import StopAgreement
+from nar_scale.training.metrics.interval_metrics import IntervalMetrics
+from nar_scale.training.optimizers.learning_rate import learning_rate_factor
 
 _logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Trainer:
         self.config, self.world, self.engine = context.config, context.world, context.engine
         self.activity, self.stop = context.activity, context.stop
         self.state = state
-        self.metrics = StepMetrics(self.world.device)
+        self.metrics = IntervalMetrics(self.world.device)
         self._data, self._checkpointer, self._callbacks = context.data, checkpointer, callbacks
         self._divergence = DivergenceHandler(self.config.faults, self.engine, self.world)
         self._batches = self._stream()

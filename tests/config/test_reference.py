@@ -10,7 +10,7 @@ from nar_scale.config import Config, config_reference, fixed_on_resume
 from nar_scale.config.load import _parse
 from nar_scale.config.reference import explain, json_schema, reference_page
 from nar_scale.errors import CheckpointError, ConfigError
-from nar_scale.training.checkpointing.resume import check_same_model
+from nar_scale.training.checkpointing.resume_rules import check_same_model
 from tests.errors import refused
 
 from .helpers import config_with

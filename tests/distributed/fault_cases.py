@@ -171,7 +171,7 @@ def equal(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bo
 class FaultyLogging(logging.Filter):
     """Lets faults strike where checkpoints and samples are logged; what is logged for them alone is not shown."""
 
-    LOGGERS = ("nar_scale.training.checkpointing.io", "nar_scale.training.callbacks.sampler")
+    LOGGERS = ("nar_scale.training.checkpointing.io", "nar_scale.training.callbacks.sample_writer")
     BEFORE = {  # noqa: RUF012
         "writing the checkpoint of step %d": "save",
         "writing %s": "partitions",

@@ -33,7 +33,8 @@ from nar_scale.data import (
 )
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.data.build import open_training_data
-from nar_scale.training.optimizers.build import learning_rate_factor, parameter_groups
+from nar_scale.training.optimizers.build import parameter_groups
+from nar_scale.training.optimizers.learning_rate import learning_rate_factor
 from tests.data.object_server import ObjectServer
 
 from . import jobs

@@ -12,7 +12,8 @@ import torch
 from nar_scale.checkpoint import WEIGHT, CheckpointStore, PartitionReader, consolidate, load_exported
 from nar_scale.config import load_config
 from nar_scale.objectives import build_wrapper
-from nar_scale.training.optimizers.build import learning_rate_factor, parameter_groups
+from nar_scale.training.optimizers.build import parameter_groups
+from nar_scale.training.optimizers.learning_rate import learning_rate_factor
 
 from . import jobs
 from .whole_batches import whole_batches

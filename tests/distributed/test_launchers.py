@@ -51,7 +51,6 @@ def test_the_terminal_belongs_to_the_user(runs: Runs) -> None:
     lines = runs.outputs["deepspeed"]
     assert len(lines) <= 10, "\n".join(lines)
     assert any(line.startswith("step 6/6, loss ") for line in lines)
-    assert len(runs.outputs["torchrun"]) > len(lines)
 
 
 def test_the_run_directory_holds_what_was_resolved(runs: Runs) -> None:

@@ -12,7 +12,7 @@ from nar_scale.checkpoint import CheckpointStore, TrainingState, partition_file
 from nar_scale.errors import CheckpointError
 from nar_scale.planning.data_sets import mixture_of
 from nar_scale.training import RESUMABLE_EXIT_STATUS
-from nar_scale.training.checkpointing.resume import check_same_batch_sizes, check_same_stream
+from nar_scale.training.checkpointing.resume_rules import check_same_batch_sizes, check_same_stream
 from tests.config.helpers import config_with
 
 from . import jobs

@@ -15,7 +15,8 @@ from nar_scale.errors import CheckpointError
 from nar_scale.model.parameters import muon_matrices
 from nar_scale.objectives import build_wrapper
 from nar_scale.planning.report import describe_run
-from nar_scale.training.optimizers.build import learning_rate_factor, parameter_groups
+from nar_scale.training.optimizers.build import parameter_groups
+from nar_scale.training.optimizers.learning_rate import learning_rate_factor
 
 from . import jobs
 from .whole_batches import whole_batches

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nar_scale.checkpoint import load_exported
 from nar_scale.config import Config
-from nar_scale.training.optimizers.build import learning_rate_factor
+from nar_scale.training.optimizers.learning_rate import learning_rate_factor
 from tests.distributed.test_zero_options import Plain
 from tests.distributed.whole_batches import whole_batches
 

@@ -76,25 +76,29 @@ def test_the_hazard_is_the_slope_over_the_masked_fraction(schedule):
     schedule, step = get_schedule(schedule), 1e-6
     t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     slope = (schedule.masked_fraction(t + step) - schedule.masked_fraction(t - step)) / (2 * step)
-    hazard = schedule.hazard(t)
-    torch.testing.assert_close(hazard, -slope / schedule.masked_fraction(t), rtol=1e-6, atol=0)
-    assert not hazard.requires_grad
+    continuous_loss_weight = schedule.continuous_loss_weight(t)
+    torch.testing.assert_close(continuous_loss_weight, -slope / schedule.masked_fraction(t), rtol=1e-6, atol=0)
+    assert not continuous_loss_weight.requires_grad
     with torch.no_grad():
-        assert torch.equal(schedule.hazard(t.float()), schedule.hazard(t.float().double()))
+        assert torch.equal(
+            schedule.continuous_loss_weight(t.float()), schedule.continuous_loss_weight(t.float().double())
+        )
 
 
 def test_named_hazards():
     t = torch.linspace(0, 0.9, 10, dtype=torch.float64)
     for name in ("linear", "uniform_count"):
-        torch.testing.assert_close(get_schedule(name).hazard(t), 1 / (1 - t))
-    torch.testing.assert_close(get_schedule("cosine").hazard(t), math.pi / 2 * torch.tan(math.pi * t / 2))
+        torch.testing.assert_close(get_schedule(name).continuous_loss_weight(t), 1 / (1 - t))
+    torch.testing.assert_close(
+        get_schedule("cosine").continuous_loss_weight(t), math.pi / 2 * torch.tan(math.pi * t / 2)
+    )
 
 
 def test_a_schedule_without_a_derivative_has_no_hazard():
     schedule = get_schedule(lambda t: torch.tensor((1 - t).tolist(), dtype=torch.float64))
     assert schedule.masked_count(torch.tensor(0.5), torch.tensor(4)) == 2
     with pytest.raises(ConfigError, match="not differentiable by torch; use masking 'exact'"):
-        schedule.hazard(torch.tensor([0.5]))
+        schedule.continuous_loss_weight(torch.tensor([0.5]))
 
 
 def test_bisection_equals_the_analytic_inverse():

@@ -10,7 +10,7 @@ from nar_scale.checkpoint import TrainingState
 from nar_scale.errors import DivergenceError
 from nar_scale.training.callbacks.callback import Callback
 from nar_scale.training.fault_tolerance.activity import Activity
-from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
+from nar_scale.training.fault_tolerance.preemption import StopAgreement
 from nar_scale.training.trainer import RunContext, Trainer
 from tests.config.helpers import config_with
 

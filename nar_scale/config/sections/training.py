@@ -1,4 +1,4 @@
-"""The section `training`: how long, with how many ranks and in which precision."""
+"""The section `training`: length of the run, batch sizes, seed, precision, and how ranks divide the work."""
 
 from typing import Annotated, Literal
 

@@ -15,8 +15,8 @@ from typing import Protocol
 
 import numpy as np
 
-from nar_scale.data.loading.order import SampleOrder, hash_words
 from nar_scale.data.loading.quotas import BLOCK_SAMPLES, Quotas
+from nar_scale.data.loading.sample_order import SampleOrder, hash_words
 from nar_scale.errors import ConfigError
 
 CELL_SAMPLES = 32  # neighbours put in order together; divides a block

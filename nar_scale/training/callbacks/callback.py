@@ -1,4 +1,4 @@
-"""What a run calls besides taking steps, and what it lets those that it calls see."""
+"""The base class of callbacks, and the view of the run that they are given."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from nar_scale.config import Config
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.fault_tolerance.activity import Activity
-from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
-from nar_scale.training.metrics.step_metrics import StepMetrics
+from nar_scale.training.fault_tolerance.preemption import StopAgreement
+from nar_scale.training.metrics.interval_metrics import IntervalMetrics
 
 
 class RunView(Protocol):
@@ -42,7 +42,7 @@ class RunView(Protocol):
         ...
 
     @property
-    def metrics(self) -> StepMetrics:
+    def metrics(self) -> IntervalMetrics:
         """Losses and times since the last report, to which callbacks add what they take."""
         ...
 

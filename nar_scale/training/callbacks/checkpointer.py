@@ -13,7 +13,7 @@ from nar_scale.checkpoint import CheckpointStore
 from nar_scale.config import Config, steps_of_run
 from nar_scale.errors import DivergenceError
 from nar_scale.training.callbacks.callback import Callback, RunView
-from nar_scale.training.callbacks.consolidation import ConsolidationQueue
+from nar_scale.training.checkpointing.consolidation_queue import ConsolidationQueue
 from nar_scale.training.checkpointing.io import HostMemory, Snapshot, load_checkpoint, take_snapshot, write_checkpoint
 from nar_scale.training.checkpointing.resume import find_checkpoint
 from nar_scale.training.distributed import World

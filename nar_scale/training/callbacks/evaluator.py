@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from nar_scale.evaluation import Likelihood, evaluate_likelihood
 from nar_scale.training.callbacks.callback import Callback, RunView
-from nar_scale.training.callbacks.interruption import interruptible, stopping_batches
 from nar_scale.training.data.validation import ValidationData
+from nar_scale.training.fault_tolerance.interruption import interruptible, stopping_batches
 from nar_scale.training.metrics.writer import MetricsWriter, validation_group
 
 _logger = logging.getLogger(__name__)

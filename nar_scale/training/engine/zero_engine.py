@@ -136,7 +136,10 @@ class ZeroEngine:
         engine.backward(with_non_finite_gradient(loss), scale_wrt_gas=False)
 
     def step(self) -> None:
-        """End a micro-batch; after the last of a step, clip the gradient and step the optimizer."""
+        """End a micro-batch; after the last of a step, clip the gradient and step the optimizer.
+
+        DeepSpeed clips, to `gradient_clipping` of the resolved config (`optimizer.max_gradient_norm` in the YAML).
+        """
         self._engine.step()
 
     @property

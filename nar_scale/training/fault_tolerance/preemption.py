@@ -1,4 +1,4 @@
-"""Requests to stop, by a signal or a file, and the deadline after which a process that has not stopped is ended."""
+"""Requests to stop, by a signal or a file: the agreement of all ranks on one, and the deadline for it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
+
+from nar_scale.training.distributed import AllReducedFlags, World
 from nar_scale.training.fault_tolerance.activity import STARTING, Activity
 from nar_scale.training.fault_tolerance.error_reporting import report_error_once
 
@@ -134,6 +137,42 @@ class StopRequest:
             "s; ended, without saving more than the last checkpoint (faults.stop_deadline_seconds)"
         )
         os._exit(1)
+
+
+class StopAgreement:
+    """Requests of single ranks, and whether all have agreed to take no further step.
+
+    A rank cannot stop by itself: the others would wait for it. The requests are summed over
+    all ranks, and all act on the same sum.
+
+    Args:
+        request: of this rank.
+
+    Attributes:
+        agreed: whether all ranks have agreed.
+    """
+
+    def __init__(self, request: StopRequest, world: World) -> None:
+        self._request, self._world = request, world
+        self.agreed = False
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return bool(self._request)
+
+    def request(self) -> None:
+        """Ask this rank to stop; the others learn of it from the next sum."""
+        self._request.request()
+
+    def poll(self) -> AllReducedFlags:
+        """How many ranks were asked to stop; a collective."""
+        return AllReducedFlags(self._world.all_reduce(torch.tensor([float(self.requested)], device=self._world.device)))
+
+    def agree(self) -> None:
+        """Note that all ranks know of a request, and begin the deadline of this one."""
+        self.agreed = True
+        self._request.begin_deadline()
 
 
 def _warn_of_earlier_end(deadline_seconds: float) -> None:

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from nar_scale.data import ConcatenatedIndex, MixedOrder, SampleOrder, Stage, weights_by_temperature
 from nar_scale.data.loading.mixture import MIXTURE_ORDER
-from nar_scale.data.loading.order import hash_words
 from nar_scale.data.loading.quotas import BLOCK_SAMPLES, sum_of_floors
+from nar_scale.data.loading.sample_order import hash_words
 from nar_scale.errors import ConfigError
 from tests.data.shard_files import numbered_index
 from tests.errors import refused

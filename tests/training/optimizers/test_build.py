@@ -17,8 +17,9 @@ from nar_scale.errors import UserError
 from nar_scale.model.parameters import muon_matrices
 from nar_scale.training.callbacks.muon_check import MuonCheck
 from nar_scale.training.engine.zero_engine import ZeroEngine
-from nar_scale.training.optimizers.build import build_optimizer, learning_rate_factor, parameter_groups
+from nar_scale.training.optimizers.build import build_optimizer, parameter_groups
 from nar_scale.training.optimizers.ema import EMA
+from nar_scale.training.optimizers.learning_rate import learning_rate_factor
 from nar_scale.training.optimizers.muon import muon_step
 
 STEPS = 100

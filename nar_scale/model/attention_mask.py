@@ -1,4 +1,7 @@
-"""Who attends to whom: one rule, as a mask for the scaled-dot-product kernels or as a plan for FlexAttention."""
+"""The attention mask: one rule of who attends to whom.
+
+It becomes a mask for the scaled-dot-product kernels, or a plan of blocks for FlexAttention.
+"""
 
 from __future__ import annotations
 

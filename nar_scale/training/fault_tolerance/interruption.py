@@ -10,7 +10,7 @@ from torch import nn
 
 from nar_scale.data import Batch
 from nar_scale.training.distributed import AllReducedFlags
-from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
+from nar_scale.training.fault_tolerance.preemption import StopAgreement
 
 
 class _Interrupted(Exception):

@@ -1,4 +1,4 @@
-"""What the steps between two reports have taken and given."""
+"""Losses and times that are summed between two reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from nar_scale.training.metrics.stragglers import OwnTime
 from nar_scale.training.metrics.throughput import Stopwatch, timed
 
 
-class StepMetrics:
+class IntervalMetrics:
     """Losses and times of a rank, which the trainer and its callbacks write and a report reads.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention.flex_attention import flex_attention
 
 from nar_scale.model import Decoder, Encoder, KeyValueCache, TransformerWrapper
-from nar_scale.model.visibility import Visibility
+from nar_scale.model.attention_mask import Visibility
 
 from .helpers import small_net
 

@@ -14,14 +14,14 @@ from nar_scale.decoding import SamplingOptions
 from nar_scale.evaluation import image_grid
 from nar_scale.masking import Noise
 from nar_scale.training.callbacks.callback import Callback, RunView
-from nar_scale.training.callbacks.interruption import interruptible, stopping_calls
 from nar_scale.training.engine.zero_engine import ZeroEngine
+from nar_scale.training.fault_tolerance.interruption import interruptible, stopping_calls
 from nar_scale.training.metrics.writer import MetricsWriter
 
 _logger = logging.getLogger(__name__)
 
 
-class Sampler(Callback):
+class SampleWriter(Callback):
     """Generates a few sequences every `logging.sample_every` steps.
 
     Args:

@@ -8,7 +8,7 @@ from nar_scale.checkpoint import CheckpointStore
 from nar_scale.checkpoint.consolidate import end_with_parent
 from nar_scale.checkpoint.directory import written_whole
 from nar_scale.errors import CheckpointError
-from nar_scale.training.callbacks.consolidation import ConsolidationQueue
+from nar_scale.training.checkpointing.consolidation_queue import ConsolidationQueue
 
 
 def outputs(store, *steps):

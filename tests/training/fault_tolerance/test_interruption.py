@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from nar_scale.evaluation import evaluate_likelihood
-from nar_scale.training.callbacks.interruption import interruptible, stopping_batches, stopping_calls
-from nar_scale.training.fault_tolerance.stop_agreement import StopAgreement
+from nar_scale.training.fault_tolerance.interruption import interruptible, stopping_batches, stopping_calls
+from nar_scale.training.fault_tolerance.preemption import StopAgreement
 from tests.objectives.helpers import batch_of, random_tokens, small_ar
 
 

@@ -1,8 +1,10 @@
-"""How long a run is and how large its batches are: pure functions of the step."""
+"""How long a run is, how large its batches are, and how they are cut into micro-batches: functions of the step."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from nar_scale.errors import ConfigError
 
 if TYPE_CHECKING:
     from nar_scale.config.schema import Config
@@ -27,6 +29,35 @@ def first_step_from(training: TrainingConfig, samples: int) -> int:
 def batch_size_at(training: TrainingConfig, step: int) -> int:
     """Sequences in the global batch of a step (from 0)."""
     return next(size for start, size in reversed(_stages(training)) if start <= step)
+
+
+def gradient_accumulation_steps(config: Config, world_size: int, step: int | None = None) -> int:
+    """Micro-batches that each of `world_size` ranks works through in one optimizer step.
+
+    Args:
+        step: which one, where the batch size is warmed up; the last if not given.
+
+    Raises:
+        ConfigError: the global batch does not divide evenly; the nearest sizes that do are named.
+    """
+    training = config.training
+    peers = training.sequence_parallel_size
+    if world_size % peers:
+        raise ConfigError(
+            f"training.sequence_parallel_size {peers} does not divide {world_size} rank(s); start a multiple of {peers}"
+        )
+    size = training.global_batch_size if step is None else batch_size_at(training, step)
+    unit = training.micro_batch_size * (world_size // peers)
+    if size % unit:
+        below = size // unit * unit
+        ranks = f"{world_size} rank(s)" if peers == 1 else f"{world_size // peers} group(s) of {peers} ranks"
+        nearest = " or ".join(str(size) for size in (below, below + unit) if size)
+        name = "global_batch_size" if step is None else f"batch_size_warmup from step {step} on:"
+        raise ConfigError(
+            f"training.{name} {size} does not divide into micro-batches of "
+            f"{training.micro_batch_size} on {ranks}; use {nearest}, or change training.micro_batch_size"
+        )
+    return size // unit
 
 
 def samples_before(training: TrainingConfig, step: int) -> int:

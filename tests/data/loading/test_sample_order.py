@@ -26,7 +26,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nar_scale.data import SampleOrder
-from nar_scale.data.loading.order import hash_words, permute, splitmix64
+from nar_scale.data.loading.sample_order import hash_words, permute, splitmix64
 from nar_scale.errors import DataError
 from nar_scale.masking.noise import mix
 from tests.errors import refused
