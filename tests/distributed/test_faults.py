@@ -19,6 +19,7 @@ from . import jobs
 from .whole_batches import whole_batches
 
 DRIVER = "tests.distributed.fault_cases"
+pytestmark = pytest.mark.timeout(1800)  # one launch has all cases
 STAGES = (0, 1, 2, 3)
 PRECISIONS = ("fp32", "bf16")
 STEPS = 12
@@ -123,7 +124,7 @@ class Launch:
         listing = directory / "cases.json"
         listing.write_text(json.dumps(cases))
         command = [*self.prefix, sys.executable, "-m", DRIVER, str(listing)]
-        results = [json.loads(line) for line in jobs.run(command).splitlines()[-len(cases) :]]
+        results = [json.loads(line) for line in jobs.run(command, timeout=40 * len(cases)).splitlines()[-len(cases) :]]
         self.results: dict[str, tuple[list[int], str]] = dict(zip(self.names, results, strict=True))
 
     def lines(self, name: str, part: str = "") -> list[str]:
