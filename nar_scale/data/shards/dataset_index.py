@@ -20,6 +20,7 @@ from nar_scale.data.shards.shard_index import (
     make_shard_index,
 )
 from nar_scale.data.shards.shard_reader import MAX_OPEN_SHARDS, ShardReader, ShardReference
+from nar_scale.data.shards.shard_scan import ShardStamp
 from nar_scale.data.storage.prefetch import ShardPrefetcher
 from nar_scale.data.storage.shard_cache import ShardCache
 from nar_scale.data.storage.urls import is_remote
@@ -32,7 +33,7 @@ LOADING_THREADS = 16  # reading many small files waits for the file system, not 
 class DatasetIndex:
     """The samples of a set of shards, numbered through in sorted order of the shards' names.
 
-    Open it with `DatasetIndex.open`. It takes about 50 bytes of memory for each shard and the length of its name, and
+    Open it with `DatasetIndex.open`. It takes about 60 bytes of memory for each shard and the length of its name, and
     the memory-mapped tables of the shards in use. It can be pickled for another process, on another node too: indices
     and copies of shards that are missing there are made there.
 
@@ -57,6 +58,7 @@ class DatasetIndex:
         self._directory, self._index_directory = directory, index_directory
         self._names = np.array(names)
         self._sizes = np.array([index.stamp.size for index in indexes], dtype=np.int64)
+        self._times = np.array([index.stamp.mtime_ns for index in indexes], dtype=np.int64)
         self._digests = np.frombuffer(b"".join(bytes.fromhex(index.stamp.digest) for index in indexes), dtype="V16")
         self.counts = np.array([index.count for index in indexes], dtype=np.int64)
         self.num_samples = int(self.counts.sum())
@@ -90,7 +92,8 @@ class DatasetIndex:
         Args:
             directory: where relative patterns start; a path or URL.
             pattern: glob such as "train/shard-*.tar", or a list of globs and file names, each of which must exist.
-            fields: the WebDataset fields that every sample must have: what follows the first dot in a member's name.
+            fields: the WebDataset fields that every sample must have: what follows the first dot in a member's name, in
+                letters of any case.
             index_directory: where to keep the index files; beside the shards if None, and for remote shards in the
                 directory of the cache.
             progress: show a progress bar while building, if stderr is a terminal.
@@ -140,10 +143,11 @@ class DatasetIndex:
         Raises:
             DataError: it cannot be read; names shard, key and reason.
         """
-        return self._reader.read(*self._locate(sample_id), field)
+        return self._reader.read(*self._locate(sample_id), field.lower())
 
     def read_many(self, sample_ids: np.ndarray, field: str = TOKENS_FIELD) -> list[bytes]:
         """Return a field of several samples, int64 `[n]`, at once; errors as in `read`."""
+        field = field.lower()
         shards = np.searchsorted(self._ends, sample_ids, side="right")
         rows = sample_ids - self._starts[shards]
         contents = [b""] * len(sample_ids)
@@ -162,7 +166,7 @@ class DatasetIndex:
     def _fetch(self, shard: int) -> None:
         reference = self._reference(shard)
         assert self._cache is not None
-        self._cache.open(reference.location, reference.size, reference.digest).close()
+        self._cache.open(reference.location, reference.stamp.size, reference.stamp.digest).close()
 
     def name(self, sample_id: int) -> str:
         """Return "shard PATH, sample KEY" for messages about a sample."""
@@ -178,7 +182,8 @@ class DatasetIndex:
     def _reference(self, number: int) -> ShardReference:
         location = self.shard(number)
         digest = self._digests[number].tobytes().hex()
-        return ShardReference(location, index_path(location, self._index_directory), int(self._sizes[number]), digest)
+        stamp = ShardStamp(int(self._sizes[number]), int(self._times[number]), digest)
+        return ShardReference(location, index_path(location, self._index_directory), stamp)
 
     def _compute_fingerprint(self) -> str:
         hasher = blake2b(digest_size=16)

@@ -1,6 +1,7 @@
 """Building the index of one shard, or checking the one there is."""
 
 import os
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -80,12 +81,14 @@ def make_shard_index(shard: str, path: Path, cache: ShardCache | None = None, al
     if stamp.digest != known.stamp.digest:
         raise _changed(known, "same size, other content")
     try:
+        if not known.has_checksums:
+            return write_shard_index(shard, path, stamp, _scan(shard, Path(shard), allow_damage))
         table = known.map_table()
         return write_shard_index(
             shard, path, stamp, ShardScan(table["key"], known.fields, table["spans"], known.damage)
         )
     except DataError:
-        return known  # the directory of the index is read-only: it is still right, only slower to check
+        return replace(known, stamp=stamp)  # the directory of the index is read-only: it is still right, only older
 
 
 def damaged_shard(shard: str, damage: str) -> DataError:
