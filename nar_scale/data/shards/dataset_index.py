@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,6 +29,22 @@ from nar_scale.errors import DataError
 from nar_scale.text import printable
 
 LOADING_THREADS = 16  # reading many small files waits for the file system, not for the processor
+
+
+class ShardIdentity(NamedTuple):
+    """What identifies a shard of a data set.
+
+    Attributes:
+        name: its path relative to the directory of the data set, or its absolute path or URL.
+        size: bytes.
+        digest: blake2b of its bytes, as in `ShardStamp`.
+        samples: number of samples.
+    """
+
+    name: str
+    size: int
+    digest: str
+    samples: int
 
 
 class DatasetIndex:
@@ -54,7 +71,7 @@ class DatasetIndex:
         memory_map: bool = True,
         max_open_shards: int = MAX_OPEN_SHARDS,
     ):
-        names = [_relative(index.shard, directory).encode() for index in indexes]
+        names = [os.fsencode(_relative(index.shard, directory)) for index in indexes]
         self._directory, self._index_directory = directory, index_directory
         self._names = np.array(names)
         self._sizes = np.array([index.stamp.size for index in indexes], dtype=np.int64)
@@ -130,8 +147,13 @@ class DatasetIndex:
 
     def shard(self, number: int) -> str:
         """Return the path or URL of a shard."""
-        name = self._names[number].decode()
+        name = os.fsdecode(self._names[number])
         return name if is_remote(name) or Path(name).is_absolute() else f"{self._directory.rstrip('/')}/{name}"
+
+    def shards(self) -> Iterator["ShardIdentity"]:
+        """Yield what identifies each shard, in their order."""
+        for name, size, digest, count in zip(self._names, self._sizes, self._digests, self.counts):
+            yield ShardIdentity(os.fsdecode(name), int(size), digest.tobytes().hex(), int(count))
 
     def read(self, sample_id: int, field: str = TOKENS_FIELD) -> bytes:
         """Return a field of a sample, as it is stored.
@@ -187,8 +209,8 @@ class DatasetIndex:
 
     def _compute_fingerprint(self) -> str:
         hasher = blake2b(digest_size=16)
-        for name, size, digest, count in zip(self._names, self._sizes, self._digests, self.counts):
-            hasher.update(f"{name.decode()}\0{size}\0{digest.tobytes().hex()}\0{count}\n".encode())
+        for shard in self.shards():
+            hasher.update(os.fsencode("\0".join(map(str, shard)) + "\n"))
         return hasher.hexdigest()
 
 

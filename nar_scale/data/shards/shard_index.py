@@ -22,7 +22,7 @@ def index_path(shard: str, index_directory: Path | None) -> Path:
     if index_directory is None:
         return Path(shard).with_name(name)
     location = shard if is_remote(shard) else str(Path(shard).resolve())
-    return index_directory / f"{blake2b(location.encode(), digest_size=8).hexdigest()}-{name}"
+    return index_directory / f"{blake2b(os.fsencode(location), digest_size=8).hexdigest()}-{name}"
 
 
 def copy_shard_index(shard: str, path: Path) -> ShardIndex | None:

@@ -28,6 +28,7 @@ from nar_scale.data import (
     load_tokenizer,
 )
 from nar_scale.data.shards.layout import named_shards
+from nar_scale.data.shards.shard_comparison import check_against_info
 from nar_scale.planning.data_sets import check_lengths, mixture_of, vocabulary_of
 from nar_scale.training.data.validation import ValidationData
 from nar_scale.training.distributed import World, on_main
@@ -170,23 +171,25 @@ class _Shards:
 
     def open(self, directory: str, pattern: str, info: DatasetInfo | None) -> DatasetIndex:
         """The shards of a directory, which `dataset.json` describes if there is one."""
-        data = self._data
-        index = on_main(
-            self._world,
-            lambda: DatasetIndex.open(
-                directory,
-                named_shards(directory, pattern, info),
-                self._fields,
-                data.index_directory,
-                cache=self._cache,
-                skip_faults=data.max_skipped_samples > 0,
-                memory_map=data.memory_map,
-                # where two windows meet, and those of workers that are ahead
-                max_open_shards=max(2 * data.shuffle_window, MIN_OPEN_SHARDS),
-            ),
-        )
+        index = on_main(self._world, lambda: self._open(directory, named_shards(directory, pattern, info), info))
         for damage in index.damages if self._world.is_main else ():
             _logger.warning("using the intact samples of a damaged shard: %s", damage)
+        return index
+
+    def _open(self, directory: str, pattern: str, info: DatasetInfo | None) -> DatasetIndex:
+        data = self._data
+        index = DatasetIndex.open(
+            directory,
+            pattern,
+            self._fields,
+            data.index_directory,
+            cache=self._cache,
+            skip_faults=data.max_skipped_samples > 0,
+            memory_map=data.memory_map,
+            # where two windows meet, and those of workers that are ahead
+            max_open_shards=max(2 * data.shuffle_window, MIN_OPEN_SHARDS),
+        )
+        check_against_info(index, directory, pattern, info)
         return index
 
 
