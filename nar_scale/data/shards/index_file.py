@@ -105,7 +105,7 @@ class ShardIndex:
 
 def describe_sample(shard: str, record: np.ndarray) -> str:
     """Return "shard PATH, sample KEY" for messages."""
-    return f"shard {shard}, sample {printable(bytes(record['key']).decode('utf-8', errors='replace'))}"
+    return f"shard {printable(shard)}, sample {printable(bytes(record['key']).decode('utf-8', errors='replace'))}"
 
 
 def load_shard_index(shard: str, path: Path) -> ShardIndex | None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -42,6 +43,7 @@ JSON_VALUES = [
     "6",
     "1,f8",
     "\x1b[2J",
+    "nar_scale shard index 3",
 ]
 
 
@@ -126,6 +128,31 @@ def test_an_index_with_other_values_is_made_again_or_refused(indexed, data):
 def test_a_mutated_index_does_no_harm(indexed, data):
     changed = data.draw(mutations(*any_mutation)(st.just(indexed[1])))
     check_index(indexed, changed)
+
+
+@given(
+    changes=st.lists(st.tuples(st.integers(0, len(INDEX_SHARD) - 1), st.integers(1, 255)), min_size=1, max_size=3),
+    memory_map=st.booleans(),
+)
+@fuzz(100)
+def test_a_shard_that_is_changed_with_its_time_restored_is_never_read_wrongly(indexed, changes, memory_map):
+    folder, content, expected = indexed
+    shard = folder / "shard.tar"
+    time = shard.stat().st_mtime_ns
+    (folder / "shard.tar.index").write_bytes(content)
+    changed = bytearray(INDEX_SHARD)
+    for place, mask in changes:
+        changed[place] ^= mask
+    try:
+        shard.write_bytes(changed)
+        os.utime(shard, ns=(time, time))
+        index = DatasetIndex.open(folder, "*.tar", FORMAT.fields, progress=False, memory_map=memory_map)
+        assert read_all(index) == expected  # what was changed is not read: a header, or padding
+    except DataError as error:
+        check_message(error)
+    finally:
+        shard.write_bytes(INDEX_SHARD)
+        os.utime(shard, ns=(time, time))
 
 
 OFFSETS = [0, 1, -1, -2, -3, 512, 1024, len(INDEX_SHARD) - 1, len(INDEX_SHARD), len(INDEX_SHARD) + 1, 2**31, 2**62]
