@@ -5,6 +5,7 @@ import json
 import zlib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,12 @@ def check_against_info(index: DatasetIndex, directory: str, pattern: str, info: 
     """
     if info is None:
         return
-    patterns = expand_braces(pattern)
+    names = {name.removeprefix("./") for name in expand_braces(pattern)}
+    globs = [name for name in names if has_magic(name)]
     counts = {shard.name: shard.samples for shard in index.shards()}
     for split, size in info.splits.items():
         stated = [f"{split}/{SHARD_NAME.format(number)}" for number in range(size.shards)]
-        wanted = {name for name in stated if any(_matches(name, each) for each in patterns)}
+        wanted = {name for name in stated if name in names or any(_matches(name, each) for each in globs)}
         if wanted:
             found = {name: samples for name, samples in counts.items() if name.startswith(f"{split}/")}
             _check_split(f"{directory.rstrip('/')}/{INFO_FILE}", split, size, wanted, found, bool(index.damages))
@@ -64,7 +66,7 @@ def _matches(name: str, pattern: str) -> bool:
     """Return whether a glob, in which `*` stays within a folder and `**` does not, matches a relative path."""
     if "**" in pattern:
         return fnmatchcase(name, pattern)
-    parts, patterns = name.split("/"), pattern.removeprefix("./").split("/")
+    parts, patterns = name.split("/"), pattern.split("/")
     return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
