@@ -11,6 +11,7 @@ from nar_scale.data.storage.remote import read_small
 from nar_scale.data.storage.shard_cache import ShardCache
 from nar_scale.data.storage.urls import is_remote
 from nar_scale.errors import DataError
+from nar_scale.text import printable
 
 INDEX_SUFFIX = ".index"
 MAX_INDEX_BYTES = 1 << 30
@@ -98,7 +99,7 @@ def damaged_shard(shard: str, damage: str) -> DataError:
         shard: path or URL.
         damage: see `ShardIndex.damage`.
     """
-    return DataError(f"shard {shard} {damage}; copy or write it again")
+    return DataError(f"shard {printable(shard)} {damage}; copy or write it again")
 
 
 def _scan(shard: str, file: Path, allow_damage: bool) -> ShardScan:

@@ -121,3 +121,8 @@ def test_names_that_are_not_utf_8(tmp_path):
         write_shard_list(tmp_path, index.fingerprint, {"": index})
         assert describe_difference(tmp_path, index.fingerprint, {"": index}) is None
         assert describe_difference(tmp_path, index.fingerprint, {}).isprintable()
+        assert index.name(0).isprintable()
+    os.truncate(shard, 700)
+    shard.with_name(f"{shard.name}.index").unlink()
+    with refused(DataError, "shard-\\xff.tar", 700):
+        DatasetIndex.open(tmp_path, "shard-*.tar", index_directory=tmp_path / "others", progress=False)
