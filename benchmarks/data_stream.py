@@ -17,6 +17,7 @@ import numpy as np
 import webdataset
 
 from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, TokenStream
+from nar_scale.data.shards.shard_scan import content_checksum
 
 VOCABULARY = 50_304
 BATCH = 32
@@ -57,6 +58,9 @@ def compare(folder: Path, samples: int, samples_per_shard: int, length: int) -> 
     for name, values in rates.items():
         median = statistics.median(values)
         print(f"{name}: {median / 1e6:.2f} M tokens/s in one process, {median / baseline:.1f} x")
+
+    verifying = checksum_seconds(index, min(samples, 4096)) / length
+    print(f"verifying checksums: {verifying * statistics.median(rates['nar_scale, memory map']):.2%} of the time")
 
     places = {"sample 10": 10, "99 % of the epoch": int(samples * 0.99)}
     ours = {name: [timed(partial(first_of_stream, index, length, p)) for _ in range(9)] for name, p in places.items()}
@@ -108,6 +112,17 @@ def rate(make: Callable[[], Iterable[object]], length: int, batches: int) -> flo
         next(iterator)
     seconds = timed(lambda: list(islice(iterator, batches)) and None)
     return batches * BATCH * length / seconds
+
+
+def checksum_seconds(index: DatasetIndex, samples: int) -> float:
+    """Seconds that it takes to verify the checksum of one sample, which is a part of the time to read it."""
+    contents = index.read_many(np.arange(samples))
+    expected = [content_checksum(content) for content in contents]
+
+    def verify() -> None:
+        assert not any(content_checksum(content) != checksum for content, checksum in zip(contents, expected))
+
+    return min(timed(verify) for _ in range(20)) / samples
 
 
 def first_of_stream(index: DatasetIndex, length: int, start: int) -> None:

@@ -128,10 +128,11 @@ def job_of(arguments: argparse.Namespace) -> Callable[[argparse.Namespace], str]
 def run_prepare(arguments: argparse.Namespace) -> str:
     from nar_scale.data import prepare
 
-    start = time.perf_counter()
     train_tokenizer_first(arguments)
-    info = prepare(arguments.input, arguments.output, overwrite=arguments.overwrite, **settings(arguments))
-    return summary(info, arguments.output, time.perf_counter() - start)
+    return summary(
+        arguments.output,
+        lambda: prepare(arguments.input, arguments.output, overwrite=arguments.overwrite, **settings(arguments)),
+    )
 
 
 def run_part(arguments: argparse.Namespace) -> str:
@@ -147,11 +148,11 @@ def run_part(arguments: argparse.Namespace) -> str:
 def run_merge(arguments: argparse.Namespace) -> str:
     from nar_scale.data import merge_work_items, plan_dataset
 
-    start = time.perf_counter()
     train_tokenizer_first(arguments)
     plan = plan_dataset(arguments.input, arguments.output, **settings(arguments))
-    info = merge_work_items(plan, arguments.output, arguments.workers, arguments.overwrite)
-    return summary(info, arguments.output, time.perf_counter() - start)
+    return summary(
+        arguments.output, lambda: merge_work_items(plan, arguments.output, arguments.workers, arguments.overwrite)
+    )
 
 
 def run_train_tokenizer(arguments: argparse.Namespace) -> str:
@@ -162,9 +163,7 @@ def run_train_tokenizer(arguments: argparse.Namespace) -> str:
 def run_digits(arguments: argparse.Namespace) -> str:
     from nar_scale.examples.digits import prepare_digits
 
-    start = time.perf_counter()
-    info = prepare_digits(arguments.output, overwrite=arguments.overwrite)
-    return summary(info, arguments.output, time.perf_counter() - start)
+    return summary(arguments.output, lambda: prepare_digits(arguments.output, overwrite=arguments.overwrite))
 
 
 def run_inspect(arguments: argparse.Namespace) -> str:
@@ -249,7 +248,11 @@ def shard_cache(arguments: argparse.Namespace) -> ShardCache | None:
     return ShardCache(arguments.cache_directory, cache_bytes(arguments.cache_gib))
 
 
-def summary(info: DatasetInfo, output: Path, seconds: float) -> str:
+def summary(output: Path, make: Callable[[], DatasetInfo]) -> str:
+    """Make a data set, and describe it in a few lines."""
+    before, start = written_at(output), time.perf_counter()
+    info = make()
+    seconds = time.perf_counter() - start
     total_bytes = sum(split.bytes for split in info.splits.values())
     lines = [
         f"{name}: {split.documents:,} documents, {split.samples:,} samples, {split.tokens:,} tokens, "
@@ -260,8 +263,19 @@ def summary(info: DatasetInfo, output: Path, seconds: float) -> str:
     if skipped:
         lines.append(f"skipped: {skipped}")
     text = f"{total_bytes / 1e6:.1f} MB of text in {seconds:.1f} s, {total_bytes / 1e6 / seconds:.1f} MB/s"
-    lines.append(f"wrote {output}: {text}" if total_bytes else f"wrote {output}")
+    if written_at(output) == before:
+        lines.append(f"{output} holds the data set of these inputs and settings already; nothing was written")
+    else:
+        lines.append(f"wrote {output}: {text}" if total_bytes else f"wrote {output}")
     return "\n".join(lines)
+
+
+def written_at(output: Path) -> int | None:
+    """Return the time of the last writing of a data set in nanoseconds; None if there is none."""
+    try:
+        return (output / "dataset.json").stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

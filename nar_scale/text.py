@@ -4,8 +4,15 @@ from collections.abc import Iterable
 
 
 def printable(name: str) -> str:
-    """Return a name from an untrusted file with its control characters escaped, which could deceive a terminal."""
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in name)
+    """Return a name from an untrusted file with its control characters escaped, which could deceive a terminal.
+
+    Bytes of a file name that are not UTF-8, which Python keeps as surrogates, are shown as bytes.
+    """
+    return "".join(letter if letter.isprintable() else f"\\x{_code(letter):02x}" for letter in name)
+
+
+def _code(letter: str) -> int:
+    return ord(letter) - 0xDC00 if "\udc80" <= letter <= "\udcff" else ord(letter)
 
 
 def integer_ranges(numbers: Iterable[int]) -> list[str]:

@@ -13,6 +13,8 @@ from nar_scale.errors import UserError
 from nar_scale.examples.digits import prepare_digits
 from tests.data.corpora import check_whole
 from tests.data.killing import killed_before
+from tests.data.preparation.preparing import files
+from tests.errors import refused
 
 
 def test_the_halves_are_the_alternate_digits(tmp_path):
@@ -36,7 +38,9 @@ def test_digits_are_overwritten_on_demand_alone(tmp_path):
     prepare_digits(tmp_path)
     shard = tmp_path / "train" / "shard-000000.tar"
     before = shard.read_bytes()
-    with pytest.raises(UserError, match="already holds a data set"):
+    assert prepare_digits(tmp_path) == DatasetInfo.load(tmp_path)
+    (tmp_path / ".prepared").unlink()  # as another data set has it, or none
+    with refused(UserError, tmp_path, "--overwrite"):
         prepare_digits(tmp_path)
     prepare_digits(tmp_path, overwrite=True)
     assert shard.read_bytes() == before
@@ -50,7 +54,7 @@ def test_killed_on_the_way_into_place_the_same_command_goes_on(tmp_path, moved):
     info = prepare_digits(tmp_path)
     check_whole(tmp_path)
     assert info == DatasetInfo.load(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset.json", "train", "validation"]
+    assert files(tmp_path) == ["dataset.json", "train", "validation"]
 
 
 def test_without_scikit_learn_it_says_what_to_install(tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from nar_scale.text import integer_ranges, printable
@@ -14,3 +16,4 @@ def test_integers_are_shown_as_ranges(numbers, ranges):
 
 def test_control_characters_are_escaped():
     assert printable("a\x1b[2Jä\n\u202e") == "a\\x1b[2Jä\\x0a\\x202e"
+    assert printable(os.fsdecode(b"shard-\xff.tar")) == "shard-\\xff.tar"

@@ -1,6 +1,7 @@
 """Data sets of token sequences: from a corpus to shards, and from shards to the micro-batches of a rank.
 
-A sub-package imports only from those on lower floors; `parallel` and `tokenizers` are below all of them:
+A sub-package imports only from those on lower floors; `parallel` and `tokenizers` are below all of them, and
+`sequential`, the other way to read, without index and order, is above:
 
 3  preparation   from a corpus to published shards        loading   sample order, mixture, micro-batches
    inspection    summary and verification
@@ -15,10 +16,10 @@ from nar_scale.data.loading.concatenated_index import ConcatenatedIndex
 from nar_scale.data.loading.loader import TokenStream, sequential_batches
 from nar_scale.data.loading.mixture import MixedOrder, Order, Stage, weights_by_temperature
 from nar_scale.data.loading.sample_order import SampleOrder
-from nar_scale.data.loading.sequential import SequentialStream, find_sequential_shards
 from nar_scale.data.preparation.merge import merge_work_items
 from nar_scale.data.preparation.pipeline import plan_dataset, prepare, prepare_work_items
 from nar_scale.data.preparation.tokenizer_training import train_tokenizer
+from nar_scale.data.sequential import SequentialStream, find_sequential_shards
 from nar_scale.data.shards.build_index import index_shards
 from nar_scale.data.shards.dataset_index import DatasetIndex
 from nar_scale.data.shards.dataset_info import DatasetInfo, SplitInfo

@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from nar_scale.data import DatasetIndex, DatasetInfo, SampleFormat, ShardCache, sequential_batches
 from nar_scale.data.shards.layout import named_shards
+from nar_scale.data.shards.shard_comparison import check_against_info
 from nar_scale.errors import DataError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
 from nar_scale.objectives import Objective
@@ -43,8 +44,8 @@ def evaluate_dataset(
         cache: keeps copies of remote shards on this node.
 
     Raises:
-        DataError: the data set or the split does not exist, or its vocabulary, sequence length or number of classes is
-            not that of the model.
+        DataError: the data set or the split does not exist, its shards are not those of its `dataset.json`, or its
+            vocabulary, sequence length or number of classes is not that of the model.
     """
     directory = str(directory)
     info = DatasetInfo.find(directory, {} if cache is None else cache.storage_options)
@@ -67,6 +68,7 @@ def evaluate_dataset(
     )
     shards = named_shards(directory, f"{split}/*.tar", info)
     index = DatasetIndex.open(directory, shards, sample_format.fields, index_directory, progress, cache)
+    check_against_info(index, directory, shards, info)
     batches = sequential_batches(index, sample_format, batch_size=batch_size, rank=0, world_size=1, limit=limit)
     total = -(-min(index.num_samples, limit or index.num_samples) // batch_size)
     return evaluate_likelihood(

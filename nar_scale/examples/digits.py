@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from nar_scale.data.formats.field_names import TOKENS_FIELD
-from nar_scale.data.preparation.publish import merge_lock, publish, refuse_existing_shards
+from nar_scale.data.preparation.publish import find_finished, merge_lock, publish, refuse_existing_shards
 from nar_scale.data.preparation.shard_writer import write_shard
 from nar_scale.data.preparation.small_shards import WrittenShard
 from nar_scale.data.preparation.staging import remove_done, staging_directory
@@ -34,7 +34,7 @@ def prepare_digits(output: Path, overwrite: bool = False) -> DatasetInfo:
         The contents of `dataset.json`.
 
     Raises:
-        UserError: scikit-learn is not installed, or `output` holds a data set already.
+        UserError: scikit-learn is not installed, or `output` holds another data set already.
         DataError: the output cannot be written.
     """
     images, digits = _load_digits()
@@ -43,6 +43,9 @@ def prepare_digits(output: Path, overwrite: bool = False) -> DatasetInfo:
         staging.parent.mkdir(parents=True, exist_ok=True)
         with merge_lock(staging.parent):
             remove_done(staging.parent)
+            finished = find_finished(staging, overwrite)
+            if finished is not None:
+                return finished
             refuse_existing_shards(staging, overwrite)
             return _write(images, digits, staging)
     except OSError as error:

@@ -13,6 +13,9 @@ from nar_scale.data.loading.sample_order import SampleOrder
 from nar_scale.data.shards.dataset_info import DatasetInfo
 from nar_scale.errors import ConfigError, DataError
 
+# the part of a batch that samples must fill: where they vary in length, and where all are short
+ENOUGH, ENOUGH_OF_SHORT_SAMPLES = 0.75, 0.95
+
 
 def check_lengths(
     max_seq_len: int, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
@@ -26,6 +29,39 @@ def check_lengths(
             )
 
 
+def padding_warning(max_seq_len: int, directory: str, longest: int, mean: float) -> str | None:
+    """Return a warning if much of what a model computes on a data set is padding; None if not.
+
+    Args:
+        max_seq_len: tokens to which samples are padded.
+        directory: of the data set, a path or URL.
+        longest: tokens in its longest sample.
+        mean: tokens in a sample, on average.
+    """
+    if mean >= max_seq_len * (ENOUGH_OF_SHORT_SAMPLES if longest < max_seq_len else ENOUGH):
+        return None
+    remedy = "pack documents, by prepare.py without --one-document-per-sample"
+    if longest < max_seq_len:
+        remedy = f"set model.max_seq_len to {longest}, or make longer samples, by prepare.py --seq-len {max_seq_len}"
+    return (
+        f"samples of {directory} have at most {longest} tokens, {mean:.1f} on average, but model.max_seq_len is "
+        f"{max_seq_len}: {1 - mean / max_seq_len:.0%} of what is computed is padding; {remedy}"
+    )
+
+
+def padding_warnings(
+    max_seq_len: int, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
+) -> list[str]:
+    """Return the warnings about padding of all sources that say how long their samples are."""
+    warnings = []
+    for name, info in infos.items():
+        train = None if info is None else info.splits.get("train")
+        if info is not None and train is not None:
+            mean = train.tokens / train.samples
+            warnings.append(padding_warning(max_seq_len, sources[name].directory, info.seq_len, mean))
+    return [warning for warning in warnings if warning is not None]
+
+
 def vocabulary_of(
     data: DataConfig, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
 ) -> tuple[int, str | None, int | None]:
@@ -33,7 +69,8 @@ def vocabulary_of(
 
     Raises:
         DataError: the sources differ.
-        ConfigError: the number of token ids is not known, or the tokenizer is not there.
+        ConfigError: the number of token ids is not known or less than that of the sources, or the tokenizer is not
+            there.
     """
     known = {name: info for name, info in infos.items() if info is not None}
     kinds = {(info.vocabulary_size, info.tokenizer, info.end_token) for info in known.values()}
@@ -41,6 +78,12 @@ def vocabulary_of(
         sizes = ", ".join(f"{name} {info.vocabulary_size} of {info.tokenizer}" for name, info in known.items())
         raise DataError(f"the sources have different vocabularies: {sizes}; prepare them with one tokenizer")
     size, name, end_token = kinds.pop() if kinds else (None, None, None)
+    if data.vocabulary_size is not None and size is not None and data.vocabulary_size < size:
+        directories = ", ".join(sources[key].directory for key in known)
+        raise ConfigError(
+            f"data.vocabulary_size is {data.vocabulary_size}, but {directories} has {size} token ids by its "
+            f"dataset.json; leave it out, or give at least {size}"
+        )
     size, name = data.vocabulary_size or size, data.tokenizer or name
     if data.tokenizer not in (None, "byte") and not Path(data.tokenizer).is_file():
         raise ConfigError(f"data.tokenizer {data.tokenizer} is no file; give a tokenizer.json, or byte")

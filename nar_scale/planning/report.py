@@ -25,7 +25,7 @@ from nar_scale.errors import DataError
 from nar_scale.model.layers import Embedding
 from nar_scale.model.parameters import full_size
 from nar_scale.objectives import Objective, build_wrapper
-from nar_scale.planning.data_sets import check_lengths, mixture_of, vocabulary_of
+from nar_scale.planning.data_sets import check_lengths, mixture_of, padding_warnings, vocabulary_of
 from nar_scale.planning.flops import flops_per_token
 from nar_scale.planning.memory_estimate import GIBIBYTE, estimate_memory
 
@@ -59,6 +59,7 @@ def describe_run(config: Config, ranks: int, init_from: Path | None = None) -> s
             f"batch:  {_batch(config, ranks)}",
             f"length: {_length(config, wrapper)}",
             f"data:   {_data(config, infos)}",
+            *(f"warning: {warning}" for warning in padding_warnings(config.model.max_seq_len, sources, infos)),
             "",
             "memory of a rank, estimated, without the libraries' own:",
             *(f"  {part}" for part in memory),

@@ -21,6 +21,7 @@ from nar_scale.config import (
     resolve_deepspeed_config,
     steps_of_run,
 )
+from nar_scale.data.shards.shard_comparison import write_shard_list
 from nar_scale.files import write_atomically
 from nar_scale.model.parameters import full_size
 from nar_scale.objectives import build_wrapper
@@ -124,7 +125,7 @@ def _train(
     if own_step is not None:
         checkpointer.continue_from(own_step)
 
-    writer = _open_records(config, resolved, directory, state) if world.is_main else None
+    writer = _open_records(config, resolved, directory, state, data) if world.is_main else None
     if world.is_main:
         _logger.info(_summary(config, world, engine, data, state, directory))
     callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
@@ -189,7 +190,7 @@ def _resume(
     check_same_model(config, before, path)
     check_same_batch_sizes(config, before, path, step)
     saved = load_checkpoint(source, step, engine, config)
-    check_same_stream(saved, first, data.consumed(saved.samples), config.training, path)
+    check_same_stream(saved, first, data.consumed(saved.samples), data.sources, config.training, path)
     # the ranks may be others, and a cache or a data set may have moved
     return replace(
         saved,
@@ -214,10 +215,13 @@ def _callbacks(
     )
 
 
-def _open_records(config: Config, resolved: Mapping[str, Any], directory: Path, state: TrainingState) -> MetricsWriter:
-    """Write the resolved settings of the run into its directory, and open its metrics, on the main process."""
+def _open_records(
+    config: Config, resolved: Mapping[str, Any], directory: Path, state: TrainingState, data: TrainingData
+) -> MetricsWriter:
+    """Write settings and shards of the run into its directory, and open its metrics, on the main process."""
     write_atomically(directory / "config.yaml", dump_config(config).encode())
     write_atomically(directory / "deepspeed.json", (json.dumps(resolved, indent=2) + "\n").encode())
+    write_shard_list(directory, data.fingerprint, data.sources)
     writer = MetricsWriter(directory, state.step)
     writer.settings(config, resolved)
     return writer

@@ -169,6 +169,8 @@ class Trainer:
             loaded = [next(self._batches) for _ in range(self.engine.accumulation)]
         for fault in (fault for batch in loaded for fault in batch.faults if self.world.sp_rank == 0):
             _logger.warning("skipped in step %d: %s", self.state.step + 1, fault)
+        if self.world.sp_rank == 0:
+            self.metrics.tokens += sum(int(batch.lengths.sum()) for batch in loaded)
         return [batch.to(self.world.device, non_blocking=True) for batch in loaded]
 
     def _count_global_batch(self, micro_batches: list[Batch]) -> tuple[Tensor, AllReducedFlags]:

@@ -32,8 +32,9 @@ def write_corpus(root: Path) -> list[bytes]:
 
 
 def tree(directory: Path) -> dict[str, str]:
-    """The digest of every file but the index of shards, which holds the time of writing."""
+    """The digest of every file but the index of shards and `.prepared`, which hold times of writing."""
     files = sorted(path for path in directory.rglob("*") if path.is_file() and path.suffix != ".index")
+    files = [path for path in files if path != directory / ".prepared"]
     return {str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

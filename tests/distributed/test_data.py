@@ -36,6 +36,7 @@ from nar_scale.training.data.build import open_training_data
 from nar_scale.training.optimizers.build import parameter_groups
 from nar_scale.training.optimizers.learning_rate import learning_rate_factor
 from tests.data.object_server import ObjectServer
+from tests.errors import assert_names
 
 from . import jobs
 
@@ -269,6 +270,10 @@ class Alone:
         stages = "{from_step: %d, weights: {prose: 0.7, code: 0.3}}, {from_step: %d, weights: {code: 1.0}}"
         other_cache = f"data.cache_directory={data.directory / 'other_cache'}"
         shutil.copytree(data.words, data.directory / "elsewhere")
+        for name in ("missing", "other"):
+            ignored = shutil.ignore_patterns("shard-000001.tar" if name == "missing" else "shard-000001.tar*")
+            shutil.copytree(data.words, data.directory / name, ignore=ignored)
+        shutil.copy(data.words / "train" / "shard-000000.tar", data.directory / "other" / "train" / "shard-000001.tar")
         moved = data.config("moved", {"directory": str(data.words)})
         cached = f"data.cache_directory={data.directory / 'cache_of_one'}"
         cases: dict[str, tuple[Path, list[str], str]] = {
@@ -292,6 +297,10 @@ class Alone:
             "other cache": (web, [other_cache, "logging.sample_every=6"], "web"),
             "in place": (moved, ["training.steps=3"], "moved"),
             "moved": (moved, [f"data.directory={data.directory / 'elsewhere'}"], "moved"),
+            "missing shard": (moved, [f"data.directory={data.directory / 'missing'}"], "none"),
+            "other shard": (moved, [f"data.directory={data.directory / 'other'}"], "moved"),
+            "short samples": (moved, [f"model.max_seq_len={2 * LENGTH}", "training.steps=3"], "short"),
+            "vocabulary too small": (moved, ["data.vocabulary_size=200"], "none"),
             "other vocabulary": (mixture, [f"data.sources.prose.directory={data.words}"], "none"),
             "gone": (web, [cached, "data.train=train/shard-{000000..000009}.tar"], "none"),
             "compressed": (sequential, ["training.steps=3"], "compressed"),
@@ -620,6 +629,22 @@ def test_a_run_goes_on_with_data_that_was_moved(data: Data, alone: Alone) -> Non
     assert "resuming at step 3 of 6" in alone.output("moved")
     assert data.state("moved", 3).tokenizer == str(data.words / "tokenizer.json")
     assert data.state("moved", 6).tokenizer == str(data.directory / "elsewhere" / "tokenizer.json")
+
+
+def test_shards_that_are_not_those_of_the_data_set_or_the_run_are_named(data: Data, alone: Alone) -> None:
+    assert_names(alone.error("missing shard"), data.directory / "missing" / "dataset.json", "train/shard-000001.tar")
+    assert_names(alone.error("other shard"), "fingerprint", "train/shard-000001.tar")
+    assert_names(alone.error("vocabulary too small"), "data.vocabulary_size", 200, 270)
+
+
+def test_padding_is_told_at_the_start_and_not_counted(data: Data, two_ranks: TwoRanks, alone: Alone) -> None:
+    (warning,) = [line for line in alone.output("short samples").splitlines() if "padding" in line]
+    assert_names(warning, data.words, LENGTH, 2 * LENGTH, f"--seq-len {2 * LENGTH}")
+    for line in jobs.metrics(data.run_directory("short")).values():
+        assert LENGTH / 2 < line["tokens_per_second"] / line["samples_per_second"] <= LENGTH
+    skipping = jobs.metrics(data.run_directory("skipping")).values()
+    counted = sum(line["tokens_per_second"] / line["steps_per_second"] for line in skipping)
+    assert counted == pytest.approx((FAULTY_STEPS * 8 - 3) * LENGTH)
 
 
 def test_what_is_wrong_with_remote_data_is_told_in_one_line(data: Data, alone: Alone) -> None:

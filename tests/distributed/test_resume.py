@@ -163,8 +163,8 @@ def test_after_a_roll_back_the_step_named_is_one_from_which_weights_may_change()
     training = config_with().training
     for step in (9, 11):
         with pytest.raises(CheckpointError, match=r"step 12\b"):
-            check_same_stream(state, state, changed_from(step), training, Path("step-000000009"))
-    check_same_stream(state, state, changed_from(12), training, Path("step-000000009"))
+            check_same_stream(state, state, changed_from(step), {}, training, Path("step-000000009"))
+    check_same_stream(state, state, changed_from(12), {}, training, Path("step-000000009"))
 
 
 def command_line(pid: int) -> str:

@@ -3,15 +3,19 @@
 Tars come from untrusted sources, and tarfile of the standard library trusts them: a negative size makes it loop
 forever, and a header of a megabyte can make it allocate memory without limit. Here no header costs more than its own
 length. Formats: POSIX ustar and pax (IEEE Std 1003.1), and GNU tar's long names and large sizes.
+
+Which sample a member belongs to is told by `sample_member`, for every way of reading shards.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 BLOCK_BYTES = 512
 END = bytes(BLOCK_BYTES)
 MAX_PADDING_BYTES = 1 << 20  # writers fill up their last record, of 10 KiB as a rule
+MAX_KEY_LETTERS = 256  # in messages
+MEBIBYTE, MAX_RECORD_MEBIBYTES = 1 << 20, 16
 MAX_EXTENDED_BYTES = 1 << 20  # of a header that holds a long name or attributes
 OCTAL = re.compile(rb"[0-7]{1,12}")
 DECIMAL = re.compile(rb"[0-9]{1,18}")
@@ -100,13 +104,19 @@ def tar_members(file: BinaryIO, file_bytes: int) -> Iterator[TarMember]:
 def _check_rest(file: BinaryIO, position: int, file_bytes: int) -> None:
     # an interrupted copy may have its full length, and zeros where the rest should be
     rest = file_bytes - position
-    if rest > MAX_PADDING_BYTES:
+    if rest > MAX_PADDING_BYTES and not _fits_large_record(rest, file_bytes):
         raise DamagedTarError(
             "no end", f"has {rest} bytes after its end at byte {position}: a part is missing, or it is two tars in one"
         )
     file.seek(position)
     if file.read(rest).strip(b"\0"):
         raise DamagedTarError("no end", f"is damaged at byte {position}: there is more after its end")
+
+
+def _fits_large_record(rest: int, file_bytes: int) -> bool:
+    """Whether a tar consists of records of some MiB, as by `tar --blocking-factor 4096`, and ends in its last one."""
+    records = (number * MEBIBYTE for number in range(1, MAX_RECORD_MEBIBYTES + 1))
+    return any(file_bytes % record == 0 and rest <= record + BLOCK_BYTES for record in records)
 
 
 def _read(file: BinaryIO, position: int, size: int, file_bytes: int) -> bytes:
@@ -190,6 +200,53 @@ def _pax_records(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         position = end
 
 
-# WebDataset's rule: the key is the path up to the first dot of the file name, the field is what follows. Written so
-# that matching takes time in proportion to the length of the name; a hidden file is a field of its folder, as there.
-MEMBER_NAME = re.compile(r"((?:.*/|)(?:[^./]+|[^./]*/))\.([^/]*)", re.DOTALL)
+# Written so that matching takes time in proportion to the length of the name; a hidden file is a field of its folder.
+_MEMBER_NAME = re.compile(r"((?:.*/|)(?:[^./]+|[^./]*/))\.([^/]*)", re.DOTALL)
+_METADATA = re.compile(r"(?:\./)?__(?:[^/]*__(?:/|\Z)|meta__\.)")
+
+
+def sample_member(name: str) -> tuple[str, str] | None:
+    """Return key and field of a member of a shard by webdataset's rule; None for one that belongs to no sample.
+
+    The key is the path up to the first dot of the file name, the field is what follows, in lower case. `__meta__` and
+    other names between double underscores hold no samples, nor do `._NAME` and `.DS_Store`, which macOS adds.
+
+    Args:
+        name: of the member, as it is stored.
+    """
+    file_name = name[name.rfind("/") + 1 :]
+    if file_name.startswith("._") or file_name == ".DS_Store" or _METADATA.match(name):
+        return None
+    match = _MEMBER_NAME.fullmatch(name)
+    return None if match is None else (match[1], match[2].lower())
+
+
+class SplitSampleError(Exception):
+    """The members of a sample are not adjacent. The message is the predicate of a sentence about the tar."""
+
+
+class SplitSampleCheck:
+    """Finds samples whose members are not adjacent in their tar, which would be taken for several samples.
+
+    A key that comes again with the same fields is another sample, as in webdataset; one that comes again with other
+    fields is the rest of the sample before.
+    """
+
+    def __init__(self) -> None:
+        self._fields: dict[int, frozenset[str]] = {}  # by the hash of a key, which may be long
+        self._known: dict[frozenset[str], frozenset[str]] = {}
+
+    def add(self, key: str, fields: Iterable[str]) -> None:
+        """Enter the next sample of a tar.
+
+        Raises:
+            SplitSampleError: it is the rest of a sample that came before.
+        """
+        named = frozenset(fields)
+        earlier = self._fields.get(hash(key))
+        if earlier is not None and earlier.isdisjoint(named):
+            raise SplitSampleError(
+                f"has members of sample {key[:MAX_KEY_LETTERS]!r} in two places; write it again with the members of "
+                "each sample together, as tar --sort=name does"
+            )
+        self._fields[hash(key)] = self._known.setdefault(named, named)

@@ -22,7 +22,14 @@ from nar_scale.data.formats.documents import (
 from nar_scale.data.formats.field_names import CLASS_FIELD, TOKENS_FIELD
 from nar_scale.data.formats.jsonl import json_document
 from nar_scale.data.formats.npy import decode_npy
-from nar_scale.data.formats.tar import MEMBER_NAME, DamagedTarError, TarMember, tar_members
+from nar_scale.data.formats.tar import (
+    DamagedTarError,
+    SplitSampleCheck,
+    SplitSampleError,
+    TarMember,
+    sample_member,
+    tar_members,
+)
 from nar_scale.errors import DataError
 
 KEY_LETTERS_IN_MESSAGES = 256
@@ -48,7 +55,7 @@ def read(piece: Piece, text_field: str) -> Documents:
     Raises:
         DataError: the tar is damaged, a sample has the field twice or malformed, or no sample has it.
     """
-    wanted = _wanted_fields(text_field)
+    wanted = _wanted_fields(text_field.lower())
     json_key = DEFAULT_TEXT_FIELD if text_field == "json" else text_field
     seen: dict[str, None] = {}
     found = False
@@ -89,18 +96,28 @@ def _wanted_fields(text_field: str) -> tuple[str, ...]:
 
 def _samples(path: Path, file: BinaryIO) -> Iterator[tuple[str, Members, int]]:
     """The samples: key, members, and the byte at which the sample ends."""
+    check = SplitSampleCheck()
+    for key, members, end in _adjacent_members(path, file):
+        try:
+            check.add(key, members)
+        except SplitSampleError as error:
+            raise DataError(f"input {path} {error}") from None
+        yield key, members, end
+
+
+def _adjacent_members(path: Path, file: BinaryIO) -> Iterator[tuple[str, Members, int]]:
     sample: str | None = None
     members: Members = {}
     end = 0
     for member in _members(path, file):
-        name = MEMBER_NAME.fullmatch(member.name)
-        if name is not None and name[1] != sample:
+        name = sample_member(member.name)
+        if name is not None and name[0] != sample:
             if sample is not None:
                 yield sample, members, end
-            sample, members = name[1], {}
+            sample, members = name[0], {}
         end = member.end
         if name is not None:
-            members.setdefault(name[2], []).append((member.offset, member.size))
+            members.setdefault(name[1], []).append((member.offset, member.size))
     if sample is not None:
         yield sample, members, end
 

@@ -137,7 +137,7 @@ class ShardSummary:
         if self._table is None or self._table[0] != number:
             self._table = number, shard.map_table()
         row = sample - int(self._ends[number] - self._index.counts[number])
-        offset, size = self._table[1][row]["spans"][shard.fields.index(name)].tolist()
+        offset, size = self._table[1][row]["spans"][shard.fields.index(name), :2].tolist()
         if offset < 0:
             return None
         if size > MAX_MEMBER_BYTES:

@@ -8,6 +8,7 @@ import numpy as np
 
 from nar_scale.data.formats.field_names import CLASS_FIELD
 from nar_scale.data.inspection.shard_verification import ShardResult, ShardTask, verify_shard
+from nar_scale.data.inspection.text_counts import wrong_text_count
 from nar_scale.data.inspection.verification import SplitVerification, Verification
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
 from nar_scale.data.shards.dataset_info import INFO_FILE, DatasetInfo, SplitInfo
@@ -26,7 +27,8 @@ def verify(
 ) -> Verification:
     """Read all of a prepared data set again and compare it with `dataset.json` and with the indices of its shards.
 
-    Nothing is written. The numbers of documents and of bytes of text do not follow from shards and are not checked.
+    Nothing is written. The numbers of documents and of bytes of text are compared with the tokens as far as they follow
+    from them, see `wrong_text_count`.
 
     Args:
         directory: of the data set.
@@ -53,7 +55,6 @@ def verify(
 
 def _verify(directory: Path, index_directory: str | Path | None, workers: int, progress: bool) -> Verification:
     info = DatasetInfo.load(directory)
-    _check_info(directory, info)
     tokenizer = _load_tokenizer(directory, info)
     shards = {split: _find_shards(directory, split) for split in dict.fromkeys([*info.splits, *SPLITS])}
     for split, found in shards.items():
@@ -75,24 +76,11 @@ def _verify(directory: Path, index_directory: str | Path | None, workers: int, p
                 bar.update(result.size)
             splits[split] = counter.finish()
             _check_counts(directory, split, splits[split], size)
+            wrong = wrong_text_count(splits[split], size, tokenizer)
+            if wrong is not None:
+                path = directory / INFO_FILE
+                raise DataError(f"{path} says {split} has {wrong}; restore it, or prepare the data set again")
     return Verification(directory, info, splits, tokenizer)
-
-
-def _check_info(directory: Path, info: DatasetInfo) -> None:
-    numbers = {"vocabulary_size": info.vocabulary_size, "seq_len": info.seq_len}
-    if info.num_classes is not None:
-        numbers["num_classes"] = info.num_classes
-    for split, sizes in info.splits.items():
-        numbers.update({f"{split} {name}": getattr(sizes, name) for name in ("samples", "tokens", "shards")})
-    wrong = [f"{name} is {number!r:.40}" for name, number in numbers.items() if not _is_positive(number)]
-    if not info.splits:
-        wrong.append("it has no splits")
-    if wrong:
-        raise DataError(f"{directory / INFO_FILE} is damaged ({wrong[0]}); restore it, or prepare the data set again")
-
-
-def _is_positive(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool) and number > 0
 
 
 def _load_tokenizer(directory: Path, info: DatasetInfo) -> Tokenizer | None:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nar_scale.data.formats.tar import SplitSampleCheck, sample_member
 from nar_scale.text import printable
 
 BLOCK_BYTES = 1 << 20
@@ -28,6 +29,7 @@ def read_tar_stream(url: str) -> Iterator[dict[str, Any]]:
 
     Raises:
         Exception: one of `READ_ERRORS`, if the shard is damaged or the command fails.
+        SplitSampleError: the members of a sample are not adjacent.
     """
     from webdataset.gopen import Pipe, gopen
     from webdataset.tariterators import group_by_keys, tar_file_expander
@@ -36,7 +38,11 @@ def read_tar_stream(url: str) -> Iterator[dict[str, Any]]:
     failure: Exception | None = None
     try:
         content = _decompressed(stream.stream if isinstance(stream, Pipe) else stream)
-        yield from group_by_keys(tar_file_expander([{"url": url, "stream": content}]))
+        files = tar_file_expander([{"url": url, "stream": content}], select_files=_is_of_a_sample)
+        check = SplitSampleCheck()
+        for sample in group_by_keys(files):
+            check.add(sample["__key__"], (field for field in sample if not field.startswith("__")))
+            yield sample
         while content.read(BLOCK_BYTES):
             pass  # a command should be able to end by itself, and a compressed file ends with its checksum
     except READ_ERRORS as error:
@@ -47,6 +53,10 @@ def read_tar_stream(url: str) -> Iterator[dict[str, Any]]:
         raise OSError(f"its command ended with exit status {status}")
     if failure is not None:
         raise failure
+
+
+def _is_of_a_sample(name: str) -> bool:
+    return sample_member(name) is not None
 
 
 def _decompressed(stream: Any) -> Any:

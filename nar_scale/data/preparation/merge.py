@@ -8,7 +8,7 @@ from pathlib import Path
 from nar_scale.data.formats.field_names import DOCUMENTS_FIELD, TOKENS_FIELD
 from nar_scale.data.parallel import available_cores
 from nar_scale.data.preparation.plan import Plan
-from nar_scale.data.preparation.publish import merge_lock, publish, refuse_existing_shards
+from nar_scale.data.preparation.publish import find_finished, merge_lock, publish, refuse_existing_shards
 from nar_scale.data.preparation.small_shards import WrittenShard, merge_small_shards
 from nar_scale.data.preparation.staging import plan_directory, remove_done
 from nar_scale.data.preparation.work_item import WorkItemRecord, work_item_directory
@@ -31,8 +31,9 @@ def merge_work_items(
 ) -> DatasetInfo:
     """Check that every work item is done, and publish all shards as a data set.
 
-    When it was killed, doing it again completes it. A work item has few samples for validation, so those of neighbours
-    are put together into shards of the normal size, always the same ones.
+    When it was killed, doing it again completes it; when all was done, it returns what is there. A work item has few
+    samples for validation, so those of neighbours are put together into shards of the normal size, always the same
+    ones.
 
     Args:
         plan: from `plan_dataset`, of the same inputs and settings as the parts were done with.
@@ -45,7 +46,7 @@ def merge_work_items(
         The contents of `dataset.json`.
 
     Raises:
-        UserError: `output` holds a data set already, or another process is merging there.
+        UserError: `output` holds another data set already, or another process is merging there.
         DataError: work items are missing, a split is empty, or the output cannot be written.
     """
     try:
@@ -59,6 +60,9 @@ def merge_work_items(
 def _merge(plan: Plan, output: Path, workers: int, overwrite: bool, progress: bool) -> DatasetInfo:
     staging = plan_directory(plan, output)
     remove_done(output)
+    finished = find_finished(staging, overwrite)
+    if finished is not None:
+        return finished
     refuse_existing_shards(staging, overwrite)
     records = _load_records(plan, staging)
     info = _describe(plan, records)

@@ -11,7 +11,7 @@ from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
 from nar_scale.data.preparation.corpus import find_corpus
 from nar_scale.data.preparation.merge import EmptySplit, merge_work_items
 from nar_scale.data.preparation.plan import Plan, Recipe, make_plan
-from nar_scale.data.preparation.publish import refuse_existing_shards
+from nar_scale.data.preparation.publish import find_finished, refuse_existing_shards
 from nar_scale.data.preparation.staging import discard, plan_directory, remove_done
 from nar_scale.data.preparation.work_item import prepare_work_item, remove_leftovers
 from nar_scale.data.shards.dataset_info import DatasetInfo
@@ -32,7 +32,8 @@ def prepare(
 ) -> DatasetInfo:
     """Turn a corpus into a data set: `plan_dataset`, all work items, and `merge_work_items`.
 
-    A run that was killed continues where it was when it is started again with the same arguments.
+    A run that was killed continues where it was when it is started again with the same arguments, and one that was
+    finished returns what is there.
 
     Args:
         inputs: files and folders.
@@ -46,7 +47,7 @@ def prepare(
         The contents of `dataset.json`.
 
     Raises:
-        UserError: an argument is out of range, or `output` holds a data set already.
+        UserError: an argument is out of range, or `output` holds another data set already.
         DataError: an input is missing or unreadable, a split would be empty, or the output cannot be written.
     """
     plan = plan_dataset(inputs, output, workers=workers, **settings)  # type: ignore[arg-type]
@@ -162,7 +163,7 @@ def prepare_work_items(
         The number of work items in the part.
 
     Raises:
-        UserError: there is no such part, or `output` holds a data set already.
+        UserError: there is no such part, or `output` holds another data set already.
         DataError: an input cannot be read, or the output cannot be written.
     """
     if not 1 <= part[0] <= part[1]:
@@ -170,6 +171,8 @@ def prepare_work_items(
     work_items = plan.part(*part)
     staging = plan_directory(plan, output)
     remove_done(staging.parent)
+    if find_finished(staging, overwrite) is not None:
+        return len(work_items)
     refuse_existing_shards(staging, overwrite)
     try:
         staging.mkdir(parents=True, exist_ok=True)

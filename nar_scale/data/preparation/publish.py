@@ -10,12 +10,13 @@ from nar_scale.data.preparation.staging import discard, discard_others
 from nar_scale.data.shards.dataset_info import INFO_FILE, DatasetInfo
 from nar_scale.data.shards.index_file import load_shard_index
 from nar_scale.data.shards.layout import SHARD_NAME, SPLITS
-from nar_scale.data.shards.publish_marker import PUBLISHING
+from nar_scale.data.shards.publish_marker import PREPARED, PUBLISHING, STAGING
 from nar_scale.data.shards.shard_index import INDEX_SUFFIX, is_unchanged
 from nar_scale.data.shards.shard_scan import stamp_shard
 from nar_scale.data.storage.locks import exclusive_lock_if_supported
 from nar_scale.data.tokenizers import TOKENIZER_FILE, Tokenizer
 from nar_scale.errors import DataError, UserError
+from nar_scale.files import write_atomically
 
 SHARD_FILES = ("shard-*.tar", f"shard-*.tar*{INDEX_SUFFIX}")
 MERGE_LOCK = ".merge.lock"
@@ -63,6 +64,32 @@ def refuse_existing_shards(staging: Path, overwrite: bool) -> None:
         )
 
 
+def find_finished(staging: Path, overwrite: bool) -> DatasetInfo | None:
+    """Return the data set that was published from a staging directory; None if there is none, or another one.
+
+    A process that is killed after it has published, or one that is started again, finds its own finished work by this.
+
+    Args:
+        staging: where the data set was made, in the directory of the data set.
+        overwrite: a data set that is there is to be replaced.
+
+    Raises:
+        DataError: the `dataset.json` that is there is damaged.
+    """
+    output = staging.parent
+    if overwrite or (staging / PUBLISHING).exists() or not (output / INFO_FILE).exists():
+        return None
+    try:
+        plan = (output / PREPARED).read_text()
+    except (OSError, ValueError):
+        return None
+    if plan != _plan_of(staging):
+        return None
+    info = DatasetInfo.load(output)
+    shards = (output / split / SHARD_NAME.format(n) for split, size in info.splits.items() for n in range(size.shards))
+    return info if all(shard.exists() for shard in shards) else None
+
+
 def publish(
     staging: Path, shards: Mapping[str, Sequence[WrittenShard]], info: DatasetInfo, tokenizer: Tokenizer | None
 ) -> None:
@@ -84,20 +111,26 @@ def publish(
         staging / PUBLISHING
     ).touch()  # before the markers of others are removed: one is there whenever old and new shards are mixed
     discard_others(staging)
-    _replace(staging.parent, shards, info, tokenizer)
+    _replace(staging, shards, info, tokenizer)
     discard(staging)
 
 
+def _plan_of(staging: Path) -> str:
+    return staging.name.removeprefix(STAGING)
+
+
 def _replace(
-    output: Path, shards: Mapping[str, Sequence[WrittenShard]], info: DatasetInfo, tokenizer: Tokenizer | None
+    staging: Path, shards: Mapping[str, Sequence[WrittenShard]], info: DatasetInfo, tokenizer: Tokenizer | None
 ) -> None:
+    output = staging.parent
     # The old dataset.json goes first and the new one comes last: at no moment does it describe other shards.
     (output / INFO_FILE).unlink(missing_ok=True)
+    (output / PREPARED).unlink(missing_ok=True)
     if (
         tokenizer is None or tokenizer.name != TOKENIZER_FILE
     ):  # else it may be the very file that the tokenizer was read from
         (output / TOKENIZER_FILE).unlink(missing_ok=True)
-    for name in (INFO_FILE, TOKENIZER_FILE):
+    for name in (INFO_FILE, TOKENIZER_FILE, PREPARED):
         for half_written in output.glob(f".{name}.*"):
             half_written.unlink(missing_ok=True)
     targets = {
@@ -115,6 +148,7 @@ def _replace(
             _move(written, targets[written.path])
     if tokenizer is not None:
         tokenizer.save(output)
+    write_atomically(output / PREPARED, _plan_of(staging).encode())
     info.save(output)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import blake2b
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from nar_scale.data.shards.shard_index import (
     make_shard_index,
 )
 from nar_scale.data.shards.shard_reader import MAX_OPEN_SHARDS, ShardReader, ShardReference
+from nar_scale.data.shards.shard_scan import ShardStamp
 from nar_scale.data.storage.prefetch import ShardPrefetcher
 from nar_scale.data.storage.shard_cache import ShardCache
 from nar_scale.data.storage.urls import is_remote
@@ -29,10 +31,26 @@ from nar_scale.text import printable
 LOADING_THREADS = 16  # reading many small files waits for the file system, not for the processor
 
 
+class ShardIdentity(NamedTuple):
+    """What identifies a shard of a data set.
+
+    Attributes:
+        name: its path relative to the directory of the data set, or its absolute path or URL.
+        size: bytes.
+        digest: blake2b of its bytes, as in `ShardStamp`.
+        samples: number of samples.
+    """
+
+    name: str
+    size: int
+    digest: str
+    samples: int
+
+
 class DatasetIndex:
     """The samples of a set of shards, numbered through in sorted order of the shards' names.
 
-    Open it with `DatasetIndex.open`. It takes about 50 bytes of memory for each shard and the length of its name, and
+    Open it with `DatasetIndex.open`. It takes about 60 bytes of memory for each shard and the length of its name, and
     the memory-mapped tables of the shards in use. It can be pickled for another process, on another node too: indices
     and copies of shards that are missing there are made there.
 
@@ -53,10 +71,11 @@ class DatasetIndex:
         memory_map: bool = True,
         max_open_shards: int = MAX_OPEN_SHARDS,
     ):
-        names = [_relative(index.shard, directory).encode() for index in indexes]
+        names = [os.fsencode(_relative(index.shard, directory)) for index in indexes]
         self._directory, self._index_directory = directory, index_directory
         self._names = np.array(names)
         self._sizes = np.array([index.stamp.size for index in indexes], dtype=np.int64)
+        self._times = np.array([index.stamp.mtime_ns for index in indexes], dtype=np.int64)
         self._digests = np.frombuffer(b"".join(bytes.fromhex(index.stamp.digest) for index in indexes), dtype="V16")
         self.counts = np.array([index.count for index in indexes], dtype=np.int64)
         self.num_samples = int(self.counts.sum())
@@ -90,7 +109,8 @@ class DatasetIndex:
         Args:
             directory: where relative patterns start; a path or URL.
             pattern: glob such as "train/shard-*.tar", or a list of globs and file names, each of which must exist.
-            fields: the WebDataset fields that every sample must have: what follows the first dot in a member's name.
+            fields: the WebDataset fields that every sample must have: what follows the first dot in a member's name, in
+                letters of any case.
             index_directory: where to keep the index files; beside the shards if None, and for remote shards in the
                 directory of the cache.
             progress: show a progress bar while building, if stderr is a terminal.
@@ -127,8 +147,13 @@ class DatasetIndex:
 
     def shard(self, number: int) -> str:
         """Return the path or URL of a shard."""
-        name = self._names[number].decode()
+        name = os.fsdecode(self._names[number])
         return name if is_remote(name) or Path(name).is_absolute() else f"{self._directory.rstrip('/')}/{name}"
+
+    def shards(self) -> Iterator["ShardIdentity"]:
+        """Yield what identifies each shard, in their order."""
+        for name, size, digest, count in zip(self._names, self._sizes, self._digests, self.counts):
+            yield ShardIdentity(os.fsdecode(name), int(size), digest.tobytes().hex(), int(count))
 
     def read(self, sample_id: int, field: str = TOKENS_FIELD) -> bytes:
         """Return a field of a sample, as it is stored.
@@ -140,10 +165,11 @@ class DatasetIndex:
         Raises:
             DataError: it cannot be read; names shard, key and reason.
         """
-        return self._reader.read(*self._locate(sample_id), field)
+        return self._reader.read(*self._locate(sample_id), field.lower())
 
     def read_many(self, sample_ids: np.ndarray, field: str = TOKENS_FIELD) -> list[bytes]:
         """Return a field of several samples, int64 `[n]`, at once; errors as in `read`."""
+        field = field.lower()
         shards = np.searchsorted(self._ends, sample_ids, side="right")
         rows = sample_ids - self._starts[shards]
         contents = [b""] * len(sample_ids)
@@ -162,7 +188,7 @@ class DatasetIndex:
     def _fetch(self, shard: int) -> None:
         reference = self._reference(shard)
         assert self._cache is not None
-        self._cache.open(reference.location, reference.size, reference.digest).close()
+        self._cache.open(reference.location, reference.stamp.size, reference.stamp.digest).close()
 
     def name(self, sample_id: int) -> str:
         """Return "shard PATH, sample KEY" for messages about a sample."""
@@ -178,12 +204,13 @@ class DatasetIndex:
     def _reference(self, number: int) -> ShardReference:
         location = self.shard(number)
         digest = self._digests[number].tobytes().hex()
-        return ShardReference(location, index_path(location, self._index_directory), int(self._sizes[number]), digest)
+        stamp = ShardStamp(int(self._sizes[number]), int(self._times[number]), digest)
+        return ShardReference(location, index_path(location, self._index_directory), stamp)
 
     def _compute_fingerprint(self) -> str:
         hasher = blake2b(digest_size=16)
-        for name, size, digest, count in zip(self._names, self._sizes, self._digests, self.counts):
-            hasher.update(f"{name.decode()}\0{size}\0{digest.tobytes().hex()}\0{count}\n".encode())
+        for shard in self.shards():
+            hasher.update(os.fsencode("\0".join(map(str, shard)) + "\n"))
         return hasher.hexdigest()
 
 

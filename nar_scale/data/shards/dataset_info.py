@@ -4,21 +4,40 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Interval, Len
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, with_config
 
 from nar_scale.data.shards.publish_marker import refuse_half_published
 from nar_scale.data.storage.remote import read_small
 from nar_scale.data.storage.urls import is_remote
 from nar_scale.errors import DataError
 from nar_scale.files import write_atomically
+from nar_scale.text import printable
 
 INFO_FILE = "dataset.json"
-TOKENIZERS = ("byte", "tokenizer.json", None)  # never a path: it would be read, and copied into checkpoints
 MAX_INFO_BYTES = 1 << 28  # tokenizers are a few MB
 
 
+TOKENIZERS = ("byte", "tokenizer.json", None)  # never a path: it would be read, and copied into checkpoints
+MAX_VOCABULARY, MAX_SHARDS = 1 << 28, 1 << 24  # for which there is memory to count tokens and to list names
+
+
+def _known_tokenizer(name: str | None) -> str | None:
+    if name not in TOKENIZERS:
+        raise ValueError(f"none of {', '.join(map(str, TOKENIZERS))}")
+    return name
+
+
+Count = Annotated[int, Interval(ge=0, lt=2**63)]
+PositiveCount = Annotated[int, Interval(ge=1, lt=2**63)]
+
+
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class SplitInfo:
     """The size of one split.
@@ -31,11 +50,11 @@ class SplitInfo:
         shards: number of tar files.
     """
 
-    documents: int
-    samples: int
-    tokens: int
-    bytes: int
-    shards: int
+    documents: PositiveCount
+    samples: PositiveCount
+    tokens: PositiveCount
+    bytes: Count
+    shards: Annotated[PositiveCount, Interval(le=MAX_SHARDS)]
 
     @property
     def bytes_per_token(self) -> float | None:
@@ -43,6 +62,7 @@ class SplitInfo:
         return self.bytes / self.tokens if self.bytes else None
 
 
+@with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True)
 class DatasetInfo:
     """The contents of `dataset.json`.
@@ -60,15 +80,15 @@ class DatasetInfo:
         num_classes: one more than the largest class; None where samples have no class.
     """
 
-    tokenizer: str | None
-    vocabulary_size: int
-    end_token: int | None
-    seq_len: int
+    tokenizer: Annotated[str | None, AfterValidator(_known_tokenizer)]
+    vocabulary_size: Annotated[PositiveCount, Interval(le=MAX_VOCABULARY)]
+    end_token: Count | None
+    seq_len: PositiveCount
     field: str
-    splits: dict[str, SplitInfo]
-    skipped: dict[str, int]
+    splits: Annotated[dict[str, SplitInfo], Len(min_length=1)]
+    skipped: dict[str, Count]
     document_field: str | None = None
-    num_classes: int | None = None
+    num_classes: PositiveCount | None = None
 
     @classmethod
     def find(cls, directory: str, storage_options: Mapping[str, Any]) -> "DatasetInfo | None":
@@ -85,7 +105,7 @@ class DatasetInfo:
         if is_remote(directory):
             path = f"{directory.rstrip('/')}/{INFO_FILE}"
             content = read_small(path, storage_options, MAX_INFO_BYTES)
-            return None if content is None else cls._parse(content.decode("utf-8", errors="replace"), path)
+            return None if content is None else cls._parse(content, path)
         check_directory(directory)
         if (Path(directory) / INFO_FILE).exists():
             return cls.load(directory)
@@ -126,7 +146,7 @@ class DatasetInfo:
         """
         path = Path(directory) / INFO_FILE
         try:
-            return cls._parse(path.read_text(encoding="utf-8"), str(path))
+            return cls._parse(path.read_bytes(), str(path))
         except OSError as error:
             refuse_half_published(Path(directory))
             raise DataError(
@@ -134,15 +154,14 @@ class DatasetInfo:
             ) from error
 
     @classmethod
-    def _parse(cls, text: str, path: str) -> "DatasetInfo":
+    def _parse(cls, content: bytes, path: str) -> "DatasetInfo":
         try:
-            content = json.loads(text)
-            if content["tokenizer"] not in TOKENIZERS:
-                raise ValueError(f"its tokenizer is none of {', '.join(map(str, TOKENIZERS))}")
-            splits = {name: SplitInfo(**sizes) for name, sizes in content.pop("splits").items()}
-            return cls(**content, splits=splits)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"{path} is damaged ({error}); run launcher/prepare.py --overwrite again") from error
+            return _adapter().validate_json(content, strict=True)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_context=False)[0]
+            where = ".".join(printable(str(part)) for part in fault["loc"])
+            reason = f"{where}: {fault['msg']}" if where else fault["msg"]
+            raise DataError(f"{path} is damaged ({reason}); restore it, or run launcher/prepare.py again") from error
 
     def save(self, directory: str | Path) -> None:
         """Write `dataset.json`, whole or not at all.
@@ -152,6 +171,11 @@ class DatasetInfo:
         """
         text = json.dumps(dataclasses.asdict(self), indent=2) + "\n"
         write_atomically(Path(directory) / INFO_FILE, text.encode("utf-8"))
+
+
+@cache
+def _adapter() -> TypeAdapter[DatasetInfo]:
+    return TypeAdapter(DatasetInfo)
 
 
 def check_directory(directory: str) -> None:

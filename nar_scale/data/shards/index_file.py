@@ -1,7 +1,10 @@
 """The index file of one shard: one line of JSON, then a binary record for each sample.
 
-The line says what the shard was when it was scanned; a record is the key of a sample, and offset and size in bytes of
-each of its fields. Line and records each have an xxh3 checksum (Collet, https://xxhash.com).
+The line says what the shard was when it was scanned; a record is the key of a sample, and offset, size in bytes and
+checksum of each of its fields. Line and records each have an xxh3 checksum (Collet, https://xxhash.com).
+
+Format 3 had no checksums of fields, and names of fields as they are in the shard. Such an index is still read where it
+says what it would say today.
 """
 
 import json
@@ -19,7 +22,7 @@ from nar_scale.errors import DataError
 from nar_scale.files import write_atomically
 from nar_scale.text import printable
 
-FORMAT = "nar_scale shard index 3"
+FORMAT, EARLIER_FORMAT = "nar_scale shard index 4", "nar_scale shard index 3"
 MAX_HEADER_BYTES = 1 << 20
 DIGEST = re.compile(r"[0-9a-f]{32}")
 
@@ -39,6 +42,7 @@ class ShardIndex:
         damage: what is wrong with the shard after these samples, as the predicate of a sentence; None if it is whole.
         checksum: xxh3 of the records in hexadecimal digits.
         header_bytes: length of the line in bytes.
+        has_checksums: whether the records have a checksum of each field.
     """
 
     shard: str
@@ -51,11 +55,14 @@ class ShardIndex:
     damage: str | None
     checksum: str
     header_bytes: int
+    has_checksums: bool = True
 
     @property
     def record(self) -> np.dtype:
-        """The dtype of a record: "key" (bytes) and "spans" (int64 `[fields, 2]`)."""
-        return _record_type(self.key_bytes, len(self.fields))
+        """The dtype of a record: "key" (bytes) and "spans" (int64 `[fields, 3]` as in `ShardScan`, or without checksums
+        `[fields, 2]`).
+        """
+        return _record_type(self.key_bytes, len(self.fields), 3 if self.has_checksums else 2)
 
     def map_table(self) -> np.ndarray:
         """Return the records `[count]`, memory-mapped: all processes of a node share one copy.
@@ -80,6 +87,7 @@ class ShardIndex:
         Raises:
             DataError: naming the first sample that does not.
         """
+        field = field.lower()
         if field in self.fields and field not in self.incomplete:
             return
         table = self.map_table()
@@ -97,7 +105,7 @@ class ShardIndex:
 
 def describe_sample(shard: str, record: np.ndarray) -> str:
     """Return "shard PATH, sample KEY" for messages."""
-    return f"shard {shard}, sample {printable(bytes(record['key']).decode('utf-8', errors='replace'))}"
+    return f"shard {printable(shard)}, sample {printable(bytes(record['key']).decode('utf-8', errors='replace'))}"
 
 
 def load_shard_index(shard: str, path: Path) -> ShardIndex | None:
@@ -154,7 +162,7 @@ def write_shard_index(shard: str, path: Path, stamp: ShardStamp, scan: ShardScan
         "incomplete": {field: int(number) for field, number in zip(scan.fields, lacking) if number},
         "damage": scan.damage,
     }
-    table = np.empty(len(scan.keys), _record_type(scan.keys.dtype.itemsize, len(scan.fields)))
+    table = np.empty(len(scan.keys), _record_type(scan.keys.dtype.itemsize, *scan.spans.shape[1:]))
     table["key"], table["spans"] = scan.keys, scan.spans
     records = table.tobytes()
     header["checksum"] = xxh3_64_hexdigest(records)
@@ -177,17 +185,33 @@ def _write_file(path: Path, content: bytes) -> None:
 def _parse_header(line: bytes, file_bytes: int, shard: str, path: Path) -> ShardIndex:
     try:
         header = json.loads(line)
-        if header.pop("seal") != _header_checksum(header) or header.pop("format") != FORMAT:
+        seal, index_format = header.pop("seal"), header["format"]
+        if seal != _header_checksum(header) or header.pop("format") not in (FORMAT, EARLIER_FORMAT):
             raise ValueError(f"the format is not {FORMAT!r}, or the line is damaged")
+        if index_format == EARLIER_FORMAT and not _is_as_today(header):
+            raise ValueError(f"a shard with such fields is described differently in {FORMAT!r}")
         stamp, fields = ShardStamp(**header.pop("stamp")), header.pop("fields")
         if not isinstance(fields, list):
             raise ValueError("fields is no list")
-        index = ShardIndex(shard=shard, path=path, stamp=stamp, fields=tuple(fields), header_bytes=len(line), **header)
+        index = ShardIndex(
+            shard=shard,
+            path=path,
+            stamp=stamp,
+            fields=tuple(fields),
+            header_bytes=len(line),
+            has_checksums=index_format == FORMAT,
+            **header,
+        )
         if not _is_valid(index) or file_bytes != len(line) + index.count * index.record.itemsize:
             raise ValueError("a value or its length is wrong")
         return index
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"no index header: {error}") from error
+
+
+def _is_as_today(header: dict[str, Any]) -> bool:
+    """Return whether an index of the earlier format has nothing that is named, left out or refused since then."""
+    return not header["incomplete"] and all(field == field.lower() for field in header["fields"])
 
 
 def _header_checksum(header: dict[str, Any]) -> str:
@@ -210,5 +234,5 @@ def _is_valid(index: ShardIndex) -> bool:
     )
 
 
-def _record_type(key_bytes: int, fields: int) -> np.dtype:
-    return np.dtype([("key", f"S{key_bytes}"), ("spans", "<i8", (fields, 2))])
+def _record_type(key_bytes: int, fields: int, numbers: int) -> np.dtype:
+    return np.dtype([("key", f"S{key_bytes}"), ("spans", "<i8", (fields, numbers))])

@@ -1,4 +1,4 @@
-"""The marker of a data set whose shards are being moved into place."""
+"""The marks of a data set whose shards are being moved into place, and of which plan has put those there."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ from nar_scale.errors import DataError
 
 STAGING = ".prepare-"  # begins the name of a directory in which a data set is made
 DONE = ".done"  # ends the name of such a directory that may be deleted
+PREPARED = ".prepared"  # a file beside dataset.json, written before it: the fingerprint of the plan of the data set
 PUBLISHING = "publishing"  # a file in such a directory: its shards are being moved into place
 
 

@@ -71,7 +71,8 @@ class SampleFormat:
     Attributes:
         sequence_length: n, the largest number of tokens that a sample may have; a batch is padded to it.
         vocabulary_size: every token must be below it.
-        field: the member with the tokens, a one-dimensional `.npy` of integers.
+        field: the member with the tokens, a one-dimensional `.npy` of integers. The case of the letters of this and of
+            the other fields makes no difference, as in webdataset.
         class_field: the member with the class, an integer as text (WebDataset's `cls`) or, where its name ends in
             `npy`, an array of one element; None if classes are not read.
         num_classes: every class must be below it; None for no limit.
@@ -85,6 +86,11 @@ class SampleFormat:
     class_field: str | None = None
     num_classes: int | None = None
     document_field: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("field", "class_field", "document_field"):
+            field = getattr(self, name)
+            object.__setattr__(self, name, None if field is None else field.lower())
 
     @cached_property
     def fields(self) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """Building the index of one shard, or checking the one there is."""
 
 import os
+from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from nar_scale.data.storage.remote import read_small
 from nar_scale.data.storage.shard_cache import ShardCache
 from nar_scale.data.storage.urls import is_remote
 from nar_scale.errors import DataError
+from nar_scale.text import printable
 
 INDEX_SUFFIX = ".index"
 MAX_INDEX_BYTES = 1 << 30
@@ -21,7 +23,7 @@ def index_path(shard: str, index_directory: Path | None) -> Path:
     if index_directory is None:
         return Path(shard).with_name(name)
     location = shard if is_remote(shard) else str(Path(shard).resolve())
-    return index_directory / f"{blake2b(location.encode(), digest_size=8).hexdigest()}-{name}"
+    return index_directory / f"{blake2b(os.fsencode(location), digest_size=8).hexdigest()}-{name}"
 
 
 def copy_shard_index(shard: str, path: Path) -> ShardIndex | None:
@@ -80,12 +82,14 @@ def make_shard_index(shard: str, path: Path, cache: ShardCache | None = None, al
     if stamp.digest != known.stamp.digest:
         raise _changed(known, "same size, other content")
     try:
+        if not known.has_checksums:
+            return write_shard_index(shard, path, stamp, _scan(shard, Path(shard), allow_damage))
         table = known.map_table()
         return write_shard_index(
             shard, path, stamp, ShardScan(table["key"], known.fields, table["spans"], known.damage)
         )
     except DataError:
-        return known  # the directory of the index is read-only: it is still right, only slower to check
+        return replace(known, stamp=stamp)  # the directory of the index is read-only: it is still right, only older
 
 
 def damaged_shard(shard: str, damage: str) -> DataError:
@@ -95,7 +99,7 @@ def damaged_shard(shard: str, damage: str) -> DataError:
         shard: path or URL.
         damage: see `ShardIndex.damage`.
     """
-    return DataError(f"shard {shard} {damage}; copy or write it again")
+    return DataError(f"shard {printable(shard)} {damage}; copy or write it again")
 
 
 def _scan(shard: str, file: Path, allow_damage: bool) -> ShardScan:

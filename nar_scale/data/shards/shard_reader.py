@@ -11,8 +11,9 @@ from weakref import WeakSet
 
 import numpy as np
 
-from nar_scale.data.shards.index_file import describe_sample, load_shard_index
+from nar_scale.data.shards.index_file import ShardIndex, describe_sample, load_shard_index
 from nar_scale.data.shards.shard_index import make_shard_index
+from nar_scale.data.shards.shard_scan import ShardStamp, content_checksum
 from nar_scale.data.storage.cache_files import CachedShard
 from nar_scale.data.storage.shard_cache import CacheFull, ShardCache
 from nar_scale.data.storage.urls import is_remote
@@ -31,63 +32,66 @@ class ShardReference:
     Attributes:
         location: path or URL.
         index_path: its index file.
-        size: bytes.
-        digest: blake2b of its bytes, as in `ShardStamp`.
+        stamp: size, mtime and digest when the data set was opened.
     """
 
     location: str
     index_path: Path
-    size: int
-    digest: str
+    stamp: ShardStamp
 
 
 class _OpenShard:
-    """An open shard of the recorded size and index; the content of a remote one was compared when it was fetched."""
+    """An open shard of the recorded size, time and index; a remote one was compared when it was fetched."""
 
     def __init__(self, shard: ShardReference, cache: ShardCache | None, memory_map: bool):
         index = load_shard_index(shard.location, shard.index_path)
-        if index is None or index.stamp.digest != shard.digest:
-            # this node has never opened it, or the index has been removed
+        if index is None or index.stamp.digest != shard.stamp.digest or not _is_unchanged(shard, index):
+            # this node has never opened it, the index has been removed, or the shard has been written since
             index = make_shard_index(shard.location, shard.index_path, cache, allow_damage=True)
-            if index.stamp.digest != shard.digest:
+            if index.stamp.digest != shard.stamp.digest:
                 raise DataError(f"shard {shard.location} changed since it was opened; restore it, or start again")
         self.index = index
         self.table = index.map_table()
         self.spans = np.asarray(self.table["spans"])  # a plain view, several times as quick to index
         self.columns = {field: column for column, field in enumerate(index.fields)}
-        self.size = shard.size
+        self.size = shard.stamp.size
         self.copy: CachedShard | None = None
         if is_remote(shard.location):
             assert cache is not None
-            self.copy = cache.open(shard.location, shard.size, shard.digest)
+            self.copy = cache.open(shard.location, self.size, shard.stamp.digest)
             self.descriptor = self.copy.descriptor
         else:
             self.descriptor = os.open(shard.location, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         size = os.fstat(self.descriptor).st_size
-        if size != shard.size:
+        if size != self.size:
             self._close_descriptor()
             raise DataError(
-                f"shard {shard.location} changed since its index was built ({shard.size} bytes then, {size} now); "
+                f"shard {shard.location} changed since its index was built ({self.size} bytes then, {size} now); "
                 f"restore it, or delete {shard.index_path} to rebuild the index"
             )
         self.map = mmap.mmap(self.descriptor, 0, prot=mmap.PROT_READ) if memory_map else None
 
     def read(self, spans: list[list[int]]) -> list[bytes]:
-        """Return the bytes at some offsets and of some sizes.
+        """Return the bytes at some offsets, of some sizes and, where the index has them, of some checksums.
 
         Raises:
             OSError: they cannot be read.
-            ValueError: the shard is shorter than it was.
+            ValueError: the shard is shorter than it was, or its bytes are others.
         """
         if self.map is None:
-            contents = [os.pread(self.descriptor, size, offset) for offset, size in spans]
-            if any(len(content) < size for content, (_, size) in zip(contents, spans)):
+            contents = [os.pread(self.descriptor, span[1], span[0]) for span in spans]
+            if any(len(content) < span[1] for content, span in zip(contents, spans)):
                 raise ValueError("the shard ends in the middle of it")
-            return contents
-        # touching a map beyond the end of its file kills the process
-        if os.fstat(self.descriptor).st_size < self.size:
-            raise ValueError("the shard has been cut while it was in use")
-        return [self.map[offset : offset + size] for offset, size in spans]
+        else:
+            # touching a map beyond the end of its file kills the process
+            if os.fstat(self.descriptor).st_size < self.size:
+                raise ValueError("the shard has been cut while it was in use")
+            contents = [self.map[span[0] : span[0] + span[1]] for span in spans]
+        if self.index.has_checksums and any(
+            content_checksum(content) != span[2] for content, span in zip(contents, spans)
+        ):
+            raise ValueError("its bytes are not those that were indexed")
+        return contents
 
     def close(self) -> None:
         if self.map is not None:
@@ -99,6 +103,16 @@ class _OpenShard:
             self.copy.close()
         else:
             os.close(self.descriptor)
+
+
+def _is_unchanged(shard: ShardReference, index: ShardIndex) -> bool:
+    """Return whether a local shard has the size and mtime of its index, or those with which the data set was opened."""
+    if is_remote(shard.location):
+        return True
+    status = os.stat(shard.location)
+    return (status.st_size, status.st_mtime_ns) in [
+        (stamp.size, stamp.mtime_ns) for stamp in (index.stamp, shard.stamp)
+    ]
 
 
 _READERS: "WeakSet[ShardReader]" = WeakSet()  # of this process: all hold what fills the cache
@@ -162,7 +176,7 @@ class ShardReader:
         try:
             opened = self._opened(shard)
             spans = opened.spans[rows, opened.columns[field]].tolist()
-            if all(offset >= 0 for offset, _ in spans):
+            if all(span[0] >= 0 for span in spans):
                 return opened.read(spans)
         except (OSError, KeyError, ValueError):
             pass

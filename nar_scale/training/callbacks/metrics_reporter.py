@@ -72,7 +72,10 @@ class MetricsReporter(Callback):
     def _collect(self, run: RunView) -> tuple[dict[str, float], str | None]:
         """The values of a report, and a message about a rank that is slow; a collective."""
         steps = run.metrics.losses.steps
-        values, seconds = run.metrics.losses.reduce(run.world, run.engine.term_names, run.metrics.own_time.take())
+        values, seconds, tokens = run.metrics.losses.reduce(
+            run.world, run.engine.term_names, run.metrics.own_time.take(), run.metrics.tokens
+        )
+        run.metrics.tokens = 0
         slowest, message = self._stragglers.update(seconds)
         values.update(slowest)
         norm = run.engine.gradient_norm
@@ -80,7 +83,7 @@ class MetricsReporter(Callback):
             values["gradient_norm"] = norm
         values.update(self._update_ratio.take(run.world))
         values.update(_learning_rates(run.engine.learning_rates))
-        values.update(_speed(run, steps))
+        values.update(_speed(run, steps, tokens))
         values.update(memory_usage(run.world.device))
         values.update(run.metrics.timings)
         run.metrics.timings.clear()
@@ -98,11 +101,11 @@ def _learning_rates(rates: Sequence[float]) -> dict[str, float]:
     return {"learning_rate": rates[0], **each}
 
 
-def _speed(run: RunView, steps: int) -> dict[str, float]:
+def _speed(run: RunView, steps: int, tokens: int) -> dict[str, float]:
+    """Rates since the last report, over all ranks; `tokens` are those of the samples, without padding."""
     config, step = run.config, run.state.step
     seconds, waiting = run.metrics.stopwatch.lap()
     samples = samples_before(config.training, step) - samples_before(config.training, step - steps)
-    tokens = samples * config.model.max_seq_len
     values = {
         "steps_per_second": steps / seconds,
         "samples_per_second": samples / seconds,
@@ -111,7 +114,8 @@ def _speed(run: RunView, steps: int) -> dict[str, float]:
     }
     peak = config.logging.peak_flops or peak_flops(run.world.device)
     if peak is not None:
-        flops = flops_per_token(run.engine.module.net) * tokens / seconds
+        positions = samples * config.model.max_seq_len  # padding is computed, too
+        flops = flops_per_token(run.engine.module.net) * positions / seconds
         values["mfu"] = flops / (peak * run.world.size)
     return values
 

@@ -6,15 +6,23 @@ of the batches taken so far are compared here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from nar_scale.checkpoint import TrainingState
 from nar_scale.config import Config, TrainingConfig, batch_size_at, first_step_from, fixed_on_resume
+from nar_scale.data import DatasetIndex
+from nar_scale.data.shards.shard_comparison import describe_difference
 from nar_scale.errors import CheckpointError
 
 
 def check_same_stream(
-    saved: TrainingState, state: TrainingState, consumed: dict[str, int], training: TrainingConfig, path: Path
+    saved: TrainingState,
+    state: TrainingState,
+    consumed: dict[str, int],
+    sources: Mapping[str, DatasetIndex],
+    training: TrainingConfig,
+    path: Path,
 ) -> None:
     """Refuse to go on with other data than the checkpoint has seen.
 
@@ -22,13 +30,15 @@ def check_same_stream(
         saved: of the checkpoint.
         state: of a run that starts now.
         consumed: samples of each source that come before the position of the checkpoint, as this run mixes them.
+        sources: the shards of this run, by name of the source.
         training: of this run.
         path: of the checkpoint.
     """
-    for name, remedy in (
-        ("fingerprint", "the shards in data.directory have changed since"),
-        ("vocabulary_size", "the vocabulary has changed since"),
-    ):
+    changed = "the shards in data.directory have changed since"
+    if saved.fingerprint != state.fingerprint:
+        difference = describe_difference(path.parent.parent, saved.fingerprint, sources)
+        changed += f" ({difference}); restore them" if difference else "; restore them"
+    for name, remedy in (("fingerprint", changed), ("vocabulary_size", "the vocabulary has changed since")):
         before, now = getattr(saved, name), getattr(state, name)
         if before != now:
             raise CheckpointError(

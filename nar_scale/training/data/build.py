@@ -11,6 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nar_scale.config import Config, DataConfig, SourceConfig, batch_size_at
 from nar_scale.data import (
     Batch,
@@ -27,12 +29,17 @@ from nar_scale.data import (
     find_sequential_shards,
     load_tokenizer,
 )
+from nar_scale.data.formats.npy import decode_npy
 from nar_scale.data.shards.layout import named_shards
-from nar_scale.planning.data_sets import check_lengths, mixture_of, vocabulary_of
+from nar_scale.data.shards.shard_comparison import check_against_info
+from nar_scale.data.storage.urls import is_remote
+from nar_scale.errors import DataError
+from nar_scale.planning.data_sets import check_lengths, mixture_of, padding_warning, padding_warnings, vocabulary_of
 from nar_scale.training.data.validation import ValidationData
 from nar_scale.training.distributed import World, on_main
 
 MIN_OPEN_SHARDS = 16
+SAMPLES_LOOKED_AT = 64
 _logger = logging.getLogger(__name__)
 
 
@@ -122,6 +129,9 @@ def open_training_data(config: Config, world: World) -> TrainingData:
         lambda: {name: DatasetInfo.find(source.directory, data.storage_options) for name, source in sources.items()},
     )
     check_lengths(config.model.max_seq_len, sources, infos)
+    if world.is_main:
+        for warning in padding_warnings(config.model.max_seq_len, sources, infos):
+            _logger.warning("%s", warning)
     vocabulary_size, tokenizer, end_token = _vocabulary(config, world, sources, infos)
     if tokenizer is not None and config.logging.sample_every and config.logging.image_shape is None:
         on_main(world, lambda: _try_tokenizer(tokenizer))
@@ -151,6 +161,9 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     indexes = {
         name: shards.open(source.directory, source.train or data.train, infos[name]) for name, source in sources.items()
     }
+    for name, index in indexes.items() if world.is_main else ():
+        if infos[name] is None:
+            _warn_of_padding(index, sample_format, sources[name].directory)
     if not data.sources:
         (index,) = indexes.values()
         return opened(fingerprint=index.fingerprint, summary=_describe(index), sources=indexes, mixture=None)
@@ -159,6 +172,19 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     return opened(
         fingerprint=fingerprint, summary=_describe_mixture(indexes, mixture), sources=indexes, mixture=mixture
     )
+
+
+def _warn_of_padding(index: DatasetIndex, sample_format: SampleFormat, directory: str) -> None:
+    """Look at the first samples of shards that do not say how long their samples are."""
+    first = np.arange(min(SAMPLES_LOOKED_AT, index.num_samples) if not is_remote(directory) else 0)
+    try:
+        lengths = [decode_npy(content).size for content in index.read_many(first, sample_format.field)]
+    except (DataError, ValueError):
+        return  # faults are named when the samples are trained on
+    longest, mean = max(lengths, default=0), sum(lengths) / max(len(lengths), 1)
+    warning = padding_warning(sample_format.sequence_length, directory, longest, mean) if longest else None
+    if warning is not None:
+        _logger.warning("%s (of the first %d samples)", warning, len(lengths))
 
 
 class _Shards:
@@ -170,23 +196,25 @@ class _Shards:
 
     def open(self, directory: str, pattern: str, info: DatasetInfo | None) -> DatasetIndex:
         """The shards of a directory, which `dataset.json` describes if there is one."""
-        data = self._data
-        index = on_main(
-            self._world,
-            lambda: DatasetIndex.open(
-                directory,
-                named_shards(directory, pattern, info),
-                self._fields,
-                data.index_directory,
-                cache=self._cache,
-                skip_faults=data.max_skipped_samples > 0,
-                memory_map=data.memory_map,
-                # where two windows meet, and those of workers that are ahead
-                max_open_shards=max(2 * data.shuffle_window, MIN_OPEN_SHARDS),
-            ),
-        )
+        index = on_main(self._world, lambda: self._open(directory, named_shards(directory, pattern, info), info))
         for damage in index.damages if self._world.is_main else ():
             _logger.warning("using the intact samples of a damaged shard: %s", damage)
+        return index
+
+    def _open(self, directory: str, pattern: str, info: DatasetInfo | None) -> DatasetIndex:
+        data = self._data
+        index = DatasetIndex.open(
+            directory,
+            pattern,
+            self._fields,
+            data.index_directory,
+            cache=self._cache,
+            skip_faults=data.max_skipped_samples > 0,
+            memory_map=data.memory_map,
+            # where two windows meet, and those of workers that are ahead
+            max_open_shards=max(2 * data.shuffle_window, MIN_OPEN_SHARDS),
+        )
+        check_against_info(index, directory, pattern, info)
         return index
 
 

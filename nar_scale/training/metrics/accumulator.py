@@ -47,26 +47,29 @@ class MetricAccumulator:
         self._step = {}
 
     def reduce(
-        self, world: World, term_names: tuple[str, ...], own_seconds: float
-    ) -> tuple[dict[str, float], list[float]]:
+        self, world: World, term_names: tuple[str, ...], own_seconds: float, own_tokens: int
+    ) -> tuple[dict[str, float], list[float], int]:
         """Reduce the sums over all ranks, in one message, and empty them.
 
         Args:
             own_seconds: what this rank took for its own part of the steps.
+            own_tokens: tokens of its samples, without padding.
 
         Returns:
-            the mean losses and metrics of the steps, none if all were skipped; and the own seconds of each rank.
+            the mean losses and metrics of the steps, none if all were skipped; the own seconds of each rank; and the
+            tokens of all ranks.
         """
         names = sorted(self._sums)
         counts, weights = self._counts, self._weights
-        seconds = torch.zeros(world.size, dtype=torch.float64)
-        seconds[world.rank] = own_seconds
-        parts = [*(self._sums[name] for name in names), seconds.to(world.device)]
+        of_ranks = torch.zeros(world.size + 1, dtype=torch.float64)
+        of_ranks[world.rank], of_ranks[-1] = own_seconds, own_tokens
+        parts = [*(self._sums[name] for name in names), of_ranks.to(world.device)]
         self._clear()
-        *sums, seconds = world.all_reduce(torch.cat(parts)).split([len(part) for part in parts])
+        *sums, of_ranks = world.all_reduce(torch.cat(parts)).split([len(part) for part in parts])
+        *seconds, tokens = of_ranks.tolist()
         totals = dict(zip(names, sums))
         if not totals:
-            return {}, seconds.tolist()
+            return {}, seconds, int(tokens)
         means = totals.pop("") / counts.clamp(min=1)
         values = {"loss": float((means * weights).sum())}
         if len(term_names) > 1:
@@ -74,4 +77,4 @@ class MetricAccumulator:
         for name, (total, count) in ((name, pair.tolist()) for name, pair in totals.items()):
             if count:
                 values[name] = total / count
-        return values, seconds.tolist()
+        return values, seconds, int(tokens)

@@ -22,6 +22,8 @@ class IntervalMetrics:
         losses: sums of losses and metrics.
         stopwatch: of the steps, without callbacks.
         own_time: what this rank took for its own part of the steps.
+        tokens: of the samples that this rank has taken since the last report, without padding; where ranks share
+            sequences, the first of them counts.
         timings: what callbacks took since the last report, in seconds by name.
     """
 
@@ -30,6 +32,7 @@ class IntervalMetrics:
         self.losses = MetricAccumulator(device)
         self.stopwatch = Stopwatch()
         self.own_time = OwnTime(device)
+        self.tokens = 0
         self.timings: dict[str, float] = {}
 
     @contextmanager
@@ -41,4 +44,5 @@ class IntervalMetrics:
     def reset(self) -> None:
         """Begin anew after a roll-back; the times of this rank are kept for the next report."""
         self.losses = MetricAccumulator(self._device)
+        self.tokens = 0
         self.stopwatch.lap()

@@ -96,6 +96,7 @@ SEEDS = [
     pax((b"comment", b"x" * 600), kind=b"g") + whole_tar(tarfile.USTAR_FORMAT, ["0", "1"]),
     file_member(b"0.txt", b"text") + pax((b"GNU.sparse.map", b"0,1,9,1")) + file_member(b"1.txt", b"ab") + END,
     file_member(b"0.txt", b"text") + tar_header(b"1.txt", octal(2), b"S") + padded(b"ab") + END,
+    whole_tar(tarfile.USTAR_FORMAT, ["0", "1", "__meta__/2", "._3", "4/._5", "6"]),
     whole_tar(tarfile.USTAR_FORMAT)[: 20 * BLOCK] + whole_tar(tarfile.PAX_FORMAT),
 ]
 
@@ -137,6 +138,12 @@ ABSURD_NAMES = [b"", b".", b"..", b"/", b".tokens.npy", b"../../x.tokens.npy", b
 
 
 ABSURD_NAMES += [b"\x1b[2J\n.cls", b"a/.cls", b"x" * 300 + b".cls", b"0." + b"f" * 300, b"a/" * 3000, b"." * 5000]
+
+
+ABSURD_NAMES += [b"0.TOKENS.NPY", b"1.Cls", b"__meta__/0.tokens.npy", b"__meta__.json", b"._0.tokens.npy", b"0/._1.cls"]
+
+
+ABSURD_NAMES += [b"0/.DS_Store", b"0.documents.npy", b"2.cls", b"__" * 5000, b"__" * 5000 + b"/0.cls"]
 
 
 PAX_KEYS = [b"path", b"size", b"linkpath", b"GNU.sparse.size", b"GNU.sparse.map", b"hdrcharset", b"mtime", b"", b"\0"]

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nar_scale.data import DatasetIndex
-from nar_scale.data.shards.shard_scan import scan_shard
+from nar_scale.data.formats.tar import SplitSampleError
+from nar_scale.data.loading.tar_stream import read_tar_stream
+from nar_scale.data.shards.shard_scan import DUPLICATE, MISSING, scan_shard
 from nar_scale.errors import DataError
 from tests.data.formats.tars import (
     BLOCK,
@@ -34,6 +36,7 @@ from tests.data.fuzzing import (
     in_child,
     read_all,
 )
+from tests.data.shard_files import write_tar
 
 pytestmark = pytest.mark.usefixtures("no_waiting")
 
@@ -152,6 +155,49 @@ def check_against_standard_library(directory, content):
     assert scan_of(directory, content).damage is None
 
 
+@given(
+    members=st.lists(
+        st.tuples(
+            st.sampled_from(["0", "1", "x/0", "x.y/1", "__meta__", "__meta__/0", "._0", "x/._0", "é"]),
+            st.sampled_from(["a", "A", "b.c", "B.c", "B.C"]),
+        ),
+        max_size=8,
+    )
+)
+@fuzz(200)
+def test_both_streams_find_the_same_samples(directory, members):
+    shard = write_tar(
+        directory / "shard.tar", [(f"{key}.{field}", b"%d" % number) for number, (key, field) in enumerate(members)]
+    )
+    try:
+        in_order: list | str = [
+            {field: content for field, content in sample.items() if not field.startswith("__")}
+            for sample in read_tar_stream(str(shard))
+        ]
+    except SplitSampleError:
+        in_order = "split"
+    except ValueError:
+        in_order = "twice"
+    try:
+        scan, content = scan_shard(shard), shard.read_bytes()
+    except DataError as error:
+        check_message(error)
+        assert in_order in ("split", "twice")
+        return
+    by_number = [
+        {
+            field: content[offset : offset + size] if offset != DUPLICATE else None
+            for field, (offset, size, _) in zip(scan.fields, spans)
+            if offset != MISSING
+        }
+        for spans in scan.spans.tolist()
+    ]
+    if any(None in sample.values() for sample in by_number):
+        assert in_order == "twice"
+    else:
+        assert by_number == in_order
+
+
 def samples_of_nothing(count, name):
     return b"".join(tar_header(name % number) for number in range(count))
 
@@ -184,6 +230,8 @@ EXTREMES = {
     "many fields": samples_of_nothing(64, b"0.f%d") + samples_of_nothing(1500, b"%d.f0"),
     "too many fields": samples_of_nothing(3000, b"0.f%d"),
     "one field again and again": samples_of_nothing(5000, b"0.txt%.0d"),
+    "names of lines": pax((b"path", b"_" * (MIB // 2) + b".txt")) + file_member(b"a", b""),
+    "keys apart": b"".join(tar_header(b"%d.%s" % (number, field)) for field in (b"a", b"b") for number in range(2500)),
     "links that lead to each other": tar_header(b"0.txt", kind=b"1", link=b"0.txt") * 1000,
 }
 

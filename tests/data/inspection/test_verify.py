@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from nar_scale.data import ByteTokenizer, DatasetIndex, DatasetInfo, SplitInfo, prepare, verify
+from nar_scale.data import ByteTokenizer, DatasetIndex, DatasetInfo, SplitInfo, prepare, train_tokenizer, verify
 from nar_scale.errors import DataError, UserError
 from tests.data.shard_files import index_file, write_samples
 from tests.errors import assert_names, refused
@@ -268,3 +268,20 @@ def test_workers_find_the_same_fault(tmp_path):
         verify(tmp_path, workers=2, progress=False)
     with refused(UserError, "workers", 0):
         verify(tmp_path, workers=0)
+
+
+def test_bytes_are_compared_with_the_texts_of_the_tokens(tmp_path):
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text(f"Text {i}, nothing else. " * (i + 1))
+    tokenizer = tmp_path / "tokenizer.json"
+    train_tokenizer(sorted(tmp_path.glob("*.txt")), 300, tokenizer, progress=False)
+    output = tmp_path / "set"
+    arguments = {"seq_len": 64, "validation": 0.3, "workers": 1, "progress": False, "tokenizer": str(tokenizer)}
+    prepare(sorted(tmp_path.glob("*.txt")), output, **arguments)
+    assert checked(output).splits["train"].tokens
+    content = json.loads((output / "dataset.json").read_text())
+    right = content["splits"]["validation"]
+    for wrong in ({"bytes": 1}, {"bytes": right["bytes"] * 40}, {"documents": right["documents"] + 1}):
+        changed = {**content, "splits": {**content["splits"], "validation": {**right, **wrong}}}
+        (output / "dataset.json").write_text(json.dumps(changed))
+        assert_names(refusal(output), output / "dataset.json", "validation", *wrong)

@@ -161,3 +161,7 @@ def test_a_data_set_that_is_elsewhere_is_described_and_evaluated(tmp_path):
     assert there == evaluate_dataset(wrapper, tmp_path / "data", 257, progress=False)
     patterns = ["train/shard-000000.tar", "validation/shard-000000.tar"]  # a web server lists nothing
     assert described.replace(url, str(tmp_path / "data")) == inspect(tmp_path / "data", patterns, progress=False)
+    shard = tmp_path / "data" / "validation" / "shard-000000.tar"
+    shard.rename(shard.with_name("shard-000007.tar"))
+    with refused(DataError, tmp_path / "data" / "dataset.json", "validation/shard-000000.tar"):
+        evaluate_dataset(wrapper, tmp_path / "data", 257, progress=False)

@@ -16,7 +16,8 @@ def plan(corpus, output, **changes):
 
 
 def files(output):
-    return sorted(path.name for path in output.iterdir())
+    """What lies in the directory of a data set, without the fingerprint of its plan."""
+    return sorted(path.name for path in output.iterdir() if path.name != ".prepared")
 
 
 def check_equal(output, unbroken):
@@ -44,8 +45,3 @@ def write_tokenizer(path, end_token="</s>"):
 def decoded(output):
     tokenizer = load_tokenizer(DatasetInfo.load(output).tokenizer, output)
     return tokenizer.decode(np.concatenate([sample.tokens for sample in read_split(output, "train")]))
-
-
-def tree_without_lock(output):
-    """All there is; a merge killed as its very last change leaves its lock file, which is empty, to the next one."""
-    return {name: digest for name, digest in tree(output).items() if name != ".merge.lock"}

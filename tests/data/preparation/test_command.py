@@ -32,7 +32,9 @@ def test_launcher(corpus, tmp_path, capsys):
     assert "skipped: 1 hidden, 1 binary, 1 empty" in printed.out
     assert re.search(rf"^wrote {tmp_path}/data: 0\.0 MB of text in [\d.]+ s, [\d.]+ MB/s$", printed.out, re.M)
     assert printed.err == ""
-    assert launcher.main(arguments) == 2
+    assert launcher.main(arguments) == 0
+    assert f"{tmp_path}/data holds the data set of these inputs and settings already" in capsys.readouterr().out
+    assert launcher.main([*arguments, "--document-ids"]) == 2
     printed = capsys.readouterr()
     assert printed.err.startswith("prepare: error: ")
     assert printed.err.count("\n") == 1
@@ -72,7 +74,8 @@ def test_parts_and_merge_by_command(corpus, tmp_path, capsys):
     made(corpus, tmp_path / "fresh", unit_bytes=2000)
     assert tree(tmp_path / "data") == tree(tmp_path / "fresh")
     for flag in (["--merge"], ["--part", "1/2"]):
-        assert launcher.main([*arguments, *flag]) == 2
+        assert launcher.main([*arguments, *flag]) == 0
+        assert launcher.main([*arguments, *flag, "--document-ids"]) == 2
         assert_names(capsys.readouterr().err.rstrip("\n"), tmp_path / "data", "--overwrite")
 
 

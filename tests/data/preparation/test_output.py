@@ -18,7 +18,7 @@ import pytest
 from nar_scale.data import DatasetInfo, load_tokenizer, plan_dataset
 from nar_scale.errors import DataError, UserError
 from tests.data.corpora import tree
-from tests.data.preparation.preparing import decoded, made, write_tokenizer
+from tests.data.preparation.preparing import decoded, files, made, write_tokenizer
 from tests.errors import refused
 
 # The output
@@ -61,7 +61,7 @@ def test_the_remains_of_runs_with_other_settings_are_cleared(corpus, tmp_path):
     made(corpus, output)
     made(corpus, tmp_path / "fresh")
     assert tree(output) == tree(tmp_path / "fresh")
-    assert sorted(path.name for path in output.iterdir()) == ["dataset.json", "train"]
+    assert files(output) == ["dataset.json", "train"]
 
 
 def test_a_data_set_is_made_again_where_a_killed_run_could_not_clear_all_of_its_own(corpus, tmp_path):
@@ -173,7 +173,7 @@ def test_a_tokenizer_that_is_saved_over_itself_survives_a_kill(tmp_path):
     assert path.read_bytes() == before
     (tmp_path / "a.txt").write_text("abc")
     made(tmp_path / "a.txt", tmp_path, tokenizer=str(path))
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.txt", "dataset.json", "tokenizer.json", "train"]
+    assert files(tmp_path) == ["a.txt", "dataset.json", "tokenizer.json", "train"]
 
 
 def test_a_terminal_sees_throughput_and_time_left(corpus, tmp_path, monkeypatch):

@@ -175,8 +175,9 @@ def test_the_number_of_workers_is_no_setting(shared_corpus, tmp_path):
 def test_merging_again(shared_corpus, unbroken, tmp_path):
     output = tmp_path / "data"
     prepare([shared_corpus], output, **SETTINGS, workers=1, progress=False)
+    assert merge_work_items(plan(shared_corpus, output), output) == DatasetInfo.load(unbroken)
     with refused(UserError, output, "--overwrite"):
-        merge_work_items(plan(shared_corpus, output), output)
+        merge_work_items(plan(shared_corpus, output, seq_len=32), output)
     with refused(DataError, output, "--merge"):
         merge_work_items(plan(shared_corpus, output), output, overwrite=True)
     check_equal(output, unbroken)

@@ -20,7 +20,7 @@ from nar_scale.data.formats.documents import Document
 from nar_scale.data.formats.inputs import read_piece
 from nar_scale.errors import DataError, UserError
 from tests.data.corpora import count_documents, read_documents, read_split, write_corpus
-from tests.data.preparation.preparing import decoded, made, write_tokenizer
+from tests.data.preparation.preparing import decoded, files, made, write_tokenizer
 from tests.errors import refused
 
 
@@ -52,7 +52,7 @@ def test_no_document_is_lost(corpus, tmp_path):
     assert count_documents(output) == Counter(write_corpus(tmp_path / "again"))
     assert info.splits["train"].shards > 2
     assert info.splits["train"].tokens % 64 != 0  # the tail was tested
-    assert sorted(path.name for path in output.iterdir()) == ["dataset.json", "train", "validation"]
+    assert files(output) == ["dataset.json", "train", "validation"]
 
 
 def test_what_is_written_passes_verification(corpus, tmp_path):

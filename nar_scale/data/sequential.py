@@ -1,9 +1,10 @@
 """The inexact stream, for shards that can only be read from start to end: compressed tars and `pipe:` commands.
 
-The exact stream reads samples at random positions, which these do not allow. This one works as webdataset's own: shards
-are drawn with replacement, samples mixed in a shuffle buffer. Ranks never wait for each other over uneven shards, but
-samples come more or less often than once an epoch, in an order that changes with the number of ranks and workers, and
-after a restart the stream starts anew.
+It is the whole other way to read shards, without index and without order. The exact stream of `loading` reads samples
+at random positions, which these shards do not allow. This one works as webdataset's own: shards are drawn with
+replacement, samples mixed in a shuffle buffer. Ranks never wait for each other over uneven shards, but samples come
+more or less often than once an epoch, in an order that changes with the number of ranks and workers, and after a
+restart the stream starts anew.
 """
 
 import random
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from nar_scale.data.formats.tar import SplitSampleError
 from nar_scale.data.loading.batch import Batch
 from nar_scale.data.loading.collate import BatchArrays, stack
 from nar_scale.data.loading.loader import check_batch_sizes, in_workers
@@ -162,6 +164,8 @@ class _ShardSamples(IterableDataset[BatchArrays | DataError]):
                 for content in read_tar_stream(url):
                     yield self._parse(url, content)
                     shards_without_sample = 0
+            except SplitSampleError as error:
+                yield DataError(f"shard {url} {error}")
             except READ_ERRORS as error:
                 fault = f"shard {url} cannot be read: {reason_of(error)}; copy it again or correct the command"
                 self.last_fault = f": {fault}"
