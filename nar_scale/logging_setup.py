@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -38,7 +39,13 @@ _HANDLER = TerminalHandler()
 
 
 def set_up_logging() -> None:
-    """Show what the loggers below `nar_scale` log, from INFO on, on the terminal; for scripts, not for libraries."""
+    """Show what the loggers below `nar_scale` log, from INFO on, on the terminal; for scripts, not for libraries.
+
+    From then on, characters that the terminal's encoding lacks are printed as escapes such as `\\xb1`.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logger = logging.getLogger("nar_scale")
     if _HANDLER not in logger.handlers:
         logger.addHandler(_HANDLER)
