@@ -16,10 +16,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from nar_scale.checkpoint.directory import written_whole
@@ -54,7 +54,7 @@ class ModelInfo:
         decode: how samples are drawn by default.
     """
 
-    vocabulary_size: int
+    vocabulary_size: Annotated[int, Field(ge=1)]
     tokenizer: str | None
     step: int
     samples: int
@@ -179,11 +179,15 @@ def load_weights(
     """Give a model from `describe_exported` its weights; arguments as in `load_exported`.
 
     Raises:
-        CheckpointError: the weights are not those that its config describes, or there is no moving average to load.
+        CheckpointError: the weights are not those that its config describes, there is no moving average to load, or
+            the device has too little memory.
     """
     if kind == "ema" and model.config.training.ema_decay is None:
         raise CheckpointError(f"{directory} has no moving average of the weights: its run had no training.ema_decay")
-    model.wrapper.to_empty(device=device).to(dtype).net.tie_weights()
+    try:
+        model.wrapper.to_empty(device=device).to(dtype).net.tie_weights()
+    except RuntimeError as error:
+        raise CheckpointError(f"the model of {directory} does not fit into the memory of {device}") from error
     _load_weights(directory, model.wrapper, kind)
 
 
