@@ -40,7 +40,9 @@ def written(path, *lines):
 def test_lines_end_at_a_line_feed_alone(nar, tmp_path):
     prompt = json.dumps({"prompt": f"a{LINE_BREAKS}b"}, ensure_ascii=False).encode()
     text = json.dumps({"text": f"{LINE_BREAKS}<mask:2>"}, ensure_ascii=False).encode()
-    path = written(tmp_path / "p.jsonl", b"\xef\xbb\xbf" + prompt, b"", b" \t\r", text + b"\r", b"\xef\xbb\xbf" + prompt)
+    path = written(
+        tmp_path / "p.jsonl", b"\xef\xbb\xbf" + prompt, b"", b" \t\r", text + b"\r", b"\xef\xbb\xbf" + prompt
+    )
     requests = read_requests(path)
     assert [(request.number, request.line, request.fault) for request in requests] == [
         (0, 1, None),
