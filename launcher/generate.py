@@ -16,7 +16,10 @@ from typing import Any
 
 def parse_worker(text: str) -> tuple[int, int]:
     worker, _, workers = text.partition("/")
-    return int(worker), int(workers)
+    try:
+        return int(worker), int(workers)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected I/N, such as 0/8 for the first of eight, not {text!r}") from None
 
 
 def describe(result: dict[str, Any]) -> str:
@@ -69,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     # after the arguments have been checked: it takes seconds
     from nar_scale.errors import UserError
     from nar_scale.generation import SamplingOptions, generate, read_requests, read_results, samples_from_scratch
-    from nar_scale.logging_setup import set_up_logging
+    from nar_scale.logging_setup import set_up_logging, write_result
 
     set_up_logging()
     try:
@@ -97,12 +100,13 @@ def main(arguments: list[str] | None = None) -> int:
             skip_faults=options.on_bad_prompt == "skip",
         )
         results = read_results(parts) if options.print else []
+        write_result("\n".join([*map(describe, results), f"{len(parts)} part(s) in {options.output}"]))
     except UserError as error:
         print(f"generate: error: {error}", file=sys.stderr)
         return 2
-    for result in results:
-        print(describe(result))
-    print(f"{len(parts)} part(s) in {options.output}")
+    except OSError as error:
+        print(f"generate: error: cannot write the standard output: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

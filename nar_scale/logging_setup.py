@@ -53,6 +53,21 @@ def set_up_logging() -> None:
     logger.propagate = False
 
 
+def write_result(text: str) -> None:
+    """Write the result of a script to the standard output; a reader that has enough of it, such as head, is no error.
+
+    Raises:
+        OSError: the standard output, which may be a file, cannot be written.
+    """
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
+        if not isinstance(error, BrokenPipeError):
+            raise
+
+
 def terminal_handler() -> TerminalHandler:
     """The one handler for the terminal, whether or not `set_up_logging` has installed it."""
     return _HANDLER

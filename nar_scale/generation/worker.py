@@ -183,10 +183,11 @@ def claim_output(output: Path, manifest: dict[str, Any]) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
-    remedy = remedy_for(error) or "change that"
-    return UserError(
-        f"cannot write {path}: {error.strerror}; {remedy} and run the same command again, which keeps finished parts"
+    known = remedy_for(error)
+    remedy = (
+        f"{known} and run the same command again, which keeps finished parts" if known else "choose another --output"
     )
+    return UserError(f"cannot write {path}: {error.strerror}; {remedy}")
 
 
 def _digest(content: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import resource
 import sys
 from contextlib import contextmanager
@@ -129,6 +130,17 @@ def test_results_are_shown_on_any_terminal(nar, tmp_path, monkeypatch):
     shown = terminal.getvalue()
     assert b"\\xe9\\u2028\\x85b" in shown
     assert b"--- 1: " in shown
+
+
+def test_a_reader_that_goes_away_is_no_error_and_a_full_disk_is_one(nar, tmp_path, monkeypatch, capsys):
+    reading, writing = os.pipe()
+    os.close(reading)
+    arguments = ["--checkpoint", nar, "--output", tmp_path / "out", "--num-samples", "2", "--steps", "1", "--print"]
+    for output, status in ((writing, 0), ("/dev/full", 2)):
+        with open(output, "w") as stdout, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout)
+            assert launch([str(one) for one in arguments]) == status
+    assert_names(capsys.readouterr().err.rstrip("\n"), "standard output", "No space left on device")
 
 
 @contextmanager
