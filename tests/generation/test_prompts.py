@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import random
 import resource
 import sys
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 from launcher.generate import main as launch
+from nar_scale.checkpoint import describe_exported
 from nar_scale.errors import UserError
-from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
+from nar_scale.generation import SamplingOptions, check_requests, generate, read_requests, samples_from_scratch
+from nar_scale.generation.encoding import encode_request
 from tests.errors import assert_names, refused
 from tests.generation.helpers import export
 
@@ -108,6 +111,34 @@ def test_a_bad_line_is_skipped_by_choice(nar, tmp_path):
     assert [skipped[0], *skipped[-2:]] == [whole[0], *whole[-2:]]
     assert [result.get("id") for result in (skipped[0], *skipped[-2:])] == ["first", 7, None]
     assert len(skipped[-2]["tokens"]) == 4
+
+
+def test_damaged_files_of_prompts_are_read_or_their_faults_named(nar, tmp_path):
+    """Bytes at random, pieces doubled and moved: no line brings generation down, and no other line changes."""
+    model, path, dice = describe_exported(nar), tmp_path / "p.jsonl", random.Random(0)
+    sound = json.dumps({"prompt": "sound", "id": "sound"}).encode()
+    text = b'{"text": "a<mask:3>b", "id": 1.5, "other": [{}]}'
+    faults, good = 0, 0
+    for _ in range(1500):
+        line = bytearray(dice.choice([dice.choice([*BAD]), sound, text]))[:300]
+        for _ in range(dice.randrange(4)):
+            start, end = sorted(dice.randrange(len(line) + 1) for _ in range(2))
+            piece = dice.choice(
+                (b"", bytes([dice.randrange(256)]), bytes(line[start:end]) * 2, b"\\ud83d", b"\xef\xbb\xbf")
+            )
+            line[start:end] = piece.replace(b"\n", b"\r")
+        path.write_bytes(sound + b"\n" + line + b"\n" + sound)
+        first, *between, last = check_requests(read_requests(path), model, 48)
+        assert [(one.prompt, one.id, one.line, one.fault) for one in (first, last)] == [
+            ("sound", "sound", 1, None),
+            ("sound", "sound", 3, None),
+        ]
+        for request in between:
+            json.dumps(request.as_dict(), ensure_ascii=False).encode()
+            faults, good = faults + (request.fault is not None), good + (request.fault is None)
+            assert request.fault is None or "\n" not in request.fault
+            assert request.fault is not None or len(encode_request(request, model, 48)) <= 48
+    assert min(faults, good) > 200
 
 
 def test_a_corrected_file_is_taken(nar, tmp_path, capsys):
