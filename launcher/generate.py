@@ -4,18 +4,32 @@ python launcher/generate.py --checkpoint exported/quickstart_nar --output sample
 python launcher/generate.py --checkpoint exported/quickstart_nar --output filled --prompts prompts.jsonl
 
 A line of prompts.jsonl is {"prompt": "def main("} or, for a non-autoregressive model, a text with gaps of so many
-tokens: {"text": "for i in <mask:8>:"}, or for a model with classes {"class": 3}. Results are
-OUTPUT/part-NNNNN.jsonl and, where tokens are pixels, part-NNNNN.png.
+tokens: {"text": "for i in <mask:8>:"}, or for a model with classes {"class": 3}. An "id" beside them is repeated in the
+result. Results are OUTPUT/part-NNNNN.jsonl and, where tokens are pixels, part-NNNNN.png. In both files a line ends at a
+line feed alone.
 """
 
 import argparse
-import json
 import sys
+from typing import Any
 
 
 def parse_worker(text: str) -> tuple[int, int]:
     worker, _, workers = text.partition("/")
-    return int(worker), int(workers)
+    try:
+        return int(worker), int(workers)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected I/N, such as 0/8 for the first of eight, not {text!r}") from None
+
+
+def describe(result: dict[str, Any]) -> str:
+    """A result for the terminal: a line about it, and the text with its prompt, or else the tokens."""
+    if "error" in result:
+        return f"--- {result['number']}: {result['error']}"
+    prompt, text = result.get("prompt", ""), result.get("generated", " ".join(map(str, result["tokens"])))
+    asked = f"class {result['class']}, " if "class" in result else ""
+    head = f"--- {result['number']} ({asked}{result['network_calls']} network calls)"
+    return f"{head}\n{text if text.startswith(prompt) else prompt + text}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,6 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompts", metavar="FILE.jsonl", help="what to continue or fill in")
     source.add_argument("--num-samples", type=int, metavar="N", help="generate so many sequences from scratch")
+    parser.add_argument(
+        "--on-bad-prompt",
+        default="refuse",
+        choices=["refuse", "skip"],
+        help="skip: its result is an error, and the others are generated (default: refuse them all)",
+    )
     parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
     parser.add_argument("--top-k", type=float, default=1.0, metavar="FRACTION", help="keep so much of the vocabulary")
     parser.add_argument(
@@ -51,10 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     # after the arguments have been checked: it takes seconds
     from nar_scale.errors import UserError
-    from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
+    from nar_scale.generation import SamplingOptions, generate, read_requests, read_results, samples_from_scratch
+    from nar_scale.logging_setup import set_up_logging, write_result
 
+    set_up_logging()
     try:
-        requests = read_requests(options.prompts) if options.prompts else samples_from_scratch(options.num_samples)
+        from_scratch = options.prompts is None
+        requests = samples_from_scratch(options.num_samples) if from_scratch else read_requests(options.prompts)
         parts = generate(
             options.checkpoint,
             options.output,
@@ -74,18 +97,16 @@ def main(arguments: list[str] | None = None) -> int:
             part_size=options.part_size,
             device=options.device,
             weights=options.weights,
+            skip_faults=options.on_bad_prompt == "skip",
         )
+        results = read_results(parts) if options.print else []
+        write_result("\n".join([*map(describe, results), f"{len(parts)} part(s) in {options.output}"]))
     except UserError as error:
         print(f"generate: error: {error}", file=sys.stderr)
         return 2
-    if options.print:
-        for line in (line for part in parts for line in part.read_text(encoding="utf-8").splitlines()):
-            sample = json.loads(line)
-            prompt, text = sample.get("prompt", ""), sample.get("generated", " ".join(map(str, sample["tokens"])))
-            asked = f"class {sample['class']}, " if "class" in sample else ""
-            print(f"--- {sample['number']} ({asked}{sample['network_calls']} network calls)")
-            print(text if text.startswith(prompt) else prompt + text)
-    print(f"{len(parts)} part(s) in {options.output}")
+    except OSError as error:
+        print(f"generate: error: cannot write the standard output: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -38,12 +39,33 @@ _HANDLER = TerminalHandler()
 
 
 def set_up_logging() -> None:
-    """Show what the loggers below `nar_scale` log, from INFO on, on the terminal; for scripts, not for libraries."""
+    """Show what the loggers below `nar_scale` log, from INFO on, on the terminal; for scripts, not for libraries.
+
+    From then on, characters that the terminal's encoding lacks are printed as escapes such as `\\xb1`.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     logger = logging.getLogger("nar_scale")
     if _HANDLER not in logger.handlers:
         logger.addHandler(_HANDLER)
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def write_result(text: str) -> None:
+    """Write the result of a script to the standard output; a reader that has enough of it, such as head, is no error.
+
+    Raises:
+        OSError: the standard output, which may be a file, cannot be written.
+    """
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
+        if not isinstance(error, BrokenPipeError):
+            raise
 
 
 def terminal_handler() -> TerminalHandler:

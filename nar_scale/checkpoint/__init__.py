@@ -8,7 +8,9 @@ from nar_scale.checkpoint.exported import (
     LoadedModel,
     ModelInfo,
     WeightKind,
+    describe_exported,
     load_exported,
+    load_weights,
 )
 from nar_scale.checkpoint.partitions import WEIGHT, Partition, PartitionReader, partition_file, write_partitions
 from nar_scale.checkpoint.probe import check_probe, run_probe, save_probe
@@ -39,8 +41,10 @@ __all__ = [
     "consolidate",
     "consolidate_as_command",
     "delete_quarantined",
+    "describe_exported",
     "list_files",
     "load_exported",
+    "load_weights",
     "partition_file",
     "quarantine",
     "record_files",

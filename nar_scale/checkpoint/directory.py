@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nar_scale.errors import CheckpointError
-from nar_scale.files import sync_directory
+from nar_scale.files import remedy_for, sync_directory
 
 _WRITING = ".writing-"
 _ABANDONED_SECONDS = 3600
@@ -36,7 +36,8 @@ def written_whole(output: Path) -> Iterator[Path]:
         os.replace(writing, output)
         sync_directory(output.parent)
     except OSError as error:
-        raise CheckpointError(f"cannot write {output}: {error.strerror}") from None
+        remedy = remedy_for(error) or "choose another --output"
+        raise CheckpointError(f"cannot write {output}: {error.strerror}; {remedy}") from None
     finally:
         if writing is not None:
             shutil.rmtree(writing, ignore_errors=True)

@@ -16,9 +16,10 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor
 
 from nar_scale.checkpoint.directory import written_whole
@@ -32,6 +33,7 @@ from nar_scale.data import Tokenizer, load_tokenizer
 from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import CheckpointError
 from nar_scale.files import write_atomically
+from nar_scale.model.devices import find_device
 from nar_scale.objectives import Objective, build_wrapper
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "model.json"
@@ -52,7 +54,7 @@ class ModelInfo:
         decode: how samples are drawn by default.
     """
 
-    vocabulary_size: int
+    vocabulary_size: Annotated[int, Field(ge=1)]
     tokenizer: str | None
     step: int
     samples: int
@@ -124,6 +126,22 @@ def write_exported(
     return difference
 
 
+def describe_exported(directory: str | Path, verify: bool = True) -> LoadedModel:
+    """A consolidated checkpoint without its weights: the model is on the meta device.
+
+    Args:
+        directory: of the checkpoint.
+        verify: compare every file with its recorded checksum.
+
+    Raises:
+        CheckpointError: the directory is not a consolidated checkpoint, or it is damaged.
+    """
+    directory = Path(directory)
+    config, info, wrapper = _describe(directory, verify)
+    tokenizer = load_tokenizer(info.tokenizer, directory) if info.tokenizer else None
+    return LoadedModel(wrapper.eval(), config, info, tokenizer)
+
+
 def load_exported(
     directory: str | Path,
     device: torch.device | str = "cpu",
@@ -141,17 +159,36 @@ def load_exported(
         weights: `model` for those of the last step, `ema` for their moving average.
 
     Raises:
+        UserError: there is no such device.
         CheckpointError: the directory is not a consolidated checkpoint, or it is damaged, its weights are not those
             that its config describes, or there is no moving average to load.
     """
-    directory = Path(directory)
-    config, info, wrapper = _describe(directory, verify)
-    if weights == "ema" and config.training.ema_decay is None:
+    device = find_device(device)
+    model = describe_exported(directory, verify)
+    load_weights(model, Path(directory), device, dtype, weights)
+    return model
+
+
+def load_weights(
+    model: LoadedModel,
+    directory: Path,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    kind: WeightKind = "model",
+) -> None:
+    """Give a model from `describe_exported` its weights; arguments as in `load_exported`.
+
+    Raises:
+        CheckpointError: the weights are not those that its config describes, there is no moving average to load, or
+            the device has too little memory.
+    """
+    if kind == "ema" and model.config.training.ema_decay is None:
         raise CheckpointError(f"{directory} has no moving average of the weights: its run had no training.ema_decay")
-    wrapper.to_empty(device=device).to(dtype).net.tie_weights()
-    _load_weights(directory, wrapper, weights)
-    tokenizer = load_tokenizer(info.tokenizer, directory) if info.tokenizer else None
-    return LoadedModel(wrapper.eval(), config, info, tokenizer)
+    try:
+        model.wrapper.to_empty(device=device).to(dtype).net.tie_weights()
+    except RuntimeError as error:
+        raise CheckpointError(f"the model of {directory} does not fit into the memory of {device}") from error
+    _load_weights(directory, model.wrapper, kind)
 
 
 class ExportedWeights:
@@ -203,18 +240,34 @@ def stream_exported(directory: Path) -> Objective:
 
 def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Objective]:
     """The configuration and the records of a consolidated checkpoint, and its model on the meta device."""
-    if not (directory / MODEL_FILE).is_file():
+    try:
+        (directory / MODEL_FILE).stat()
+    except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{directory} is not a consolidated checkpoint (no {MODEL_FILE}); make one with launcher/consolidate.py"
-        )
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from None
     if verify and (damage := verify_integrity(directory)):
         raise CheckpointError(f"{directory} is damaged: {damage}")
     config = load_config(directory / CONFIG_FILE)
-    fields: dict[str, Any] = json.loads((directory / MODEL_FILE).read_text())
-    info = ModelInfo(**{**fields, "decode": DecodeManifest(**fields["decode"])})
+    info = _read_info(directory / MODEL_FILE)
     with torch.device("meta"):
         wrapper = build_wrapper(config, info.vocabulary_size)
     return config, info, wrapper
+
+
+def _read_info(path: Path) -> ModelInfo:
+    try:
+        return TypeAdapter(ModelInfo).validate_json(path.read_bytes(), strict=True)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise CheckpointError(
+            f"{path} does not describe a model: {f'{key}: ' if key else ''}{problem['msg']}"
+        ) from None
 
 
 def _weights(wrapper: Objective) -> dict[str, Tensor]:

@@ -204,16 +204,19 @@ def verify_integrity(path: Path, reader: tuple[int, int] = (0, 1), checksums: bo
         expected = {path / name: (record["size"], record["xxh3_128"]) for name, record in records.items()}
     except OSError as error:
         return f"{path / MANIFEST} cannot be read ({error.strerror})"
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return f"{path / MANIFEST} is not a manifest"
     rank, readers = reader
     for file, (size, checksum) in list(expected.items())[rank::readers]:
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != size:
-            return f"{file} has {file.stat().st_size} bytes instead of {size}"
-        if checksums and _checksum(file) != checksum:
-            return f"{file} has a wrong checksum"
+        try:
+            if not file.is_file():
+                return f"{file} is missing"
+            if file.stat().st_size != size:
+                return f"{file} has {file.stat().st_size} bytes instead of {size}"
+            if checksums and _checksum(file) != checksum:
+                return f"{file} has a wrong checksum"
+        except OSError as error:
+            return f"{file} cannot be read ({error.strerror})"
     return None if records else f"{path / MANIFEST} names no file"
 
 

@@ -23,30 +23,31 @@ class CompiledPredictor:
     are kept for its next sequences.
 
     Args:
-        plain: gives network, padding and conditions, and answers past `max_seq_len` tokens.
-        tokens: how long sequences will be at most.
+        plain: gives network, padding, prefix and conditions, and answers past `max_seq_len` tokens.
+        tokens: how long sequences will be at most, without the prefix.
     """
 
     def __init__(self, plain: Predictor, tokens: int):
         self.plain = plain
         net, padding = plain.net, plain.padding
-        capacity = min(-(-tokens // _CAPACITY_STEP) * _CAPACITY_STEP, net.max_seq_len)
+        capacity = min(-(-(plain.prefixed + tokens) // _CAPACITY_STEP) * _CAPACITY_STEP, net.max_seq_len)
         self.cache = _cache_of(net, len(padding), capacity)
         mask = torch.arange(capacity, device=padding.device) >= padding[:, None] if plain.padded else None
-        self._fixed = padding, mask, self.cache, plain.conditions
+        self._fixed = padding, mask, self.cache
         self._step = _compiled_step(padding.is_cuda)
         self._started = False
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """The logits of the token that follows `tokens`, int64 `[batch, n]`; float32 `[batch, num_tokens]`."""
-        if tokens.shape[1] > self.cache.capacity:
+        if self.plain.prefixed + tokens.shape[1] > self.cache.capacity:
             return self.plain(tokens)
         if not self._started:
             self._started = True
-            return _advance(self.plain.net, tokens, *self._fixed)
+            first, more = self.plain.begin(tokens, self.plain.padding)
+            return _advance(self.plain.net, first, *self._fixed, more)
         torch.compiler.cudagraph_mark_step_begin()
         last = tokens[:, -1:].clone(memory_format=torch.contiguous_format)  # strides are a part of a graph too
-        return self._step(self.plain.net, last, *self._fixed)
+        return self._step(self.plain.net, last, *self._fixed, self.plain.conditions)
 
 
 def _advance(
@@ -58,7 +59,8 @@ def _advance(
     conditions: dict[str, Tensor],
 ) -> Tensor:
     """Take in further tokens, int64 `[batch, n]`, and give the logits of the next, float32 `[batch, num_tokens]`."""
-    columns = cache.length + torch.arange(tokens.shape[1], device=tokens.device)
+    count = tokens.shape[1] + (conditions["prepend_embeds"].shape[1] if "prepend_embeds" in conditions else 0)
+    columns = cache.length + torch.arange(count, device=tokens.device)
     positions = (columns - padding[:, None]).clamp(min=0)
     hidden = net(tokens, mask=mask, positions=positions, cache=cache, return_embeddings=True, **conditions)
     return net.to_logits(hidden[:, -1]).float()

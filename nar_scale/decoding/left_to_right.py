@@ -77,7 +77,8 @@ def continue_prompts(
         amateurs: networks for contrastive decoding, with the arguments of `contrastive` for each.
         use_cache: whether keys and values are kept.
         compile: whether each network runs as a `CompiledPredictor`.
-        conditions: further arguments of the network, tensors with a batch dimension.
+        conditions: further arguments of the network, tensors with a batch dimension; `prepend_embeds` stand before
+            each prompt.
 
     Returns:
         int64 `[batch, generated]`, with `generated` at most `seq_len`, without the prompts.
@@ -85,7 +86,7 @@ def continue_prompts(
     tokens, start = prompts.tokens, prompts.tokens.shape[1]
 
     def predictor(net: TransformerWrapper, conditions: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-        plain = Predictor(net, prompts.padding, use_cache and not compile, conditions)
+        plain = _predictor(net, prompts, use_cache and not compile, conditions)
         return CompiledPredictor(plain, start + seq_len) if compile else plain
 
     expert = predictor(net, conditions or {})
@@ -108,6 +109,11 @@ def continue_prompts(
                 break
     generated = tokens[:, start:]
     return generated if eos_token is None else generated[:, : _longest(generated, eos_token)]
+
+
+def _predictor(net: TransformerWrapper, prompts: Prompts, use_cache: bool, conditions: dict[str, Tensor]) -> Predictor:
+    others = {name: tensor for name, tensor in conditions.items() if name != "prepend_embeds"}
+    return Predictor(net, prompts.padding, use_cache, others, conditions.get("prepend_embeds"))
 
 
 def _interval(device: torch.device) -> int:
@@ -156,7 +162,7 @@ def search_beams(
         raise ConfigError(f"{beams} beams, but only {net.num_tokens} tokens to choose from")
     batch, start = prompts.tokens.shape
     device = prompts.tokens.device
-    predictor = Predictor(net, prompts.padding, use_cache, conditions or {})
+    predictor = _predictor(net, prompts, use_cache, conditions or {})
     tokens = prompts.tokens
     scores = torch.zeros(batch, 1, dtype=torch.float64, device=device)
     drawn, perturbed = torch.zeros_like(scores), torch.zeros_like(scores)

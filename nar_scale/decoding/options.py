@@ -21,7 +21,7 @@ class SamplingOptions:
         top_k: fraction of the vocabulary, in (0, 1], that is eligible at each position, or None for the default of
             the model's `generate`.
         length: tokens of a sequence with its prompt, at least 1, or None for the longest that the model can make.
-        seed: of all randomness.
+        seed: of all randomness, an integer of 64 bits.
         guidance: scale of classifier-free guidance, at least 0, or None for the model's own; only non-autoregressive
             models look at it.
 
@@ -43,6 +43,7 @@ class SamplingOptions:
             ("steps", self.steps is None or self.steps >= 1),
             ("top_k", self.top_k is None or 0 < self.top_k <= 1),
             ("length", self.length is None or self.length >= 1),
+            ("seed", -(2**63) <= self.seed < 2**63),
             ("guidance", self.guidance is None or self.guidance >= 0),
         ):
             if not valid:

@@ -1,17 +1,19 @@
 """Generation from consolidated checkpoints by standalone workers, without DeepSpeed and webdataset."""
 
 from nar_scale.decoding import SamplingOptions
-from nar_scale.generation.requests import Request, assign_classes, read_requests, samples_from_scratch
+from nar_scale.generation.encoding import check_requests
+from nar_scale.generation.requests import Request, read_requests, samples_from_scratch
 from nar_scale.generation.sampling import Sample, generate_samples
-from nar_scale.generation.worker import generate
+from nar_scale.generation.worker import generate, read_results
 
 __all__ = [
     "Request",
     "Sample",
     "SamplingOptions",
-    "assign_classes",
+    "check_requests",
     "generate",
     "generate_samples",
     "read_requests",
+    "read_results",
     "samples_from_scratch",
 ]

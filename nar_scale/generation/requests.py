@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import json
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nar_scale.data import Tokenizer
 from nar_scale.errors import UserError
 
-_GAP = re.compile(r"<mask(?::(\d+))?>")
+_FORMS = '{"prompt": "..."}, {"text": "... <mask:8> ..."} or {"class": 3}'
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "prompt": ((str,), "a string"),
+    "text": ((str,), "a string"),
+    "class": ((int,), "an integer"),
+    "id": ((str, int, float, type(None)), "a string or a number"),
+}
 
 
 @dataclass(frozen=True)
@@ -24,35 +28,50 @@ class Request:
         prompt: text to continue, or None.
         text: text with gaps to fill in, or None; `<mask>` is a gap of one token, `<mask:8>` of eight.
         class_id: class of the sequence, or None.
+        id: the user's own name for the request, which its result repeats, or None.
+        file: where it was read, or None.
+        line: its line there, from 1, or None.
+        fault: why nothing can be generated for it, or None; such a request needs no prompt, text or class.
     """
 
     number: int
     prompt: str | None = None
     text: str | None = None
     class_id: int | None = None
+    id: str | float | None = None
+    file: Path | None = None
+    line: int | None = None
+    fault: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The request as a line of prompts holds it, with its number."""
-        fields = {"number": self.number, "prompt": self.prompt, "text": self.text, "class": self.class_id}
+        """The request as a line of results holds it: with its number, and for a faulty one with its line."""
+        line = None if self.fault is None else self.line
+        fields = {"number": self.number, "id": self.id, "line": line, "error": self.fault}
+        fields |= {"prompt": self.prompt, "text": self.text, "class": self.class_id}
         return {name: value for name, value in fields.items() if value is not None}
 
 
 def read_requests(path: str | Path) -> list[Request]:
     """Read prompts, one JSON object a line: `{"prompt": "..."}`, `{"text": "... <mask:8> ..."}` or `{"class": 3}`.
 
-    A prompt or a text may have a class too.
+    A prompt or a text may have a class too, and each line an `id`. Lines end at a line feed alone; blank ones do not
+    count. A line that is not such an object becomes a request with a `fault`.
 
     Raises:
-        UserError: the file cannot be read, or a line is not such an object; the line is named.
+        UserError: the file cannot be read, or holds no prompts.
     """
+    path = Path(path)
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts {path}: {error}") from None
-    requests = [_parse(path, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(f"cannot read the prompts {path}: {error.strerror}") from None
+    requests: list[Request] = []
+    for line_number, line in enumerate(lines, 1):
+        if line.removeprefix(codecs.BOM_UTF8).strip():
+            requests.append(_parse(line, len(requests), path, line_number))
     if not requests:
         raise UserError(f"{path} holds no prompts")
-    return [replace(request, number=number) for number, request in enumerate(requests)]
+    return requests
 
 
 def samples_from_scratch(count: int) -> list[Request]:
@@ -60,57 +79,49 @@ def samples_from_scratch(count: int) -> list[Request]:
     return [Request(number) for number in range(count)]
 
 
-def assign_classes(requests: Sequence[Request], num_classes: int | None) -> list[Request]:
-    """Give requests from scratch the classes in turn, and check the classes of all others.
+def _parse(line: bytes, number: int, path: Path, line_number: int) -> Request:
+    """The request of a line, or one with a fault."""
+    try:
+        fields = _read_fields(line)
+    except UserError as error:
+        return Request(number, file=path, line=line_number, fault=str(error))
+    fault = _find_fault(fields)
+    known = {name: fields[name] for name in _KINDS if name in fields and _fault_of(name, fields[name]) is None}
+    return Request(
+        number, known.get("prompt"), known.get("text"), known.get("class"), known.get("id"), path, line_number, fault
+    )
 
-    Args:
-        requests: of all workers.
-        num_classes: of the model; None if it is not conditional on a class.
+
+def _read_fields(line: bytes) -> dict[str, Any]:
+    """The JSON object of a line, with or without a byte order mark before it.
 
     Raises:
-        UserError: a class that the model does not have, or a prompt without a class for a model that needs one.
+        UserError: it is something else.
     """
-    return [_assign_class(request, num_classes) for request in requests]
-
-
-def fill_gaps(text: str, tokenizer: Tokenizer, mask_id: int) -> list[int]:
-    """The token ids of a text, in which each gap is as many mask tokens as it says (see `Request`)."""
-    tokens: list[int] = []
-    end = 0
-    for gap in _GAP.finditer(text):
-        tokens += tokenizer.encode(text[end : gap.start()].encode()).tolist()
-        tokens += [mask_id] * int(gap[1] or 1)
-        end = gap.end()
-    return tokens + tokenizer.encode(text[end:].encode()).tolist()
-
-
-def _assign_class(request: Request, num_classes: int | None) -> Request:
-    class_id = request.class_id
-    if num_classes is None:
-        if class_id is not None:
-            raise UserError(f"a prompt asks for class {class_id}, but the model is not conditional on a class")
-        return request
-    if class_id is None:
-        asked = request.prompt if request.text is None else request.text
-        if asked is not None:
-            raise UserError(f'the prompt {asked!r:.60} has no class; add "class": 0..{num_classes - 1} to its line')
-        return replace(request, class_id=request.number % num_classes)
-    if not 0 <= class_id < num_classes:
-        raise UserError(f"a prompt asks for class {class_id}, which is outside the model's 0..{num_classes - 1}")
-    return request
-
-
-def _parse(path: str | Path, line_number: int, line: str) -> Request:
     try:
-        fields = json.loads(line)
-    except ValueError:
-        fields = None
-    asked = {"prompt", "text", "class"} & set(fields) if isinstance(fields, dict) else set()
-    if not asked or {"prompt", "text"} <= asked:
-        forms = '{"prompt": "..."}, {"text": "... <mask:8> ..."} or {"class": 3}'
-        raise UserError(f"{path}, line {line_number}: expected {forms}")
-    for name in sorted(asked):
-        kind, article = (int, "an integer") if name == "class" else (str, "a string")
-        if type(fields[name]) is not kind:
-            raise UserError(f"{path}, line {line_number}: the {name!r} is not {article}")
-    return Request(0, fields.get("prompt"), fields.get("text"), fields.get("class"))
+        fields = json.loads(line.removeprefix(codecs.BOM_UTF8).decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"byte {error.start + 1} is not UTF-8; save the prompts as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"this is not JSON ({error.msg}, character {error.pos + 1}); expected {_FORMS}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"this JSON is nested too deeply, or has too long a number; expected {_FORMS}") from None
+    if not isinstance(fields, dict):
+        raise UserError(f"this is no JSON object; expected {_FORMS}")
+    return fields
+
+
+def _find_fault(fields: dict[str, Any]) -> str | None:
+    """What is wrong with the fields of a line, in a few words; None if nothing is."""
+    if not {"prompt", "text", "class"} & set(fields) or {"prompt", "text"} <= set(fields):
+        return f"expected {_FORMS}"
+    return next((fault for name in _KINDS if name in fields and (fault := _fault_of(name, fields[name]))), None)
+
+
+def _fault_of(name: str, value: Any) -> str | None:
+    types, kind = _KINDS[name]
+    if type(value) not in types:
+        return f"the {name!r} is not {kind}"
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        return f"the {name!r} holds half of a surrogate pair, which is no character"
+    return None

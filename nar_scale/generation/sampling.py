@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from nar_scale.checkpoint import LoadedModel
-from nar_scale.data import Tokenizer
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
-from nar_scale.generation.requests import Request, fill_gaps
+from nar_scale.generation.encoding import encode_request
+from nar_scale.generation.requests import Request
 from nar_scale.masking import Noise
 
 
@@ -45,6 +45,23 @@ class _Encoded:
     tokens: list[int]
 
 
+def check_options(options: SamplingOptions, model: LoadedModel) -> None:
+    """Refuse options that the model does not have.
+
+    Args:
+        options: how to sample.
+        model: whose weights are not looked at, so that it may be on the meta device.
+
+    Raises:
+        UserError: the length is more than the model's, or there is guidance without a condition.
+    """
+    if options.guidance not in (None, 1) and not model.wrapper.conditional:
+        raise UserError("--guidance needs a model with objective.num_classes or objective.prefix_length")
+    longest = model.wrapper.max_seq_len
+    if options.length is not None and options.length > longest:
+        raise UserError(f"--length {options.length} exceeds the model's maximum of {longest} tokens")
+
+
 def generate_samples(
     model: LoadedModel, requests: Sequence[Request], options: SamplingOptions, batch_size: int
 ) -> Iterator[Sample]:
@@ -54,21 +71,18 @@ def generate_samples(
 
     Args:
         model: what samples are drawn from.
-        requests: each with a class if the model is conditional on one, see `assign_classes`.
+        requests: each with a class if the model is conditional on one, see `check_requests`.
         options: how to sample.
         batch_size: sequences in a batch, at most.
 
     Raises:
         UserError: a prompt is too long, or of another kind than the model takes; there is guidance without a condition.
     """
+    check_options(options, model)
     if options.guidance is None:
         options = replace(options, guidance=model.info.decode.guidance_scale)
-    elif options.guidance != 1 and not model.wrapper.conditional:
-        raise UserError("--guidance needs a model with objective.num_classes or objective.prefix_length")
     length = options.length or model.wrapper.max_seq_len
-    if length > model.wrapper.max_seq_len:
-        raise UserError(f"--length {length} exceeds the model's maximum of {model.wrapper.max_seq_len} tokens")
-    encoded = [_Encoded(request, _encode(request, model, length)) for request in requests]
+    encoded = [_Encoded(request, encode_request(request, model, length)) for request in requests]
     encoded.sort(key=lambda item: (len(item.tokens), item.request.number))
     samples: list[Sample] = []
     for _, same_length in groupby(encoded, key=lambda item: len(item.tokens)):
@@ -76,32 +90,6 @@ def generate_samples(
         for start in range(0, len(waiting), batch_size):
             samples += _generate_batch(model, waiting[start : start + batch_size], options)
     return iter(sorted(samples, key=lambda sample: sample.request.number))
-
-
-def _encode(request: Request, model: LoadedModel, length: int) -> list[int]:
-    """The tokens that the model is given: with mask tokens, or where it generates left to right, the prompt alone."""
-    mask_id = model.info.decode.mask_id
-    if request.text is not None:
-        if mask_id is None:
-            raise UserError("an autoregressive model cannot fill gaps; give a 'prompt' instead of a 'text'")
-        tokens = fill_gaps(request.text, _tokenizer(model), mask_id)
-        if mask_id not in tokens:
-            raise UserError(f"the text {request.text!r:.60} has no <mask> gap to fill in")
-    else:
-        prompt = _tokenizer(model).encode(request.prompt.encode()).tolist() if request.prompt else []
-        tokens = model.wrapper.start_from(prompt, length, model.info.decode.end_token)
-    if len(tokens) > length or (mask_id is None and len(tokens) == length):
-        raise UserError(
-            f"the prompt {(request.prompt or request.text)!r:.60} has {len(tokens)} tokens, which leaves no room "
-            f"within {length}"
-        )
-    return tokens
-
-
-def _tokenizer(model: LoadedModel) -> Tokenizer:
-    if model.tokenizer is None:
-        raise UserError("the checkpoint names no tokenizer, so it takes no text prompts; set data.tokenizer")
-    return model.tokenizer
 
 
 def _generate_batch(model: LoadedModel, batch: list[_Encoded], options: SamplingOptions) -> Iterator[Sample]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nar_scale.checkpoint import LoadedModel, WeightKind, load_exported
+from nar_scale.checkpoint import LoadedModel, WeightKind, describe_exported, load_weights
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
 from nar_scale.evaluation import encode_png, image_grid
-from nar_scale.files import create_atomically, write_atomically
-from nar_scale.generation.requests import Request, assign_classes
-from nar_scale.generation.sampling import Sample, generate_samples
+from nar_scale.files import create_atomically, remedy_for, write_atomically
+from nar_scale.generation.encoding import check_requests, refuse_faults
+from nar_scale.generation.requests import Request
+from nar_scale.generation.sampling import Sample, check_options, generate_samples
+from nar_scale.model.devices import find_device
+
+_logger = logging.getLogger(__name__)
 
 MANIFEST_FILE = "generation.json"
 
@@ -35,13 +40,15 @@ def generate(
     part_size: int = 64,
     device: torch.device | str | None = None,
     weights: WeightKind = "model",
+    skip_faults: bool = False,
     progress: bool = True,
 ) -> list[Path]:
     """Generate the requests of one worker.
 
-    The requests are cut into parts of `part_size`. Part p belongs to worker p modulo `workers` and is written as
-    `part-NNNNN.jsonl`, by renaming a finished file. Parts that exist are skipped, so that a worker can be killed and
-    started again. Where tokens are pixels (`logging.image_shape`), each part is first drawn as `part-NNNNN.png`.
+    All requests are looked at before the weights are loaded and before anything is written. They are cut into parts of
+    `part_size`. Part p belongs to worker p modulo `workers` and is written as `part-NNNNN.jsonl`, by renaming a
+    finished file. Parts that exist are skipped, so that a worker can be killed and started again. Where tokens are
+    pixels (`logging.image_shape`), each part is first drawn as `part-NNNNN.png`.
 
     Args:
         checkpoint: the directory of a consolidated checkpoint.
@@ -54,28 +61,29 @@ def generate(
         part_size: samples in a file.
         device: of the model; if None, a GPU if there is one.
         weights: `model` for those of the last step, `ema` for their moving average.
+        skip_faults: let the result of a request that has a fault (see `Request`), or that the model cannot take, be an
+            `error`, instead of refusing all requests.
         progress: whether a progress bar is shown, where the output is a terminal.
 
     Returns:
         the paths of the parts of this worker.
 
     Raises:
-        UserError: an argument is out of range, a class does not fit the model (see `assign_classes`), or the output
-            directory holds results of another checkpoint, of other requests or of other options.
+        UserError: an argument is out of range, there is no such device, a request cannot be generated, the output
+            cannot be written, or it holds results of another checkpoint, of other requests or of other options.
     """
     if not 0 <= worker < workers:
         raise UserError(f"worker {worker} of {workers} does not exist; workers count from 0")
     if batch_size < 1 or part_size < 1 or not requests:
         raise UserError("the batch size, the part size and the number of requests must be at least 1")
-    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device} was asked for, but torch finds no GPU; use cpu")
-    output = Path(output)
-    model = load_exported(checkpoint, device or ("cuda" if torch.cuda.is_available() else "cpu"), weights=weights)
-    requests = assign_classes(requests, model.wrapper.num_classes)
+    output, checkpoint, device = Path(output), Path(checkpoint), find_device(device)
+    model = describe_exported(checkpoint)
+    requests = _check(requests, model, options, skip_faults)
+    load_weights(model, checkpoint, device, kind=weights)
     manifest = {
-        "checkpoint": _digest((Path(checkpoint) / "manifest.json").read_bytes()),
+        "checkpoint": _digest((checkpoint / "manifest.json").read_bytes()),
         "weights": weights,
-        "requests": _digest(repr(list(requests)).encode()),
+        "requests": _digest(json.dumps([request.as_dict() for request in requests]).encode()),
         "count": len(requests),
         "part_size": part_size,
         "model": {"step": model.info.step, "steps": model.info.decode.steps, "schedule": model.info.decode.schedule},
@@ -87,13 +95,51 @@ def generate(
     for part in tqdm(own_parts, desc=f"worker {worker}/{workers}", unit="part", disable=None if progress else True):
         path = output / f"part-{part:05d}.jsonl"
         if not path.exists():
-            local_positions = requests[part * part_size : (part + 1) * part_size]
-            samples = list(generate_samples(model, local_positions, options, batch_size))
-            _draw(samples, model, path.with_suffix(".png"))
-            lines = "".join(json.dumps(sample.as_dict(), ensure_ascii=False) + "\n" for sample in samples)
-            write_atomically(path, lines.encode())
+            _generate_part(path, requests[part * part_size : (part + 1) * part_size], model, options, batch_size)
         paths.append(path)
     return paths
+
+
+def _check(
+    requests: Sequence[Request], model: LoadedModel, options: SamplingOptions, skip_faults: bool
+) -> list[Request]:
+    """The requests with their classes and faults, which are counted if they are not refused."""
+    check_options(options, model)
+    requests = check_requests(requests, model, options.length or model.wrapper.max_seq_len)
+    faults = sum(request.fault is not None for request in requests)
+    if faults and not skip_faults:
+        refuse_faults(requests)
+    if faults:
+        _logger.warning("%d of %d prompts cannot be used; their results say why", faults, len(requests))
+    return requests
+
+
+def _generate_part(
+    path: Path, requests: Sequence[Request], model: LoadedModel, options: SamplingOptions, batch_size: int
+) -> None:
+    """Write the results of some requests: one JSON object a line, in order, and of a request with a fault the error."""
+    samples = list(generate_samples(model, [one for one in requests if one.fault is None], options, batch_size))
+    results = {request.number: request.as_dict() for request in requests}
+    results |= {sample.request.number: sample.as_dict() for sample in samples}
+    lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results.values())
+    try:
+        _draw(samples, model, path.with_suffix(".png"))
+        write_atomically(path, lines.encode())
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """The results in finished parts, in order; each has a `number`, and `tokens` or an `error`.
+
+    Raises:
+        UserError: a part cannot be read, or is no part.
+    """
+    try:
+        return [json.loads(line) for path in paths for line in path.read_bytes().split(b"\n") if line]
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "they are damaged; remove the part"
+        raise UserError(f"cannot read the results {', '.join(map(str, paths))}: {reason}") from None
 
 
 def _draw(samples: Sequence[Sample], model: LoadedModel, path: Path) -> None:
@@ -121,15 +167,27 @@ def claim_output(output: Path, manifest: dict[str, Any]) -> None:
         output.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             create_atomically(path, (json.dumps(manifest, indent=2) + "\n").encode())
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_bytes())
     except OSError as error:
-        raise UserError(f"cannot write to {output}: {error.strerror}") from None
+        raise _cannot_write(output, error) from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{path} is damaged; choose another --output or remove it")
     different = [name for name in manifest if found.get(name) != manifest[name]]
     if different:
         raise UserError(
             f"{output} holds results of another {' and other '.join(different)} (see {path.name}); "
             "choose another --output or remove it"
         )
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    known = remedy_for(error)
+    remedy = (
+        f"{known} and run the same command again, which keeps finished parts" if known else "choose another --output"
+    )
+    return UserError(f"cannot write {path}: {error.strerror}; {remedy}")
 
 
 def _digest(content: bytes) -> str:

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from nar_scale.checkpoint.directory import written_whole
 from nar_scale.checkpoint.exported import LoadedModel
 from nar_scale.checkpoint.shards import SHARD_BYTES, save_weights
-from nar_scale.data.tokenizers import TOKENIZER_FILE
 from nar_scale.errors import ConfigError
+from nar_scale.interop.llama_tokenizer import save_text_tokenizer
 from nar_scale.model import TransformerWrapper
 from nar_scale.objectives import AutoregressiveWrapper
 
-_TOKENIZER = {"tokenizer_class": "PreTrainedTokenizerFast"}
 _OF_MODEL = {
     "token_emb.weight": "model.embed_tokens.weight",
     "attn_layers.final_norm.weight": "model.norm.weight",
@@ -38,10 +37,11 @@ _OF_BLOCK = {
 
 @torch.no_grad()
 def export_llama(model: LoadedModel, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write `config.json`, the weights and the tokenizer, if it is a `tokenizer.json`.
+    """Write `config.json`, the weights, and for a model with a tokenizer `tokenizer.json` and its configuration.
 
     `transformers.LlamaForCausalLM.from_pretrained(directory)` computes the same logits. Rotary channels are paired
-    there as here, and query heads share key heads alike, so no weight is permuted.
+    there as here, and query heads share key heads alike, so no weight is permuted. `AutoTokenizer` gives the ids that
+    the model was trained on, pads on the left with the end token, and so does `generate` with what has ended.
 
     Raises:
         ConfigError: the model has what Llama cannot represent.
@@ -53,14 +53,14 @@ def export_llama(model: LoadedModel, directory: str | Path, *, shard_bytes: int 
     for refused, reason in _refusals(net):
         if refused:
             raise ConfigError(f"Llama has no {reason}")
-    config = {**_describe(net), "bos_token_id": None, "eos_token_id": model.info.decode.end_token}
+    end_token = model.info.decode.end_token
+    special = {"bos_token_id": None, "eos_token_id": end_token, "pad_token_id": end_token}
+    config = {**_describe(net), **special}
     with written_whole(Path(directory)) as writing:
         save_weights(writing, _rename(net), "model", shard_bytes)
         (writing / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         if model.tokenizer is not None:
-            model.tokenizer.save(writing)
-        if (writing / TOKENIZER_FILE).exists():  # not Llama's own tokenizer, then
-            (writing / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER, indent=2) + "\n")
+            save_text_tokenizer(model.tokenizer, end_token, net.max_seq_len, writing)
 
 
 def _refusals(net: TransformerWrapper) -> list[tuple[bool, str]]:

@@ -164,14 +164,15 @@ class AutoregressiveWrapper(Objective):
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
             compile: run each step but the first through `torch.compile`, on GPUs as one CUDA graph; the first call for
                 a number of prompts and a length, rounded up to a multiple of 64, then takes up to minutes.
-            conditions: further arguments of the network, with a row for each prompt: `context` and `context_mask`.
+            conditions: further arguments of the network, with a row for each prompt: `context` and `context_mask`, and
+                `prepend_embeds` as in `forward`, which are not returned.
 
         Returns:
             int64 `[batch, n + seq_len]` (shorter if all sequences have ended), without the prompt
             `[batch, seq_len]`.
 
         Raises:
-            ValueError: an empty prompt, or `compile` without `cache_kv`.
+            ValueError: an empty prompt, conditions that do not fit, or `compile` without `cache_kv`.
         """
         if compile and not cache_kv:
             raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")

@@ -112,6 +112,7 @@ def test_wrong_keys_and_values_are_named(key, value, named):
             {"data.sources": {"a": {"directory": "a", "weight": float("inf")}}, "data.directory": None},
             ["data.sources.a.weight", "inf"],
         ),
+        ({"model.feedforward_mult": float("inf")}, ["model.feedforward_mult", "inf"]),
         ({"faults.straggler_ratio": float("inf")}, ["faults.straggler_ratio", "inf"]),
         ({"logging.profile_steps": [11, 12]}, ["logging.profile_steps", 11, 10]),
         ({"logging.flops_step": 11}, ["logging.flops_step", 11, 10]),

@@ -10,9 +10,10 @@ from PIL import Image
 from nar_scale.checkpoint import load_exported
 from nar_scale.errors import UserError
 from nar_scale.evaluation import image_grid
-from nar_scale.generation import SamplingOptions, assign_classes, generate, read_requests, samples_from_scratch
+from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
+from nar_scale.generation.encoding import assign_class
 from nar_scale.masking import Noise
-from tests.errors import refused
+from tests.errors import assert_names, refused
 from tests.generation.helpers import export
 
 CLASSES, LEVELS, SHAPE = 3, 5, (4, 6)
@@ -114,13 +115,13 @@ def test_what_needs_a_condition_is_refused_without(unconditional, tmp_path):
 
 @pytest.mark.parametrize("value", ["3", 3.0, True, None, [1]])
 def test_a_class_is_an_integer(tmp_path, value):
-    with refused(UserError, tmp_path / "p.jsonl", "line 1", "'class'", "integer"):
-        lines(tmp_path / "p.jsonl", {"class": value})
+    (request,) = lines(tmp_path / "p.jsonl", {"class": value})
+    assert_names(request.fault, "'class'", "integer")
 
 
 def test_a_class_may_stand_beside_a_prompt(tmp_path):
     requests = lines(tmp_path / "p.jsonl", {"prompt": "a", "class": 1}, {"text": "<mask>", "class": 0})
-    assert [request.as_dict() for request in assign_classes(requests, 2)] == [
+    assert [assign_class(request, 2).as_dict() for request in requests] == [
         {"number": 0, "prompt": "a", "class": 1},
         {"number": 1, "text": "<mask>", "class": 0},
     ]

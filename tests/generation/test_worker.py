@@ -13,7 +13,7 @@ import pytest
 from nar_scale.data import ByteTokenizer
 from nar_scale.errors import UserError
 from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
-from nar_scale.generation.requests import fill_gaps
+from nar_scale.generation.encoding import fill_gaps
 from nar_scale.generation.worker import claim_output
 from tests.errors import refused
 from tests.generation.helpers import KINDS, export
@@ -128,15 +128,8 @@ def test_prompts_that_do_not_fit(checkpoints, tmp_path, kind, line, named):
         run(checkpoints[kind], tmp_path / "out", prompts(tmp_path / "p.jsonl", line))
 
 
-@pytest.mark.parametrize("line", ["nonsense", "{}", '{"prompt": 3}', '{"prompt": "a", "text": "b"}', "[1]"])
-def test_a_bad_line_is_named(tmp_path, line):
-    (tmp_path / "p.jsonl").write_text('{"prompt": "good"}\n' + line + "\n")
-    with refused(UserError, tmp_path / "p.jsonl", "line 2"):
-        read_requests(tmp_path / "p.jsonl")
-
-
 def test_fill_gaps():
-    assert fill_gaps("<mask:2>a<mask>é", ByteTokenizer(), 257) == [257, 257, 97, 257, 195, 169]
+    assert fill_gaps("<mask:2>a<mask>é", ByteTokenizer(), 257, 6) == [257, 257, 97, 257, 195, 169]
 
 
 def test_the_script(checkpoints, tmp_path, capsys):

@@ -8,6 +8,7 @@ from launcher.export import main as launch
 from nar_scale.checkpoint import LoadedModel, ModelInfo, load_exported, run_probe
 from nar_scale.checkpoint.exported import write_exported
 from nar_scale.data import load_tokenizer
+from nar_scale.data.tokenizers import END_TOKEN_TEXT
 from nar_scale.errors import CheckpointError, ConfigError
 from nar_scale.interop import export_llama
 from nar_scale.model import Decoder, Encoder
@@ -28,16 +29,17 @@ MODELS = {
 every_model = pytest.mark.parametrize("settings", MODELS.values(), ids=MODELS)
 
 
-def built(**settings):
+def built(vocabulary_size=VOCABULARY, tokenizer=None, **settings):
     """A loaded model in which no parameter is as it was born."""
     torch.manual_seed(0)
-    config = config_with(**AR, **settings)
-    wrapper = build_wrapper(config, VOCABULARY).eval()
+    config = config_with(**{**AR, **settings})
+    wrapper = build_wrapper(config, vocabulary_size).eval()
     for parameter in wrapper.parameters():
         mean, std = (1.0, 0.3) if parameter.ndim == 1 else (0.0, parameter.shape[1] ** -0.5)
         torch.nn.init.normal_(parameter, mean, std)
-    info = ModelInfo(VOCABULARY, None, 30, 240, "fp32", wrapper.decode_manifest(config.objective, END))
-    return LoadedModel(wrapper, config, info, None)
+    decode = wrapper.decode_manifest(config.objective, END if tokenizer is None else tokenizer.end_token)
+    info = ModelInfo(vocabulary_size, tokenizer and tokenizer.name, 30, 240, "fp32", decode)
+    return LoadedModel(wrapper, config, info, tokenizer)
 
 
 def loaded(directory):
@@ -162,3 +164,52 @@ def test_the_launcher(tmp_path, capsys):
     ours, text = load_tokenizer(tmp_path / "tokenizer.json"), "a cab is dear"
     assert tokenizer.encode(text) == ours.encode(text.encode()).tolist()
     assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def save_tokenizer_that_adds_tokens(path):
+    from tokenizers import Tokenizer, processors
+
+    save_tokenizer(path)
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="</s> $A </s>", special_tokens=[("</s>", END)])
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=9, pad_id=1, pad_token="b")
+    tokenizer.save(str(path))
+
+
+TOKENIZERS = {
+    "byte": (None, 257, ["", "a", "def f(x):\n\treturn  'é\u2028日本 \x00\x7f🎉'", "a <|endoftext|> b\n"]),
+    "plain file": (save_tokenizer, VOCABULARY, ["a cab is dear", "b", "a  a</s>"]),
+    "file that adds tokens": (save_tokenizer_that_adds_tokens, VOCABULARY, ["a cab is dear", "b", "a a</s>"]),
+}
+
+
+@pytest.mark.parametrize(("save", "vocabulary_size", "texts"), TOKENIZERS.values(), ids=TOKENIZERS)
+@torch.no_grad()
+def test_text_becomes_the_ids_of_training_and_a_padded_batch_generates_the_same(tmp_path, save, vocabulary_size, texts):
+    ours = load_tokenizer("byte")
+    if save is not None:
+        save(tmp_path / "tokenizer.json")
+        ours = load_tokenizer(tmp_path / "tokenizer.json")
+    model = built(vocabulary_size, ours, **{"model.max_seq_len": 64})
+    export_llama(model, tmp_path / "llama")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama")
+    llama = loaded(tmp_path / "llama")
+    assert theirs.eos_token_id == theirs.pad_token_id == ours.end_token
+    assert llama.generation_config.eos_token_id == llama.generation_config.pad_token_id == ours.end_token
+    assert theirs.model_max_length == 64
+    assert len(theirs) == vocabulary_size
+    ids = [ours.encode(text.encode()).tolist() for text in texts]
+    assert [theirs.encode(text) for text in texts] == ids
+    assert [theirs.decode(one) for one in ids] == [ours.decode(one).replace(END_TOKEN_TEXT, "</s>") for one in ids]
+    assert max(map(len, ids)) > 10
+
+    batch = theirs([text for text in texts if text], return_tensors="pt", padding=True)
+    expected = llama.generate(**batch, do_sample=False, max_new_tokens=12)[:, batch["input_ids"].shape[1] :]
+    prompts = [torch.tensor(one) for one in ids if one]
+    wrapper = model.wrapper
+    wrapper.pad_value = ours.end_token
+    generated = wrapper.generate(prompts, 12, temperature=0.0, eos_token=ours.end_token)
+    assert generated.equal(expected)
+    assert len(expected.unique()) > 2

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
 from nar_scale.config.sections.section import FixedOnResume, Fraction, Section, Unit
@@ -10,6 +10,8 @@ from nar_scale.config.sections.section import FixedOnResume, Fraction, Section, 
 
 class ModelConfig(Section):
     """The transformer. It is an `Encoder` or a `Decoder`, as `objective.kind` demands."""
+
+    model_config = ConfigDict(allow_inf_nan=False)  # no such network can be built
 
     dim: Annotated[PositiveInt, FixedOnResume(), Unit("channels")] = Field(
         description="Width of the residual stream.",
