@@ -20,7 +20,6 @@ from nar_scale.data.formats.documents import (
     raw_document,
 )
 from nar_scale.data.formats.field_names import CLASS_FIELD, TOKENS_FIELD
-from nar_scale.data.formats.jsonl import json_document
 from nar_scale.data.formats.npy import decode_npy
 from nar_scale.data.formats.tar import (
     DamagedTarError,
@@ -30,6 +29,7 @@ from nar_scale.data.formats.tar import (
     sample_member,
     tar_members,
 )
+from nar_scale.data.formats.text.json_object import json_document
 from nar_scale.errors import DataError
 
 KEY_LETTERS_IN_MESSAGES = 256
