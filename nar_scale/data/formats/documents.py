@@ -69,7 +69,7 @@ class SkippedDocument(NamedTuple):
     Attributes:
         size: bytes of input that it took.
         reason: "binary", "empty", "no text", or a kind of tar member such as "hard link".
-        name: of the member of a tar; empty elsewhere.
+        name: of the sample or member of a tar; empty elsewhere.
     """
 
     size: int
