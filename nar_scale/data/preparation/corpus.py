@@ -1,6 +1,7 @@
 """Finding the files of a corpus in files and folders."""
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -53,7 +54,7 @@ def find_corpus(
     """
     files: dict[str, Path] = {}  # by the real path
     skipped = Skipped()
-    stems: dict[tuple[str, str], Path] = {}
+    stems = defaultdict[tuple[str, str], list[Path]](list)
     pairs = []
     unwanted = {os.path.realpath(path) for path in left_out}
     for path in inputs:
@@ -69,9 +70,9 @@ def find_corpus(
                     skipped.add(kind, str(file))
                     continue
                 if _take(files, file.absolute()) and not is_text:
-                    first = stems.setdefault((str(file.parent), stem(file)), file)
-                    if first is not file:
-                        pairs.append((first, file))
+                    same = stems[str(file.parent), stem(file)]
+                    pairs += [(earlier, file) for earlier in same]
+                    same.append(file)
     return Corpus(list(files.values()), skipped, pairs)
 
 

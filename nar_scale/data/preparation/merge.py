@@ -156,7 +156,7 @@ def _report(plan: Plan, records: Records, info: DatasetInfo) -> None:
         logger.log(
             logging.WARNING if is_most else logging.INFO,
             "%sskipped: %s",
-            "MORE WAS SKIPPED THAN READ; " * is_most,
+            "WARNING: more was skipped than read; " * is_most,
             skipped,
         )
     if special_tokens := sum(record.special_tokens for record in records.values()):

@@ -47,5 +47,6 @@ def refuse_too_many(skipped: Skipped, most: int | None) -> None:
     """Raise a `DataError` if more is left out than may be; None is any number."""
     if most is not None and skipped.total > most:
         raise DataError(
-            f"more than max_skipped {most} documents are left out: {skipped}; correct or exclude them, or raise it"
+            f"{skipped.total} documents are left out, and max_skipped is {most}: {skipped}; correct or exclude them, "
+            "or raise --max-skipped"
         )

@@ -45,7 +45,7 @@ def object_document(value: object, key: str, size: int, location: str) -> Docume
 
 def _text_of(value: object, key: str) -> bytes | None:
     if not isinstance(value, dict):
-        raise ValueError(f"{_shown(value)} is not a JSON object")
+        raise ValueError(f"{shown(value)} is not a JSON object")
     if key not in value:
         raise ValueError(f"no key {key!r}, only {quoted_names(value)}")
     text = value[key]
@@ -53,15 +53,16 @@ def _text_of(value: object, key: str) -> bytes | None:
         return None
     if isinstance(text, list) and text and isinstance(text[0], int):
         raise ValueError(
-            f"{key!r} is {_shown(text)}: token ids are not read from JSON, but from .npy, .npz and tokens.npy in a .tar"
+            f"{key!r} is {shown(text)}: token ids are not read from JSON, but from .npy, .npz and tokens.npy in a .tar"
         )
     if not isinstance(text, str):
-        raise ValueError(f"{key!r} is {_shown(text)}, not a string")
+        raise ValueError(f"{key!r} is {shown(text)}, not a string")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"{key!r} has half a surrogate pair at its character {error.start}") from None
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value for a message, as JSON cut to 40 letters."""
     return json.dumps(value)[:LETTERS_IN_MESSAGES]

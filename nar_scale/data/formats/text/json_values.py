@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 
 from nar_scale.data.formats.documents import Documents, Piece, SkippedDocument
 from nar_scale.data.formats.text.decompression import open_content
-from nar_scale.data.formats.text.json_object import object_document
+from nar_scale.data.formats.text.json_object import object_document, shown
 from nar_scale.errors import DataError
 
 BLOCK_BYTES = 1 << 16
@@ -34,7 +34,10 @@ def read(piece: Piece, text_field: str) -> Documents:
         try:
             for number, found in enumerate(_values(_Reader(content.file)), 1):
                 size = content.taken()
-                if found.is_alone and isinstance(found.value, dict) and text_field not in found.value:
+                if not isinstance(found.value, dict):
+                    number -= 1
+                    raise ValueError(f"{shown(found.value)} is not a JSON object")
+                if found.is_alone and text_field not in found.value:
                     yield SkippedDocument(size, "no text")
                     continue
                 yield object_document(found.value, text_field, size, f"input {piece.file}, object {number}")
@@ -43,8 +46,8 @@ def read(piece: Piece, text_field: str) -> Documents:
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
             raise DataError(
-                f"input {piece.file} looks like JSON, but is not after {number} objects ({reason}); correct it, "
-                "exclude it, or read it as it is with --as-text"
+                f"input {piece.file} begins like JSON, but after {number} objects there is something else ({reason}); "
+                "correct or exclude it, or read it as it is with --as-text"
             ) from None
         if number == 0:
             yield SkippedDocument(content.taken(), "empty")
