@@ -197,6 +197,7 @@ def run_verify(arguments: argparse.Namespace) -> str:
 def run_index(arguments: argparse.Namespace) -> str:
     from nar_scale.data import index_shards
     from nar_scale.errors import DataError
+    from nar_scale.text import printable
 
     done = index_shards(arguments.index, arguments.index_directory, shard_cache(arguments), arguments.workers)
     report, faults = "\n".join(done.lines), done.faults
@@ -207,7 +208,7 @@ def run_index(arguments: argparse.Namespace) -> str:
     if len(faults) > MAX_FAULTS:
         faults = [*faults[:MAX_FAULTS], f"{len(faults) - MAX_FAULTS:,} more are damaged or missing"]
     for fault in faults[:-1]:
-        print(f"prepare: error: {fault}", file=sys.stderr)
+        print(f"prepare: error: {printable(fault)}", file=sys.stderr)
     raise DataError(faults[-1])
 
 
@@ -302,13 +303,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     from nar_scale.errors import UserError
     from nar_scale.logging_setup import set_up_logging
+    from nar_scale.text import printable
 
     set_up_logging()
 
     try:
         report = job_of(arguments)(arguments)
     except UserError as error:
-        print(f"prepare: error: {error}", file=sys.stderr)
+        print(f"prepare: error: {printable(str(error))}", file=sys.stderr)
         return 2
     try:
         print(report, flush=True)

@@ -38,7 +38,7 @@ def text_format(file: Path) -> ModuleType:
             return module
     with open_content(file) as content:
         head = content.file.read(HEAD_BYTES).removeprefix(codecs.BOM_UTF8)
-    if b"\0" in head or not (name.endswith(".json") or JSON_START.match(head)):
+    if not (name.endswith(".json") or JSON_START.match(head)):
         return plain_text
     return jsonl if _is_in_lines(head) else json_values
 

@@ -100,6 +100,8 @@ def test_null_empty_and_nothing(tmp_path):
         (b"[" * 100_000, "recursion"),
         (b'{"text": ' + b"9" * 5000 + b"}", "limit"),
         (b"\x93NUMPY", "utf-8"),
+        (b'[{"text": "a"}, \0\0\0', "Expecting value"),
+        (b"\0\0\0", "Expecting value"),
     ],
 )
 def test_malformed_json_is_named(tmp_path, content, reason):
