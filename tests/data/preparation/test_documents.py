@@ -115,5 +115,7 @@ def test_a_terminal_of_ascii_ends_nothing(tmp_path):
     done = subprocess.run([*command, "--output", tmp_path / "dätä"], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
     assert b"d\\xe4t\\xe4" in done.stdout
+    name.unlink()
     done = subprocess.run([*command, "--output", tmp_path / "dätä"], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert b"h\\xe4user" in done.stderr

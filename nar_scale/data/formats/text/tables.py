@@ -10,6 +10,7 @@ from pathlib import Path
 from nar_scale.data.formats.documents import Document, Documents, Piece, SkippedDocument, quoted_names
 from nar_scale.data.formats.text.decompression import open_content, split_name
 from nar_scale.errors import DataError
+from nar_scale.text import printable
 
 REMEDY = "correct it, exclude it, or read it as it is with --as-text"
 
@@ -43,9 +44,10 @@ def read(piece: Piece, text_field: str) -> Documents:
                     )
                 size = content.taken()
                 yield Document(row[column].encode(), None, size) if row[column] else SkippedDocument(size, "empty")
-        except (csv.Error, UnicodeDecodeError) as error:
-            reason = "not UTF-8" if isinstance(error, UnicodeDecodeError) else str(error)
-            raise DataError(f"input {piece.file}, line {rows.line_num + 1}: {reason}; {REMEDY}") from None
+        except csv.Error as error:
+            raise DataError(f"input {piece.file}, line {rows.line_num}: {printable(str(error))}; {REMEDY}") from None
+        except UnicodeDecodeError:  # in what is read ahead
+            raise DataError(f"input {piece.file}, after line {rows.line_num}: not UTF-8; {REMEDY}") from None
         finally:
             text.detach()
 

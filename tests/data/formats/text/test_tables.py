@@ -36,12 +36,17 @@ def test_each_row_is_a_document(tmp_path, name, delimiter, suffix, mark):
         (b"text,b\na,1\nb,1,2\n", "line 3: 3 cells"),
         (b'text,b\n"never closed,1\n', "unexpected end"),
         (b'text,b\n"closed"too early,1\n', "expected after"),
+        (b'text,b\na,1\n"closed"too early,1\n', "line 3: "),
         (b"text,b\nb\xff,1\n", "not UTF-8"),
         (b"text\na\0b\n\xff", "not UTF-8"),
     ],
 )
 def test_a_malformed_table_is_named(tmp_path, content, reason):
     assert_refused(write(tmp_path / "a.csv", content), reason)
+
+
+def test_a_malformed_table_of_tabs_is_named_in_printable_letters(tmp_path):
+    assert_refused(write(tmp_path / "a.tsv", b'text\tb\n"a"x\t1\n'), "line 2", "'\\x09' expected")
 
 
 def test_tables_without_rows_and_with_blank_lines(tmp_path):
