@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -16,8 +17,9 @@ if TYPE_CHECKING:  # else imported by the jobs, after the arguments have been ch
 MAX_FAULTS = 20  # lines about damaged shards
 
 EXAMPLE = """\
-inputs: files and folders of .txt and other text (one document each), .jsonl, .parquet, WebDataset .tar, token arrays
-and images in .npy or .npz; text also compressed as .gz or .zst.
+inputs: files and folders of .txt and other text (one document each), .jsonl, .json, .csv, .tsv, .parquet, WebDataset
+.tar, token arrays and images in .npy or .npz; text, JSON and tables also compressed as .gz, .bz2, .xz or .zst. A file
+of another name that begins like JSON is read as JSON.
 
 examples:
   python launcher/prepare.py --input docs notes.txt --output data/docs --seq-len 256 --include "*.txt"
@@ -59,6 +61,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="VOCAB",
         help="train the tokenizer FILE with this many tokens on the input first",
     )
+    parser.add_argument(
+        "--end-token",
+        metavar="NAME",
+        help="the token of the tokenizer.json that ends a document (default: <|endoftext|>, </s>, [SEP] or <eos>)",
+    )
     parser.add_argument("--vocabulary-size", type=int, metavar="N", help="for input that is tokens of no tokenizer")
     parser.add_argument("--text-field", default="text", metavar="NAME", help="key, column or field of the text")
     parser.add_argument(
@@ -75,6 +82,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--include", default="*", metavar="GLOB", help="names of files to take from folders")
     parser.add_argument(
         "--exclude", nargs="+", default=[], metavar="NAME", help="names or globs of files and folders to leave out"
+    )
+    parser.add_argument(
+        "--as-text", nargs="+", default=[], metavar="GLOB", help="names of files to read as plain text, such as *.json"
+    )
+    parser.add_argument(
+        "--max-skipped",
+        type=int,
+        metavar="N",
+        help="fail if more documents than this are left out: null, empty or binary (default: any number)",
     )
     parser.add_argument("--samples-per-shard", type=int, default=8192, metavar="N", help="at most (default 8192)")
     parser.add_argument(
@@ -181,6 +197,7 @@ def run_verify(arguments: argparse.Namespace) -> str:
 def run_index(arguments: argparse.Namespace) -> str:
     from nar_scale.data import index_shards
     from nar_scale.errors import DataError
+    from nar_scale.text import printable
 
     done = index_shards(arguments.index, arguments.index_directory, shard_cache(arguments), arguments.workers)
     report, faults = "\n".join(done.lines), done.faults
@@ -191,7 +208,7 @@ def run_index(arguments: argparse.Namespace) -> str:
     if len(faults) > MAX_FAULTS:
         faults = [*faults[:MAX_FAULTS], f"{len(faults) - MAX_FAULTS:,} more are damaged or missing"]
     for fault in faults[:-1]:
-        print(f"prepare: error: {fault}", file=sys.stderr)
+        print(f"prepare: error: {printable(fault)}", file=sys.stderr)
     raise DataError(faults[-1])
 
 
@@ -218,6 +235,7 @@ def train_tokenizer_first(arguments: argparse.Namespace) -> None:
         text_field=arguments.text_field,
         include=arguments.include,
         exclude=arguments.exclude,
+        as_text=arguments.as_text,
     )
     print(f"wrote {path}", flush=True)
 
@@ -227,6 +245,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         "seq_len": arguments.seq_len,
         "tokenizer": arguments.tokenizer or (None if arguments.vocabulary_size else "byte"),
+        "end_token": arguments.end_token,
         "vocabulary_size": arguments.vocabulary_size,
         "text_field": arguments.text_field,
         "packed": not arguments.one_document_per_sample,
@@ -234,6 +253,8 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "validation": arguments.validation,
         "include": arguments.include,
         "exclude": arguments.exclude,
+        "as_text": arguments.as_text,
+        "max_skipped": arguments.max_skipped,
         "samples_per_shard": arguments.samples_per_shard,
         "unit_bytes": arguments.unit_bytes,
         "workers": arguments.workers,
@@ -259,9 +280,6 @@ def summary(output: Path, make: Callable[[], DatasetInfo]) -> str:
         f"{split.shards:,} shards"
         for name, split in info.splits.items()
     ]
-    skipped = ", ".join(f"{number:,} {reason}" for reason, number in info.skipped.items() if number)
-    if skipped:
-        lines.append(f"skipped: {skipped}")
     text = f"{total_bytes / 1e6:.1f} MB of text in {seconds:.1f} s, {total_bytes / 1e6 / seconds:.1f} MB/s"
     if written_at(output) == before:
         lines.append(f"{output} holds the data set of these inputs and settings already; nothing was written")
@@ -279,13 +297,20 @@ def written_at(output: Path) -> int | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):  # names of files may be in any encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = parse_arguments(argv)
     from nar_scale.errors import UserError
+    from nar_scale.logging_setup import set_up_logging
+    from nar_scale.text import printable
+
+    set_up_logging()
 
     try:
         report = job_of(arguments)(arguments)
     except UserError as error:
-        print(f"prepare: error: {error}", file=sys.stderr)
+        print(f"prepare: error: {printable(str(error))}", file=sys.stderr)
         return 2
     try:
         print(report, flush=True)

@@ -138,7 +138,7 @@ def describe_exported(directory: str | Path, verify: bool = True) -> LoadedModel
     """
     directory = Path(directory)
     config, info, wrapper = _describe(directory, verify)
-    tokenizer = load_tokenizer(info.tokenizer, directory) if info.tokenizer else None
+    tokenizer = load_tokenizer(info.tokenizer, directory, info.decode.end_token) if info.tokenizer else None
     return LoadedModel(wrapper.eval(), config, info, tokenizer)
 
 

@@ -1,6 +1,7 @@
 """Tokenizers, from text to token ids and back: raw bytes, or a Hugging Face `tokenizer.json`."""
 
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
@@ -10,11 +11,13 @@ import numpy as np
 
 from nar_scale.errors import DataError, UserError
 from nar_scale.files import write_atomically
+from nar_scale.text import printable
 
 END_TOKEN_NAMES = ("<|endoftext|>", "</s>", "[SEP]", "<eos>")
 END_TOKEN_TEXT = "\n<|end|>\n"
 UNKNOWN_TOKEN_TEXT = "▒"
 TOKENIZER_FILE = "tokenizer.json"
+NAMES_IN_MESSAGES = 12
 
 
 class Tokenizer(Protocol):
@@ -35,8 +38,12 @@ class Tokenizer(Protocol):
     def encode(self, text: bytes) -> np.ndarray:
         """Return the ids of a document, integers `[n]`, without an end token.
 
-        The dtype may be small and the array read-only: take `.astype(np.int64)` before arithmetic or torch.
+        A special token that the text spells out is encoded like any other text. The dtype may be small and the array
+        read-only: take `.astype(np.int64)` before arithmetic or torch.
         """
+
+    def count_special_tokens(self, text: bytes) -> int:
+        """Return how often a text spells out a special token."""
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return readable text; an end token is spelled out, an id outside the vocabulary shows as a block."""
@@ -57,6 +64,10 @@ class ByteTokenizer:
         """Return the bytes themselves, uint8 `[len(text)]`, read-only; see `Tokenizer.encode`."""
         return np.frombuffer(text, dtype=np.uint8)
 
+    def count_special_tokens(self, text: bytes) -> int:
+        """Return 0: no text is taken for the end token."""
+        return 0
+
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text; bytes that are not UTF-8 become the replacement character."""
         return _decode_runs(ids, self, lambda run: bytes(run).decode("utf-8", errors="replace"))
@@ -68,34 +79,42 @@ class ByteTokenizer:
 class HuggingFaceTokenizer:
     """A tokenizer read from a Hugging Face `tokenizer.json` file.
 
-    The truncation and padding that the file asks for are switched off: documents are encoded whole.
+    The truncation and padding that the file asks for are switched off: documents are encoded whole. Special tokens
+    that a text spells out are encoded as plain text, so that a document cannot end in its middle.
 
     Args:
-        path: the file; its `<|endoftext|>`, `</s>`, `[SEP]` or `<eos>` token, the first it has, ends a document.
+        path: the file.
+        end_token: name or id of the token that ends a document; by default `<|endoftext|>`, `</s>`, `[SEP]` or
+            `<eos>`, the first there is.
 
     Raises:
         UserError: the optional package `tokenizers` is not installed.
-        DataError: the file is missing or damaged, or has none of these tokens.
+        DataError: the file is missing or damaged, or has no such token.
     """
 
     name = TOKENIZER_FILE
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, end_token: str | int | None = None):
         self._text = _read_tokenizer_file(Path(path))
         self.fingerprint = blake2b(self._text, digest_size=8).hexdigest()
         self._tokenizer = _parse_tokenizer(self._text, Path(path))
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
-        end_tokens = [vocabulary[name] for name in END_TOKEN_NAMES if name in vocabulary]
-        if not end_tokens:
-            names = ", ".join(END_TOKEN_NAMES)
-            raise DataError(f"tokenizer {path} has no token to end a document; add one of {names} to it")
-        self.end_token: int = end_tokens[0]
+        special = [token.content for token in self._tokenizer.get_added_tokens_decoder().values() if token.special]
+        name = _end_token_name(vocabulary, special, end_token, path)
+        self.end_token: int = vocabulary[name]
         self.vocabulary_size: int = max(vocabulary.values()) + 1
+        self._tokenizer.add_special_tokens([name])  # it may be in the file as an ordinary token
+        self._tokenizer.encode_special_tokens = True  # as text
+        self._special = re.compile(b"|".join(re.escape(token.encode()) for token in {*special, name}))
 
     def encode(self, text: bytes) -> np.ndarray:
         """Return the ids of UTF-8 text, int64 `[n]`; bytes that are not UTF-8 become the replacement character."""
         encoding = self._tokenizer.encode(text.decode("utf-8", errors="replace"), add_special_tokens=False)
         return np.array(encoding.ids, dtype=np.int64)
+
+    def count_special_tokens(self, text: bytes) -> int:
+        """Return how often a text spells out a special token; all those that the file has are looked for."""
+        return sum(1 for _ in self._special.finditer(text))
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text."""
@@ -106,21 +125,43 @@ class HuggingFaceTokenizer:
         write_atomically(Path(directory) / TOKENIZER_FILE, self._text)
 
 
-def load_tokenizer(spec: str | Path, directory: str | Path = ".") -> Tokenizer:
+def load_tokenizer(spec: str | Path, directory: str | Path = ".", end_token: str | int | None = None) -> Tokenizer:
     """Return the tokenizer that `spec` names.
 
     Args:
         spec: "byte", or a Hugging Face `tokenizer.json` file, or a directory that holds one.
         directory: where a relative file name starts; for a stored `Tokenizer.name`, the directory of `save`.
+        end_token: name or id of the token of a file that ends a document, see `HuggingFaceTokenizer`.
 
     Raises:
-        UserError: the optional package `tokenizers` is needed and not installed.
+        UserError: the optional package `tokenizers` is needed and not installed, or a name is given for bytes.
         DataError: the file is missing, damaged or has no end token.
     """
     if str(spec) == ByteTokenizer.name:
+        if isinstance(end_token, str):
+            raise UserError(f"end token {end_token!r} goes with a tokenizer.json: bytes have one of their own, id 256")
         return ByteTokenizer()
     path = Path(directory) / spec
-    return HuggingFaceTokenizer(path / TOKENIZER_FILE if path.is_dir() else path)
+    return HuggingFaceTokenizer(path / TOKENIZER_FILE if path.is_dir() else path, end_token)
+
+
+def _end_token_name(
+    vocabulary: Mapping[str, int], special: Sequence[str], wanted: str | int | None, path: str | Path
+) -> str:
+    if wanted is None:
+        names = [name for name in END_TOKEN_NAMES if name in vocabulary]
+    elif isinstance(wanted, str):
+        names = [wanted] if wanted in vocabulary else []
+    else:
+        names = [name for name, number in vocabulary.items() if number == wanted]
+    if names:
+        return names[0]
+    missing = " or ".join(END_TOKEN_NAMES) if wanted is None else wanted if isinstance(wanted, str) else f"id {wanted}"
+    shown = ", ".join(special[:NAMES_IN_MESSAGES]) or "none"
+    raise DataError(
+        f"tokenizer {path} has no token {missing} to end a document; name the one that does with --end-token (its "
+        f"special tokens: {printable(shown)})"
+    )
 
 
 def _decode_runs(ids: Iterable[int], tokenizer: Tokenizer, decode_run: Callable[[list[int]], str]) -> str:

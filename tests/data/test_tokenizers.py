@@ -75,3 +75,50 @@ def test_missing_package_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with refused(UserError, tmp_path / "t.json", "pip install nar_scale[tokenizers]"):
         load_tokenizer(tmp_path / "t.json")
+
+
+def byte_level(path, special=("<|begin_of_text|>", "<|end_of_text|>"), ordinary=()):
+    """A byte-level tokenizer, of which ids below 256 are bytes."""
+    tokenizers = pytest.importorskip("tokenizers")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.add_tokens(list(ordinary))
+    tokenizer.save(str(path))
+    return path
+
+
+def test_the_end_token_is_named_where_it_has_another_name(tmp_path):
+    path = byte_level(tmp_path / "t.json")
+    with refused(DataError, path, "<|endoftext|>", "--end-token", "<|begin_of_text|>, <|end_of_text|>"):
+        load_tokenizer(path)
+    for end_token in ("<|end_of_text|>", 257):
+        assert load_tokenizer(path, end_token=end_token).end_token == 257
+    for missing in ("<|im_end|>", 999):
+        with refused(DataError, path, missing, "--end-token"):
+            load_tokenizer(path, end_token=missing)
+    with refused(UserError, "'</s>'", 256):
+        load_tokenizer("byte", end_token="</s>")
+    assert load_tokenizer("byte", end_token=256).end_token == 256
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_special_tokens_in_text_are_text(tmp_path, special):
+    names = ["<|endoftext|>", "<|im_start|>"]
+    path = byte_level(tmp_path / "t.json", names if special else names[1:], () if special else names[:1])
+    tokenizer = load_tokenizer(path)
+    text = "a<|endoftext|>b <|im_start|> <|endoftext|>\n<|endoftext>"
+    ids = tokenizer.encode(text.encode())
+    assert len(ids) == len(text)
+    assert ids.max() < 256
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.count_special_tokens(text.encode()) == 3
+    assert tokenizer.decode([tokenizer.end_token]) == "\n<|end|>\n"
+
+
+def test_ordinary_tokens_that_were_added_are_kept(tmp_path):
+    tokenizer = load_tokenizer(byte_level(tmp_path / "t.json", ["<eos>"], ["   "]))
+    assert tokenizer.encode(b"a   b").tolist()[1:2] == [257]
+    assert tokenizer.count_special_tokens(b"a   b") == ByteTokenizer().count_special_tokens(b"<eos>") == 0

@@ -23,8 +23,8 @@ class Piece:
 
     Attributes:
         file: the input file.
-        start: where the part begins: a byte of a `.jsonl`, a row group of a `.parquet`, a document of a `.npy`, and 0
-            for all other formats, which are read whole.
+        start: where the part begins: a byte of lines of JSON, a row group of a `.parquet`, a document of a `.npy`, and
+            0 for all other formats, which are read whole.
         end: where it ends, in the same unit, exclusive.
         size: bytes of input that it stands for, for progress bars and to balance the work.
     """
@@ -68,11 +68,13 @@ class SkippedDocument(NamedTuple):
 
     Attributes:
         size: bytes of input that it took.
-        reason: "binary", "empty" or "no text".
+        reason: "binary", "empty", "no text", or a kind of tar member such as "hard link".
+        name: of the sample or member of a tar; empty elsewhere.
     """
 
     size: int
     reason: str
+    name: str = ""
 
 
 Documents = Iterator[Document | SkippedDocument]

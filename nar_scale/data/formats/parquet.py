@@ -10,6 +10,7 @@ from nar_scale.data.formats.documents import (
     Document,
     Documents,
     Piece,
+    SkippedDocument,
     input_errors,
     optional_package,
     quoted_names,
@@ -65,10 +66,12 @@ def read(piece: Piece, text_field: str) -> Documents:
             column = batch.column(0)
             column = column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
             for text, size in zip(column.cast(pyarrow.large_binary()).to_pylist(), sizes):
-                if text and is_string:
+                if text is None:
+                    yield SkippedDocument(size, "no text")
+                elif text and is_string:
                     yield Document(text, None, size)
                 else:
-                    yield raw_document(text or b"", size)
+                    yield raw_document(text, size)
 
 
 def _is_string_column(file: Path, schema: Any, name: str) -> bool:
@@ -83,7 +86,8 @@ def _is_string_column(file: Path, schema: Any, name: str) -> bool:
     kind = schema.field(name).type
     kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
     if str(kind) not in (*STRING_TYPES, *BINARY_TYPES):
-        raise DataError(f"input {file}: column {name!r} is {kind}, not text; name another text field")
+        tokens = ": token ids are read from .npy, .npz and tokens.npy in a .tar" if pyarrow.types.is_list(kind) else ""
+        raise DataError(f"input {file}: column {name!r} is {kind}, not text{tokens}; name another text field")
     return str(kind) in STRING_TYPES
 
 
@@ -97,6 +101,7 @@ def _open(file: Path) -> Iterator[Any]:
     # without these two options a whole column of a row group is read into memory
     with (
         input_errors(file, pyarrow.ArrowException, ValueError, IndexError, MemoryError),
-        pyarrow.parquet.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet,
+        open(file, "rb") as stored,  # pyarrow takes no name that is not UTF-8
+        pyarrow.parquet.ParquetFile(stored, buffer_size=BUFFER_BYTES, pre_buffer=False) as parquet,
     ):
         yield parquet

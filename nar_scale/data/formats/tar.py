@@ -20,7 +20,15 @@ MAX_EXTENDED_BYTES = 1 << 20  # of a header that holds a long name or attributes
 OCTAL = re.compile(rb"[0-7]{1,12}")
 DECIMAL = re.compile(rb"[0-9]{1,18}")
 REGULAR, SPARSE, LONG_NAME, LONG_LINK = (b"0", b"\0", b"7"), b"S", b"L", b"K"
-WITHOUT_CONTENT = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories and pipes
+DIRECTORY = b"5"
+WITHOUT_CONTENT = {
+    b"1": "hard link",
+    b"2": "symbolic link",
+    b"3": "device",
+    b"4": "device",
+    DIRECTORY: "directory",
+    b"6": "pipe",
+}
 PAX, GLOBAL_PAX = (b"x", b"X"), b"g"
 
 
@@ -52,12 +60,25 @@ class TarMember(NamedTuple):
     end: int
 
 
-def tar_members(file: BinaryIO, file_bytes: int) -> Iterator[TarMember]:
+class LostMember(NamedTuple):
+    """A member of a tar that is not read, as it has no content of its own or is of an unknown kind.
+
+    Attributes:
+        kind: such as "hard link".
+        name: as it is stored.
+    """
+
+    kind: str
+    name: str
+
+
+def tar_members(file: BinaryIO, file_bytes: int, lost: list[LostMember] | None = None) -> Iterator[TarMember]:
     """Yield the regular files of a tar one by one; the position of `file` may be changed in between.
 
     Args:
         file: the open tar.
         file_bytes: its size in bytes.
+        lost: where to enter members that are neither regular files nor directories.
 
     Raises:
         DamagedTarError: after the last whole member, if the end of the archive does not follow it.
@@ -89,6 +110,8 @@ def tar_members(file: BinaryIO, file_bytes: int) -> Iterator[TarMember]:
                 f"a sparse file at byte {start}", f"has a sparse file at byte {start}, which is not read"
             )
         if kind in WITHOUT_CONTENT or (kind == b"\0" and _name(header).endswith(b"/")):
+            if lost is not None and kind in WITHOUT_CONTENT and kind != DIRECTORY:
+                lost.append(LostMember(WITHOUT_CONTENT[kind], _text(name)))
             start = position
             continue
         if attributes.get(b"size"):
@@ -97,8 +120,14 @@ def tar_members(file: BinaryIO, file_bytes: int) -> Iterator[TarMember]:
         if position + size > file_bytes:
             raise _truncated(file_bytes)
         if kind in REGULAR:
-            yield TarMember(name.decode("utf-8", errors="surrogateescape"), position, size, end)
+            yield TarMember(_text(name), position, size, end)
+        elif lost is not None:
+            lost.append(LostMember("member of an unknown kind", _text(name)))
         start = end
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", errors="surrogateescape")
 
 
 def _check_rest(file: BinaryIO, position: int, file_bytes: int) -> None:

@@ -20,16 +20,17 @@ from nar_scale.data.formats.documents import (
     raw_document,
 )
 from nar_scale.data.formats.field_names import CLASS_FIELD, TOKENS_FIELD
-from nar_scale.data.formats.jsonl import json_document
 from nar_scale.data.formats.npy import decode_npy
 from nar_scale.data.formats.tar import (
     DamagedTarError,
+    LostMember,
     SplitSampleCheck,
     SplitSampleError,
     TarMember,
     sample_member,
     tar_members,
 )
+from nar_scale.data.formats.text.json_object import json_document
 from nar_scale.errors import DataError
 
 KEY_LETTERS_IN_MESSAGES = 256
@@ -46,6 +47,8 @@ def split(file: Path, piece_bytes: int) -> list[Piece]:
 def read(piece: Piece, text_field: str) -> Documents:
     """Yield a document for each sample; one without the field is skipped as "no text".
 
+    A member that belongs to no sample, and one that is a link, is skipped by itself.
+
     Args:
         piece: the whole shard.
         text_field: the field of the documents. The default, `text`, takes the first field that a sample has of `txt`,
@@ -61,23 +64,27 @@ def read(piece: Piece, text_field: str) -> Documents:
     found = False
     position = 0
     with input_errors(piece.file), open(piece.file, "rb") as file:
-        for key, members, end in _samples(piece.file, file):
+        lost: list[LostMember] = []
+        for key, members, end in _samples(piece.file, file, lost):
+            yield from _skip(lost)
             size, position = end - position, end
             field = next((field for field in wanted if field in members), None)
             if field is None:
                 seen.update(dict.fromkeys(list(members)[: NAMES_IN_MESSAGES + 1 - len(seen)]))
-                yield SkippedDocument(size, "no text")
+                yield SkippedDocument(size, "no text", key)
                 continue
             found = True
             location = f"input {piece.file}, sample {key[:KEY_LETTERS_IN_MESSAGES]!r}, field {field!r}"
             content = _read_member(file, members[field], location)
             if field.endswith("npy"):
                 label = _read_member(file, members[CLASS_FIELD], location) if CLASS_FIELD in members else None
-                yield _token_member(content, label, size, location)
+                document = _token_member(content, label, size, location)
             elif field == "json":
-                yield json_document(content, json_key, size, location)
+                document = json_document(content, json_key, size, location)
             else:
-                yield raw_document(content, size)
+                document = raw_document(content, size)
+            yield document._replace(name=key) if isinstance(document, SkippedDocument) else document
+        yield from _skip(lost)
     if seen and not found:
         raise DataError(
             f"input {piece.file} has no sample with a field {' or '.join(map(repr, wanted))}, only "
@@ -94,10 +101,15 @@ def _wanted_fields(text_field: str) -> tuple[str, ...]:
     return (text_field, "json")
 
 
-def _samples(path: Path, file: BinaryIO) -> Iterator[tuple[str, Members, int]]:
-    """The samples: key, members, and the byte at which the sample ends."""
+def _skip(lost: list[LostMember]) -> Iterator[SkippedDocument]:
+    yield from (SkippedDocument(0, kind, name) for kind, name in lost)
+    lost.clear()
+
+
+def _samples(path: Path, file: BinaryIO, lost: list[LostMember]) -> Iterator[tuple[str, Members, int]]:
+    """The samples: key, members, and the byte at which the sample ends. What is in none is entered in `lost`."""
     check = SplitSampleCheck()
-    for key, members, end in _adjacent_members(path, file):
+    for key, members, end in _adjacent_members(path, file, lost):
         try:
             check.add(key, members)
         except SplitSampleError as error:
@@ -105,26 +117,28 @@ def _samples(path: Path, file: BinaryIO) -> Iterator[tuple[str, Members, int]]:
         yield key, members, end
 
 
-def _adjacent_members(path: Path, file: BinaryIO) -> Iterator[tuple[str, Members, int]]:
+def _adjacent_members(path: Path, file: BinaryIO, lost: list[LostMember]) -> Iterator[tuple[str, Members, int]]:
     sample: str | None = None
     members: Members = {}
     end = 0
-    for member in _members(path, file):
+    for member in _members(path, file, lost):
         name = sample_member(member.name)
         if name is not None and name[0] != sample:
             if sample is not None:
                 yield sample, members, end
             sample, members = name[0], {}
         end = member.end
-        if name is not None:
+        if name is None:
+            lost.append(LostMember("file that is in no sample", member.name))
+        else:
             members.setdefault(name[1], []).append((member.offset, member.size))
     if sample is not None:
         yield sample, members, end
 
 
-def _members(path: Path, file: BinaryIO) -> Iterator[TarMember]:
+def _members(path: Path, file: BinaryIO, lost: list[LostMember]) -> Iterator[TarMember]:
     try:
-        yield from tar_members(file, os.fstat(file.fileno()).st_size)
+        yield from tar_members(file, os.fstat(file.fileno()).st_size, lost)
     except DamagedTarError as error:
         raise DataError(
             f"input {path} is truncated, damaged or not an uncompressed tar ({error}); copy it again"

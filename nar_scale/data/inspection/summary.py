@@ -78,7 +78,7 @@ def _inspect(
     tokenizer = None
     if info is not None and info.tokenizer is not None:
         try:
-            tokenizer = _load_tokenizer(location, info.tokenizer, cache)
+            tokenizer = _load_tokenizer(location, info.tokenizer, info.end_token, cache)
         except UserError as error:
             lines.append(f"tokens are not decoded: {error}")
     indexes = {
@@ -95,10 +95,11 @@ def _inspect(
     return lines
 
 
-def _load_tokenizer(location: str, name: str, cache: ShardCache | None) -> Tokenizer:
+def _load_tokenizer(location: str, name: str, end_token: int | None, cache: ShardCache | None) -> Tokenizer:
     if name == ByteTokenizer.name or not is_remote(location) or cache is None:
-        return load_tokenizer(name, location)
-    return load_tokenizer(DatasetInfo.fetch(location, name, cache.storage_options, str(cache.directory)))
+        return load_tokenizer(name, location, end_token)
+    path = DatasetInfo.fetch(location, name, cache.storage_options, str(cache.directory))
+    return load_tokenizer(path, end_token=end_token)
 
 
 def _is_indexed(directory: Path, patterns: Sequence[str]) -> bool:

@@ -87,7 +87,7 @@ def _load_tokenizer(directory: Path, info: DatasetInfo) -> Tokenizer | None:
     if info.tokenizer is None:
         return None
     try:
-        tokenizer = load_tokenizer(info.tokenizer, directory)
+        tokenizer = load_tokenizer(info.tokenizer, directory, info.end_token)
     except DataError:
         raise
     except UserError:  # the package is not installed: the report goes without the texts of tokens

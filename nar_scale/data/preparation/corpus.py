@@ -1,12 +1,18 @@
 """Finding the files of a corpus in files and folders."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from nar_scale.data.formats.copies import stem
+from nar_scale.data.formats.inputs import tells_format, unsupported_kind
+from nar_scale.data.preparation.skipped import HIDDEN, Skipped
 from nar_scale.errors import DataError
+
+DESCRIPTORS = ("/dev/", "/proc/")  # links that the system makes for open files, whose names tell nothing
 
 
 @dataclass(frozen=True)
@@ -14,47 +20,91 @@ class Corpus:
     """The files of a corpus.
 
     Attributes:
-        files: absolute paths, in the order in which they are read.
-        hidden: number of hidden files that were skipped.
+        files: absolute paths, in the order in which they are read, under the names by which they were found.
+        skipped: files and links in folders that are not read.
+        same_stem: pairs of files in one folder that may be copies of each other in two formats.
     """
 
     files: list[Path]
-    hidden: int
+    skipped: Skipped
+    same_stem: list[tuple[Path, Path]]
 
 
-def find_corpus(inputs: Sequence[Path], include: str, exclude: Sequence[str], output: Path) -> Corpus:
+def find_corpus(
+    inputs: Sequence[Path],
+    include: str,
+    exclude: Sequence[str],
+    left_out: Sequence[str | Path],
+    as_text: Sequence[str] = (),
+) -> Corpus:
     """List the files of a corpus: inputs in the given order, folders walked in sorted order.
 
+    A file keeps the name under which it was found, which tells its format: in the cache of the Hugging Face hub it is
+    a link to a file with a digest for a name. A file that is found twice, by whatever links, is taken once.
+
     Args:
-        inputs: files, always taken, and folders, walked recursively. A file reached twice is taken once.
+        inputs: files, always taken, and folders, walked recursively.
         include: glob that the name of a file in a folder must match.
         exclude: globs; a file with any part of its path below the folder matching one is left out.
-        output: a folder that is left out, so that a data set does not become its own input.
+        left_out: folders, and files in folders, that are left out: a data set or tokenizer is not its own input.
+        as_text: see `split_into_pieces`.
 
     Raises:
-        DataError: an input does not exist, or a folder cannot be read.
+        DataError: an input does not exist or is a pipe, or a folder cannot be read.
     """
-    files: dict[Path, None] = {}
-    hidden = 0
+    files: dict[str, Path] = {}  # by the real path
+    skipped = Skipped()
+    stems = defaultdict[tuple[str, str], list[Path]](list)
+    pairs = []
+    unwanted = {os.path.realpath(path) for path in left_out}
     for path in inputs:
-        if not path.exists():
-            raise DataError(f"input {path} does not exist; give existing files or folders")
         if not path.is_dir():
-            files.setdefault(path.resolve())
+            _take(files, _given_file(path))
             continue
-        for file in _walk(path, exclude, output.resolve()):
+        for file in _walk(path, exclude, unwanted, skipped):
             if file.name.startswith("."):
-                hidden += 1
+                skipped.add(HIDDEN, str(file))
             elif fnmatchcase(file.name, include):
-                files.setdefault(file.resolve())
-    return Corpus(list(files), hidden)
+                is_text = any(fnmatchcase(file.name, pattern) for pattern in as_text)
+                if (kind := unsupported_kind(file)) and not is_text:
+                    skipped.add(kind, str(file))
+                    continue
+                if _take(files, file.absolute()) and not is_text:
+                    same = stems[str(file.parent), stem(file)]
+                    pairs += [(earlier, file) for earlier in same]
+                    same.append(file)
+    return Corpus(list(files.values()), skipped, pairs)
+
+
+def _take(files: dict[str, Path], file: Path) -> bool:
+    """Enter a file, and return whether it is new; a name that tells the format takes the place of one that does not."""
+    real = os.path.realpath(file)
+    known = files.get(real)
+    if known is None or (tells_format(file) and not tells_format(known)):
+        files[real] = file
+    return known is None
+
+
+def _given_file(path: Path) -> Path:
+    if not path.exists():
+        raise DataError(f"input {path} does not exist; give existing files or folders")
+    if not path.is_file():
+        raise DataError(
+            f"input {path} is a pipe or device, which can be read only once, and preparing takes several processes and "
+            "looks; write it to a file and give that"
+        )
+    if str(path).startswith(DESCRIPTORS):
+        path = Path(os.path.realpath(path))
+        if not path.exists():
+            raise DataError(f"input {path} is an open file without a name; give a file that has one")
+    return path.absolute()
 
 
 def _refuse(error: OSError) -> None:
     raise DataError(f"cannot read folder {error.filename}: {error.strerror}; make it readable or exclude it") from error
 
 
-def _walk(root: Path, exclude: Sequence[str], output: Path) -> Iterator[Path]:
+def _walk(root: Path, exclude: Sequence[str], unwanted: Set[str], skipped: Skipped) -> Iterator[Path]:
     def excluded(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in exclude)
 
@@ -62,9 +112,15 @@ def _walk(root: Path, exclude: Sequence[str], output: Path) -> Iterator[Path]:
         subfolders[:] = sorted(
             name
             for name in subfolders
-            if not excluded(name) and not name.startswith(".") and (Path(folder) / name).resolve() != output
+            if not excluded(name) and not name.startswith(".") and os.path.realpath(Path(folder, name)) not in unwanted
         )
+        for link in filter(Path.is_symlink, (Path(folder) / name for name in subfolders)):
+            skipped.add("link to a folder", str(link))
         for name in sorted(names):
             file = Path(folder) / name
-            if file.is_file() and not excluded(name):
+            if excluded(name) or os.path.realpath(file) in unwanted:
+                continue
+            if file.is_file():
                 yield file
+            else:
+                skipped.add("broken link" if file.is_symlink() else "pipe or device", str(file))

@@ -1,6 +1,6 @@
 """The last step of preparation: all work items become one published data set."""
 
-from collections import Counter
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,13 +9,15 @@ from nar_scale.data.formats.field_names import DOCUMENTS_FIELD, TOKENS_FIELD
 from nar_scale.data.parallel import available_cores
 from nar_scale.data.preparation.plan import Plan
 from nar_scale.data.preparation.publish import find_finished, merge_lock, publish, refuse_existing_shards
+from nar_scale.data.preparation.skipped import HIDDEN, Skipped, refuse_too_many
 from nar_scale.data.preparation.small_shards import WrittenShard, merge_small_shards
 from nar_scale.data.preparation.staging import plan_directory, remove_done
-from nar_scale.data.preparation.work_item import WorkItemRecord, work_item_directory
+from nar_scale.data.preparation.work_item import WorkItemRecord, recipe_tokenizer, work_item_directory
 from nar_scale.data.shards.dataset_info import DatasetInfo, SplitInfo
 from nar_scale.data.shards.layout import SPLITS
-from nar_scale.data.tokenizers import load_tokenizer
 from nar_scale.errors import DataError
+
+logger = logging.getLogger(__name__)
 
 NUMBERS_IN_MESSAGES = 10
 
@@ -67,7 +69,7 @@ def _merge(plan: Plan, output: Path, workers: int, overwrite: bool, progress: bo
     records = _load_records(plan, staging)
     info = _describe(plan, records)
     shards = {split: _written_shards(plan, staging, records, split) for split in info.splits}
-    tokenizer = None if plan.recipe.tokenizer is None else load_tokenizer(plan.recipe.tokenizer)
+    tokenizer = recipe_tokenizer(plan.recipe)
     if "validation" in shards:
         few = merge_small_shards(
             shards["validation"],
@@ -79,6 +81,7 @@ def _merge(plan: Plan, output: Path, workers: int, overwrite: bool, progress: bo
         shards["validation"] = few
         info.splits["validation"] = replace(info.splits["validation"], shards=len(few))
     publish(staging, shards, info, tokenizer)
+    _report(plan, records, info)
     return info
 
 
@@ -106,7 +109,7 @@ def _written_shards(plan: Plan, staging: Path, records: Records, split: str) -> 
 
 
 def _describe(plan: Plan, records: Records) -> DatasetInfo:
-    recipe = plan.recipe
+    recipe, tokenizer = plan.recipe, recipe_tokenizer(plan.recipe)
     splits = {}
     num_classes = 0
     for name in SPLITS:
@@ -118,28 +121,53 @@ def _describe(plan: Plan, records: Records) -> DatasetInfo:
         num_classes = max([num_classes, *(record.classes for record in split_records)])
         if totals["samples"]:
             splits[name] = SplitInfo(**totals, shards=sum(len(record.shards) for record in split_records))
-    _check_splits(splits, recipe.validation)
-    skipped = Counter({"hidden": plan.hidden, "binary": 0, "empty": 0})
-    for record in records.values():
-        skipped.update(record.skipped)
+    skipped = _skipped(plan, records)
+    refuse_too_many(skipped, plan.max_skipped)
+    _check_splits(splits, recipe.validation, skipped)
     return DatasetInfo(
-        tokenizer=None if recipe.tokenizer is None else load_tokenizer(recipe.tokenizer).name,
+        tokenizer=None if tokenizer is None else tokenizer.name,
         vocabulary_size=recipe.vocabulary_size,
         end_token=recipe.end_token,
         seq_len=recipe.seq_len,
         field=TOKENS_FIELD,
         splits=splits,
-        skipped=dict(skipped),
+        skipped={HIDDEN: 0, "binary": 0, "empty": 0, **skipped.counts},
         document_field=DOCUMENTS_FIELD if recipe.document_ids else None,
         num_classes=num_classes or None,
     )
 
 
-def _check_splits(splits: dict[str, SplitInfo], validation: float) -> None:
+def _skipped(plan: Plan, records: Records) -> Skipped:
+    skipped = Skipped()
+    for part in (plan.skipped, *(record.skipped for record in records.values())):
+        skipped.update(part)
+    return skipped
+
+
+def _report(plan: Plan, records: Records, info: DatasetInfo) -> None:
+    """Log what was left out, as a warning if it is more than what was read."""
+    skipped = _skipped(plan, records)
+    documents = sum(split.documents for split in info.splits.values())
+    read, left_out = (
+        sum(getattr(record, name) for record in records.values()) for name in ("input_bytes", "skipped_bytes")
+    )
+    if skipped.counts:
+        is_most = skipped.total > documents or left_out > read
+        logger.log(
+            logging.WARNING if is_most else logging.INFO,
+            "%sskipped: %s",
+            "WARNING: more was skipped than read; " * is_most,
+            skipped,
+        )
+    if special_tokens := sum(record.special_tokens for record in records.values()):
+        logger.info("special tokens that the text spells out, encoded as plain text: %s", f"{special_tokens:,}")
+
+
+def _check_splits(splits: dict[str, SplitInfo], validation: float, skipped: Skipped) -> None:
     documents = {split: splits[split].documents if split in splits else 0 for split in SPLITS}
     total = sum(documents.values())
     if total == 0:
-        raise EmptySplit("no document in the inputs: all are empty or binary; give files of text")
+        raise EmptySplit(f"no document in the inputs; skipped: {skipped}; give files of text")
     if validation > 0 and documents["validation"] == 0:
         raise EmptySplit(
             f"none of the {total} documents fell into the validation split at a fraction of {validation}; "

@@ -1,24 +1,28 @@
 """Turning a corpus into a data set of WebDataset shards, on one machine or many."""
 
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from nar_scale.data.formats.copies import are_copies
 from nar_scale.data.formats.documents import DEFAULT_TEXT_FIELD
 from nar_scale.data.formats.inputs import is_token_file
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
-from nar_scale.data.preparation.corpus import find_corpus
+from nar_scale.data.preparation.corpus import Corpus, find_corpus
 from nar_scale.data.preparation.merge import EmptySplit, merge_work_items
 from nar_scale.data.preparation.plan import Plan, Recipe, make_plan
 from nar_scale.data.preparation.publish import find_finished, refuse_existing_shards
+from nar_scale.data.preparation.skipped import Skipped, refuse_too_many
 from nar_scale.data.preparation.staging import discard, plan_directory, remove_done
 from nar_scale.data.preparation.work_item import prepare_work_item, remove_leftovers
 from nar_scale.data.shards.dataset_info import DatasetInfo
-from nar_scale.data.tokenizers import ByteTokenizer, load_tokenizer
+from nar_scale.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from nar_scale.errors import DataError, UserError
 
 MIN_UNIT_BYTES = 1 << 22
+MAX_COMPARED = 1000  # pairs of files with the same stem
 
 
 def prepare(
@@ -68,10 +72,13 @@ def plan_dataset(
     *,
     seq_len: int,
     tokenizer: str | None = "byte",
+    end_token: str | None = None,
     vocabulary_size: int | None = None,
     text_field: str = DEFAULT_TEXT_FIELD,
     packed: bool = True,
     document_ids: bool = False,
+    as_text: Sequence[str] = (),
+    max_skipped: int | None = None,
     validation: float = 0.01,
     include: str = "*",
     exclude: Sequence[str] = (),
@@ -90,10 +97,14 @@ def plan_dataset(
         output: the directory of the data set, in which no input is looked for.
         seq_len: tokens in a sample, at least 2.
         tokenizer: "byte", or a Hugging Face `tokenizer.json` file; None where the input is tokens of no tokenizer.
+        end_token: name of the token of the file that ends a document, if it is not one of those of
+            `HuggingFaceTokenizer`.
         vocabulary_size: number of token ids where there is no tokenizer.
         text_field: the key, column or field that holds the text, in formats that have such.
         packed: concatenate documents; otherwise each is a sample of its own, and a longer one is cut into several.
         document_ids: write which document each token belongs to, in `documents.npy`.
+        as_text: globs on the names of files that are one document of text, whatever they look like.
+        max_skipped: most documents and files, hidden ones aside, that may be left out; None for any number.
         validation: expected fraction of the documents in the validation split, in `[0, 1)`; 0 writes no such split.
         include: glob on the names of files in folders.
         exclude: globs on the parts of paths below a folder, such as "site-packages".
@@ -107,16 +118,15 @@ def plan_dataset(
     """
     inputs, workers = [Path(path) for path in inputs], available_cores() if workers is None else workers
     unit_bytes = max(4 * samples_per_shard * seq_len, MIN_UNIT_BYTES) if unit_bytes is None else unit_bytes
-    _check_range("seq_len", seq_len, 2)
-    _check_range("samples_per_shard", samples_per_shard, 1)
-    _check_range("unit_bytes", unit_bytes, 1)
-    _check_range("workers", workers, 1)
-    _check_range("vocabulary_size", 1 if vocabulary_size is None else vocabulary_size, 1)
+    _check_least(1, samples_per_shard=samples_per_shard, unit_bytes=unit_bytes, workers=workers)
+    _check_least(1, vocabulary_size=vocabulary_size)
+    _check_least(2, seq_len=seq_len)
+    _check_least(0, max_skipped=max_skipped)
     if not 0 <= validation < 1:
         raise UserError(f"validation is {validation}; give a fraction of the documents, 0 <= fraction < 1")
     if (tokenizer is None) == (vocabulary_size is None):
         raise UserError("give a tokenizer, or for input that is tokens of no tokenizer a vocabulary size")
-    encoder = None if tokenizer is None else load_tokenizer(tokenizer)
+    encoder = _encoder(tokenizer, end_token)
     recipe = Recipe(
         seq_len=seq_len,
         tokenizer=tokenizer if tokenizer in (None, ByteTokenizer.name) else str(Path(tokenizer).resolve()),
@@ -127,16 +137,25 @@ def plan_dataset(
         validation=validation,
         packed=packed,
         document_ids=document_ids,
+        as_text=tuple(as_text),
         samples_per_shard=samples_per_shard,
         unit_bytes=unit_bytes,
     )
-    corpus = find_corpus(inputs, include, exclude, Path(output))
-    corpus = replace(corpus, files=[file for file in corpus.files if str(file) != recipe.tokenizer])
+    corpus = _corpus(inputs, include, exclude, output, recipe)
+    return make_plan(corpus, recipe, max_skipped, workers)
+
+
+def _corpus(inputs: Sequence[Path], include: str, exclude: Sequence[str], output: Path, recipe: Recipe) -> Corpus:
+    """The files to read, checked as far as they can be before they are read."""
+    corpus = find_corpus(inputs, include, exclude, [output, recipe.tokenizer or output], recipe.as_text)
+    corpus = replace(corpus, files=[file for file in corpus.files if os.path.realpath(file) != recipe.tokenizer])
     if not corpus.files:
         names = ", ".join(map(str, inputs)) or "an empty list of inputs"
-        raise DataError(f"no file to read in {names}; check the paths and the include and exclude patterns")
-    _refuse_tokens_as_bytes(corpus.files, tokenizer)
-    return make_plan(corpus, recipe, workers)
+        skipped = f", but {corpus.skipped}" if corpus.skipped.counts else ""
+        raise DataError(f"no file to read in {names}{skipped}; check the paths and the include and exclude patterns")
+    _refuse_tokens_as_bytes(corpus.files, recipe.tokenizer)
+    _refuse_copies(corpus, recipe)
+    return corpus
 
 
 def prepare_work_items(
@@ -180,17 +199,30 @@ def prepare_work_items(
         tasks = [(work_item, plan.recipe, staging) for work_item in work_items]
         workers = min(available_cores() if workers is None else workers, max(len(work_items), 1))
         with progress_bar("prepare", sum(work_item.size for work_item in work_items), "B", progress) as bar:
-            for work_item, _ in zip(work_items, ordered_map(prepare_work_item, tasks, workers)):
+            skipped = Skipped()
+            skipped.update(plan.skipped)
+            for work_item, record in zip(work_items, ordered_map(prepare_work_item, tasks, workers)):
                 bar.update(work_item.size)
+                skipped.update(record.skipped)
+                refuse_too_many(skipped, plan.max_skipped)
     except OSError as error:
         reason = error.strerror or str(error)
         raise DataError(f"cannot write {output}: {reason}; choose a writable directory with enough space") from error
     return len(work_items)
 
 
-def _check_range(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise UserError(f"{name} is {value}; give at least {least}")
+def _check_least(least: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < least:
+            raise UserError(f"{name} is {value}; give at least {least}")
+
+
+def _encoder(tokenizer: str | None, end_token: str | None) -> Tokenizer | None:
+    if tokenizer is not None:
+        return load_tokenizer(tokenizer, end_token=end_token)
+    if end_token is not None:
+        raise UserError(f"end token {end_token!r} is the name of a token of a tokenizer; give the tokenizer too")
+    return None
 
 
 def _refuse_tokens_as_bytes(files: Sequence[Path], tokenizer: str | None) -> None:
@@ -201,6 +233,15 @@ def _refuse_tokens_as_bytes(files: Sequence[Path], tokenizer: str | None) -> Non
             f"{arrays} holds tokens; give --vocabulary-size, or the tokenizer.json they were made with, and not text "
             "beside them"
         )
+
+
+def _refuse_copies(corpus: Corpus, recipe: Recipe) -> None:
+    for first, second in corpus.same_stem[:MAX_COMPARED]:
+        if are_copies(first, second, recipe.text_field, recipe.as_text):
+            raise DataError(
+                f"{first} and {second.name} beside it hold the same documents in two formats; leave out one kind, as "
+                f"by --exclude '*{second.suffix}', or to read both give them by their names"
+            )
 
 
 def _remove_if_empty(staging: Path) -> None:

@@ -1,5 +1,6 @@
 """What to prepare and how, cut into work items that do not depend on which process does them."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -10,6 +11,7 @@ from nar_scale.data.formats.documents import Piece
 from nar_scale.data.formats.inputs import split_into_pieces
 from nar_scale.data.parallel import ordered_map
 from nar_scale.data.preparation.corpus import Corpus
+from nar_scale.data.preparation.skipped import Skipped
 from nar_scale.errors import DataError
 
 FILES_PER_TASK = 256
@@ -29,6 +31,7 @@ class Recipe:
         validation: fraction of the documents for the validation split.
         packed: concatenate documents instead of giving each samples of its own.
         document_ids: write which document each token belongs to.
+        as_text: globs on the names of files that are read as text, whatever they look like.
         samples_per_shard: most samples in a tar file.
         unit_bytes: bytes of input in a work item.
     """
@@ -42,6 +45,7 @@ class Recipe:
     validation: float
     packed: bool
     document_ids: bool
+    as_text: tuple[str, ...]
     samples_per_shard: int
     unit_bytes: int
 
@@ -71,13 +75,15 @@ class Plan:
     Attributes:
         recipe: how documents become samples.
         work_items: in the order of the inputs.
-        hidden: number of hidden files that were skipped.
+        skipped: files and links in folders that are not read.
+        max_skipped: most documents and files, hidden ones aside, that may be left out; None for any number.
         fingerprint: hex digest of the recipe and of name, size and mtime of the inputs.
     """
 
     recipe: Recipe
     work_items: tuple[WorkItem, ...]
-    hidden: int
+    skipped: Skipped
+    max_skipped: int | None
     fingerprint: str
 
     def part(self, number: int, parts: int) -> list[WorkItem]:
@@ -85,12 +91,13 @@ class Plan:
         return list(self.work_items[number - 1 :: parts])
 
 
-def make_plan(corpus: Corpus, recipe: Recipe, workers: int) -> Plan:
+def make_plan(corpus: Corpus, recipe: Recipe, max_skipped: int | None, workers: int) -> Plan:
     """Cut a corpus into work items of about `recipe.unit_bytes` bytes of input.
 
     Args:
         corpus: the files.
         recipe: how they are prepared.
+        max_skipped: see `Plan`.
         workers: processes that look at the files.
 
     Raises:
@@ -100,30 +107,30 @@ def make_plan(corpus: Corpus, recipe: Recipe, workers: int) -> Plan:
     settings = {name: value for name, value in asdict(recipe).items() if name != "tokenizer"}  # but its fingerprint
     hasher = blake2b(repr(sorted(settings.items())).encode(), digest_size=8)
     tasks = [
-        (corpus.files[start : start + FILES_PER_TASK], recipe.unit_bytes)
-        for start in range(0, len(corpus.files), FILES_PER_TASK)
+        (corpus.files[start : start + FILES_PER_TASK], recipe) for start in range(0, len(corpus.files), FILES_PER_TASK)
     ]
     pieces: list[Piece] = []
     for found, described in ordered_map(_split, tasks, min(workers, len(tasks))):
         pieces.extend(found)
-        hasher.update(described.encode())
+        hasher.update(described)
     groups = _group(pieces, recipe.unit_bytes)
     work_items = tuple(WorkItem(number, tuple(group)) for number, group in enumerate(groups))
-    return Plan(recipe, work_items, corpus.hidden, hasher.hexdigest())
+    return Plan(recipe, work_items, corpus.skipped, max_skipped, hasher.hexdigest())
 
 
-def _split(task: tuple[Sequence[Path], int]) -> tuple[list[Piece], str]:
-    """Return the pieces of some files, and name, size and mtime of each file."""
-    files, piece_bytes = task
+def _split(task: tuple[Sequence[Path], Recipe]) -> tuple[list[Piece], bytes]:
+    """Return the pieces of some files, and real path, name, size and mtime of each file."""
+    files, recipe = task
     pieces, described = [], []
     for file in files:
         try:
             status = file.stat()
         except OSError as error:
             raise DataError(f"cannot read {file}: {error.strerror}; make it readable or exclude it") from error
-        pieces.extend(split_into_pieces(file, piece_bytes))
-        described.append(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n")
-    return pieces, "".join(described)
+        pieces.extend(split_into_pieces(file, recipe.unit_bytes, recipe.as_text))
+        path = os.path.realpath(file)
+        described.append(f"{path}\0{file.name}\0{status.st_size}\0{status.st_mtime_ns}\n")
+    return pieces, os.fsencode("".join(described))
 
 
 def _group(pieces: Sequence[Piece], group_bytes: int) -> Iterator[list[Piece]]:

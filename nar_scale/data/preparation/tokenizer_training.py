@@ -24,6 +24,7 @@ def train_tokenizer(
     text_field: str = DEFAULT_TEXT_FIELD,
     include: str = "*",
     exclude: Sequence[str] = (),
+    as_text: Sequence[str] = (),
     max_bytes: int = MAX_TRAINING_BYTES,
     progress: bool = True,
 ) -> None:
@@ -36,6 +37,7 @@ def train_tokenizer(
         text_field: see `read_piece`.
         include: glob on the names of files in folders.
         exclude: globs on the parts of paths below a folder.
+        as_text: globs on the names of files that are read as text, whatever they look like.
         max_bytes: bytes of input to train on, taken evenly from all inputs where there is more.
         progress: show a progress bar if stderr is a terminal.
 
@@ -51,16 +53,16 @@ def train_tokenizer(
         raise UserError(
             "training a tokenizer needs an optional package: pip install 'nar_scale[tokenizers]'"
         ) from error
-    corpus = find_corpus(inputs, include, exclude, path)
-    files = [file for file in corpus.files if not is_token_file(file) and file != path.resolve()]
-    pieces = [piece for file in files for piece in split_into_pieces(file, PIECE_BYTES)]
+    corpus = find_corpus(inputs, include, exclude, [path], as_text)
+    files = [file for file in corpus.files if not is_token_file(file) and file.resolve() != path.resolve()]
+    pieces = [piece for file in files for piece in split_into_pieces(file, PIECE_BYTES, as_text)]
     available = sum(piece.size for piece in pieces)
     stride = max(-(-available // max_bytes), 1)
 
     def texts() -> Iterator[str]:
         with progress_bar("read", available // stride, "B", progress) as bar:
             for piece in pieces[::stride]:
-                for document in read_piece(piece, text_field):
+                for document in read_piece(piece, text_field, as_text):
                     bar.update(document.size)
                     if isinstance(document, Document) and document.text is not None:
                         yield document.text.decode("utf-8", errors="replace")

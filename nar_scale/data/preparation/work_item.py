@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from nar_scale.data.formats.inputs import read_piece
 from nar_scale.data.preparation.packing import Packer
 from nar_scale.data.preparation.plan import Recipe, WorkItem
 from nar_scale.data.preparation.shard_writer import write_shard
+from nar_scale.data.preparation.skipped import Skipped
 from nar_scale.data.shards.sample_format import Sample
 from nar_scale.data.shards.shard_index import index_path, make_shard_index
 from nar_scale.data.storage.locks import exclusive_lock, exclusive_lock_if_supported
@@ -50,11 +50,17 @@ class WorkItemRecord:
 
     Attributes:
         splits: by name.
-        skipped: documents that were left out, counted by reason.
+        skipped: documents that were left out.
+        input_bytes: bytes of input that the documents took.
+        skipped_bytes: bytes of input that was left out.
+        special_tokens: how often the text spells out a special token of the tokenizer.
     """
 
     splits: dict[str, SplitRecord]
-    skipped: dict[str, int]
+    skipped: Skipped
+    input_bytes: int = 0
+    skipped_bytes: int = 0
+    special_tokens: int = 0
 
     @classmethod
     def load(cls, directory: Path) -> "WorkItemRecord | None":
@@ -64,7 +70,7 @@ class WorkItemRecord:
         except FileNotFoundError:
             return None
         splits = {name: SplitRecord(**split) for name, split in content["splits"].items()}
-        return cls(splits, content["skipped"])
+        return cls(**{**content, "splits": splits, "skipped": Skipped(**content["skipped"])})
 
 
 def work_item_directory(staging: Path, number: int) -> Path:
@@ -128,24 +134,29 @@ def _working_directory(staging: Path, number: int) -> Iterator[Path]:
 
 
 def _pack(work_item: WorkItem, recipe: Recipe, directory: Path) -> WorkItemRecord:
-    tokenizer = None if recipe.tokenizer is None else _worker_tokenizer(recipe.tokenizer)
+    tokenizer = recipe_tokenizer(recipe)
     splits = {split: _SplitWriter(work_item.number, split, recipe, directory) for split in ("train", "validation")}
-    skipped = Counter[str]()
+    record = WorkItemRecord({split: writer.record for split, writer in splits.items()}, Skipped())
     for piece in work_item.pieces:
-        for document in read_piece(piece, recipe.text_field):
+        for document in read_piece(piece, recipe.text_field, recipe.as_text):
             if isinstance(document, SkippedDocument):
-                skipped[document.reason] += 1
+                example = f"{piece.file}, {document.name}" if document.name else str(piece.file)
+                record.skipped.add(document.reason, example)
+                record.skipped_bytes += document.size
                 continue
+            record.input_bytes += document.size
             if document.label is not None and recipe.packed:
                 raise DataError(
                     f"input {piece.file} has classes, which documents that are concatenated cannot keep; give "
                     "--one-document-per-sample"
                 )
+            if document.text is not None and tokenizer is not None:
+                record.special_tokens += tokenizer.count_special_tokens(document.text)
             split = "validation" if _content_fraction(document) < recipe.validation else "train"
             splits[split].add(_encode(document, tokenizer, recipe, piece.file), document)
     for writer in splits.values():
         writer.finish()
-    return WorkItemRecord({split: writer.record for split, writer in splits.items()}, dict(skipped))
+    return record
 
 
 def _content_fraction(document: Document) -> float:
@@ -163,6 +174,11 @@ def _encode(document: Document, tokenizer: Tokenizer | None, recipe: Recipe, fil
         if tokenizer is None:
             raise DataError(f"input {file} holds text; give a tokenizer instead of a vocabulary size")
         ids = tokenizer.encode(document.text)
+        if (ids == tokenizer.end_token).any():
+            raise DataError(
+                f"input {file}: the tokenizer makes its end token {tokenizer.end_token} of text in the middle of a "
+                "document; name one that no text is encoded as with --end-token"
+            )
         ended = np.empty(len(ids) + 1, dtype)  # the one copy of what may be a large part of the memory
         ended[:-1], ended[-1] = ids, tokenizer.end_token
         return ended
@@ -178,9 +194,14 @@ def _encode(document: Document, tokenizer: Tokenizer | None, recipe: Recipe, fil
     return tokens.astype(dtype)
 
 
+def recipe_tokenizer(recipe: Recipe) -> Tokenizer | None:
+    """Return the tokenizer of a recipe, the same object again in each process; None if there is none."""
+    return None if recipe.tokenizer is None else _load_once(recipe.tokenizer, recipe.end_token)
+
+
 @lru_cache(maxsize=1)
-def _worker_tokenizer(spec: str) -> Tokenizer:
-    return load_tokenizer(spec)
+def _load_once(spec: str, end_token: int | None) -> Tokenizer:
+    return load_tokenizer(spec, end_token=end_token)
 
 
 class _SplitWriter:

@@ -78,5 +78,5 @@ def to_texts(tokens: list[list[int]], state: TrainingState) -> list[str]:
     """Sequences of token ids as text, or as numbers where there is no tokenizer."""
     if state.tokenizer is None:
         return [" ".join(map(str, row)) for row in tokens]
-    tokenizer = load_tokenizer(state.tokenizer)
+    tokenizer = load_tokenizer(state.tokenizer, end_token=state.end_token)
     return [tokenizer.decode(row) for row in tokens]

@@ -134,7 +134,7 @@ def open_training_data(config: Config, world: World) -> TrainingData:
             _logger.warning("%s", warning)
     vocabulary_size, tokenizer, end_token = _vocabulary(config, world, sources, infos)
     if tokenizer is not None and config.logging.sample_every and config.logging.image_shape is None:
-        on_main(world, lambda: _try_tokenizer(tokenizer))
+        on_main(world, lambda: _try_tokenizer(tokenizer, end_token))
     sample_format = SampleFormat(
         sequence_length=config.model.max_seq_len,
         vocabulary_size=vocabulary_size,
@@ -256,9 +256,9 @@ def _vocabulary(
     return size, fetched, end_token
 
 
-def _try_tokenizer(tokenizer: str) -> None:
+def _try_tokenizer(tokenizer: str, end_token: int | None) -> None:
     """Fail now, over a missing package or a damaged file, rather than when the first samples are written."""
-    load_tokenizer(tokenizer)
+    load_tokenizer(tokenizer, end_token=end_token)
 
 
 def _describe(index: DatasetIndex) -> str:

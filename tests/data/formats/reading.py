@@ -1,7 +1,9 @@
 """Reading input files in tests."""
 
+import bz2
 import gzip
 import json
+import lzma
 import tracemalloc
 
 import numpy as np
@@ -12,7 +14,12 @@ from nar_scale.data.formats.documents import Document, SkippedDocument
 from nar_scale.data.formats.inputs import read_piece, split_into_pieces
 from nar_scale.errors import DataError
 
-COMPRESSORS = {".gz": gzip.compress, ".zst": zstandard.ZstdCompressor(write_checksum=True).compress}
+COMPRESSORS = {
+    ".gz": gzip.compress,
+    ".zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+}
 
 
 WHOLE = 1 << 30

@@ -9,6 +9,7 @@ import pytest
 from webdataset.tariterators import group_by_keys
 
 from nar_scale.data import DatasetIndex, SampleFormat, SequentialStream, inspect
+from nar_scale.data.formats.documents import Document
 from nar_scale.data.formats.tar import DamagedTarError, sample_member, tar_members
 from nar_scale.data.formats.webdataset import read, split
 from nar_scale.errors import DataError
@@ -47,7 +48,7 @@ def tokens_of_sequential(folder, field):
 
 def tokens_of_prepare(folder, field):
     (piece,) = split(folder / "a.tar", 1000)
-    return [int(document.tokens[0]) for document in read(piece, field)]
+    return [int(document.tokens[0]) for document in read(piece, field) if isinstance(document, Document)]
 
 
 READERS = [tokens_of_exact, tokens_of_sequential, tokens_of_prepare]

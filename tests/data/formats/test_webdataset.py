@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import webdataset
 
+from nar_scale.data.formats.documents import SkippedDocument
 from nar_scale.data.formats.inputs import split_into_pieces
 from tests.data.formats.reading import assert_refused, memory_peak, read, reasons, texts, tokens, write
 from tests.data.formats.tars import npy
@@ -31,7 +32,12 @@ def test_the_text_of_samples(tmp_path):
     assert len(split_into_pieces(file, 1)) == 1
     sources = read(file)
     assert texts(sources) == ["first ä".encode(), b"second", b"third", None]
-    assert reasons(sources) == ["empty", "binary", "no text"]
+    assert [source[1:] for source in sources if isinstance(source, SkippedDocument)] == [
+        ("file that is in no sample", "LICENSE"),
+        ("empty", "3"),
+        ("binary", "4"),
+        ("no text", "5"),
+    ]
     assert sources[-1].tokens.tolist() == [1, 2]
     end = file.read_bytes().rstrip(b"\0")
     assert 0 <= sum(source.size for source in sources) - len(end) < 512
@@ -123,8 +129,34 @@ def test_nothing_of_a_tar_is_extracted_or_followed(tmp_path):
         outside = tarfile.TarInfo("../../outside/1.txt")
         outside.size = 1
         tar.addfile(outside, io.BytesIO(b"a"))
-    assert texts(read(tmp_path / "a.tar")) == [b"a"]
+    sources = read(tmp_path / "a.tar")
+    assert sources[0] == SkippedDocument(0, "symbolic link", "0.txt")
+    assert texts(sources) == [b"a"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "secret"]
+
+
+def test_members_that_are_lost_are_named(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, kind, content in [
+            ("0.txt", tarfile.REGTYPE, b"first"),
+            ("0.cls", tarfile.LNKTYPE, b""),
+            ("folder", tarfile.DIRTYPE, b""),
+            ("1.txt", tarfile.REGTYPE, b"second"),
+            ("1.x", b"V", b"volume"),
+            ("pipe", tarfile.FIFOTYPE, b""),
+            ("README", tarfile.REGTYPE, b"no sample"),
+        ]:
+            member = tarfile.TarInfo(name)
+            member.type, member.size = kind, len(content)
+            tar.addfile(member, io.BytesIO(content))
+    sources = read(tmp_path / "a.tar")
+    assert texts(sources) == [b"first", b"second"]
+    assert {source.name: source.reason for source in sources if isinstance(source, SkippedDocument)} == {
+        "0.cls": "hard link",
+        "1.x": "member of an unknown kind",
+        "pipe": "pipe",
+        "README": "file that is in no sample",
+    }
 
 
 def test_a_tar_is_streamed(tmp_path):

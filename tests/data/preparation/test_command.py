@@ -29,7 +29,8 @@ def test_launcher(corpus, tmp_path, capsys):
     assert launcher.main(arguments) == 0
     printed = capsys.readouterr()
     assert re.search(r"^train: \d+ documents, \d+ samples, [\d,]+ tokens, 1 shards$", printed.out, re.M)
-    assert "skipped: 1 hidden, 1 binary, 1 empty" in printed.out
+    for kind, name in (("hidden", ".hidden.txt"), ("binary", "binary.txt"), ("empty", "empty.txt")):
+        assert f"1 {kind} (such as {corpus}/{name})" in printed.out
     assert re.search(rf"^wrote {tmp_path}/data: 0\.0 MB of text in [\d.]+ s, [\d.]+ MB/s$", printed.out, re.M)
     assert printed.err == ""
     assert launcher.main(arguments) == 0

@@ -84,7 +84,8 @@ def test_every_format_gives_the_same_documents(tmp_path):
     (root / "a.txt").write_text(documents[0])
     (root / "a.md.gz").write_bytes(gzip.compress(documents[1].encode()))
     (root / "a.txt.zst").write_bytes(zstd(documents[2].encode()))
-    for name, content in {".jsonl": lines, ".ndjson.gz": gzip.compress(lines), ".jsonl.zst": zstd(lines)}.items():
+    compressed = {"1.ndjson.gz": gzip.compress(lines), "2.jsonl.zst": zstd(lines)}
+    for name, content in {"0.jsonl": lines, **compressed}.items():
         (root / f"lines{name}").write_bytes(content)
     pyarrow.parquet.write_table(pyarrow.table({"text": documents}), root / "table.parquet", row_group_size=2)
     with webdataset.TarWriter(str(root / "samples.tar")) as writer:

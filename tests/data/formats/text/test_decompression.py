@@ -18,6 +18,8 @@ from tests.data.formats.reading import (
     write,
 )
 
+WINDOWS = {".xz": 8 << 20}  # bytes that its default level has to keep
+
 
 @pytest.mark.parametrize("suffix", COMPRESSORS)
 def test_a_compressed_text_file_is_one_document(tmp_path, suffix):
@@ -25,7 +27,7 @@ def test_a_compressed_text_file_is_one_document(tmp_path, suffix):
     content = compress(b"one\ntwo")
     assert read(write(tmp_path / f"a.txt{suffix}", content)) == [Document(b"one\ntwo", None, len(content))]
     assert texts(read(write(tmp_path / f"A{suffix.upper()}", compress(b"a") + compress(b"b")))) == [b"ab"]
-    assert reasons(read(write(tmp_path / f"b.tar{suffix}", compress(b"a\0")))) == ["binary"]
+    assert reasons(read(write(tmp_path / f"b.txt{suffix}", compress(b"a\0")))) == ["binary"]
     assert reasons(read(write(tmp_path / f"c.txt{suffix}", compress(b"")))) == ["empty"]
 
 
@@ -91,7 +93,7 @@ def test_compressed_lines_are_streamed(tmp_path, suffix):
     for content in (member * 2000, COMPRESSORS[suffix](line * 2000)):
         peak, documents = memory_peak(write(file, content))
         assert documents == 2000
-        assert peak < 8_000_000  # of 20 MB
+        assert peak < 8_000_000 + WINDOWS.get(suffix, 0)  # of 20 MB
 
 
 def test_zeros_in_a_large_zstd_file_are_not_all_read(tmp_path):

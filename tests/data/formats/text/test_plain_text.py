@@ -5,7 +5,7 @@ from nar_scale.data.formats.inputs import split_into_pieces
 from tests.data.formats.reading import read, texts, write
 
 
-@pytest.mark.parametrize("name", ["notes.txt", "program.PY", "README", "a.json", "jsonl"])
+@pytest.mark.parametrize("name", ["notes.txt", "program.PY", "README", "a.toml", "jsonl"])
 def test_any_other_file_is_one_document(tmp_path, name):
     file = write(tmp_path / name, "Grüße\r\n{}\n".encode())
     assert split_into_pieces(file, 1) == [Piece(file, 0, 12, 12)]

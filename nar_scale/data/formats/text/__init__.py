@@ -1,0 +1,1 @@
+"""Formats of text: plain text, JSON and tables, each of them also compressed."""

@@ -1,0 +1,121 @@
+"""What becomes of the documents of a corpus: those without text, and the ends of those with it."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from launcher import prepare as launcher
+from nar_scale.data import inspect, load_tokenizer, verify
+from nar_scale.errors import DataError, UserError
+from tests.data.corpora import read_split
+from tests.data.preparation.preparing import made
+from tests.data.shard_files import write_tar
+from tests.data.test_tokenizers import byte_level
+from tests.errors import refused
+
+ROOT = Path(__file__).parents[3]
+TEXTS = [None if number == 20 else "" if number == 21 else f"document {number}" for number in range(40)]
+
+
+def with_nulls(folder):
+    """The same texts in all formats that can tell a null from an empty text."""
+    folder.mkdir()
+    objects = [{"id": number, "text": text} for number, text in enumerate(TEXTS)]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in objects))
+    (folder / "b.json").write_text(json.dumps(objects))
+    pyarrow.parquet.write_table(pyarrow.table({"text": TEXTS}), folder / "c.parquet")
+    write_tar(folder / "d.tar", [(f"{row['id']}.json", json.dumps(row).encode()) for row in objects])
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "b.json", "c.parquet", "d.tar"])
+def test_a_null_text_is_skipped_in_every_format_up_to_a_limit(tmp_path, name):
+    file = with_nulls(tmp_path / "corpus") / name
+    info = made(file, tmp_path / "data")
+    assert info.splits["train"].documents == 38
+    assert info.skipped == {"hidden": 0, "binary": 0, "empty": 1, "no text": 1}
+    with refused(DataError, file, 2, "max_skipped is 1", "no text", "empty", "--max-skipped"):
+        made(file, tmp_path / "limited", max_skipped=1)
+    assert not list((tmp_path / "limited").glob("[!.]*"))  # only what a run with another limit goes on from
+    assert made(file, tmp_path / "limited", max_skipped=2) == info
+    with refused(UserError, "max_skipped", -1):
+        made(file, tmp_path / "negative", max_skipped=-1)
+
+
+def test_the_limit_holds_for_all_parts_together(tmp_path):
+    root = with_nulls(tmp_path / "corpus")
+    arguments = ["--input", str(root / "a.jsonl"), str(root / "c.parquet"), "--output", str(tmp_path / "data")]
+    arguments += ["--seq-len", "16", "--validation", "0", "--workers", "1", "--unit-bytes", "1200", "--max-skipped"]
+    for part in ("1/2", "2/2"):
+        assert launcher.main([*arguments, "3", "--part", part]) == 0
+    assert launcher.main([*arguments, "3", "--merge"]) == 2
+    assert not (tmp_path / "data" / "dataset.json").exists()
+    assert launcher.main([*arguments, "4", "--merge"]) == 0
+
+
+def test_hidden_files_are_not_counted_to_the_limit(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    for name in (".a", ".b", "c.txt"):
+        (tmp_path / "corpus" / name).write_text("text")
+    assert made(tmp_path / "corpus", tmp_path / "data", max_skipped=0).skipped["hidden"] == 2
+
+
+def test_text_cannot_end_a_document_in_its_middle(tmp_path, capsys):
+    tokenizer = byte_level(tmp_path / "t.json", ["<|endoftext|>"])
+    documents = ["one <|endoftext|> one", "two", "<|endoftext|><|endoftext|>"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    arguments = ["--input", str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "data"), "--seq-len", "64"]
+    arguments += ["--document-ids", "--validation", "0", "--workers", "1", "--tokenizer", str(tokenizer)]
+    assert launcher.main(arguments) == 0
+    assert "special tokens that the text spells out, encoded as plain text: 3" in capsys.readouterr().out
+    (sample,) = read_split(tmp_path / "data", "train")
+    ends = np.flatnonzero(sample.tokens == 256)
+    assert np.diff(ends, prepend=-1).tolist() == [len(text) + 1 for text in documents]
+    assert np.flatnonzero(np.diff(sample.documents)).tolist() == ends[:-1].tolist()
+
+
+def test_a_tokenizer_that_makes_the_end_token_of_text_is_refused(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "one": 1, "</s>": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    words.save(str(tmp_path / "t.json"))
+    (tmp_path / "a.txt").write_text("one </s> one")
+    with refused(DataError, tmp_path / "a.txt", 2, "--end-token"):
+        made(tmp_path / "a.txt", tmp_path / "data", tokenizer=str(tmp_path / "t.json"))
+
+
+def test_another_end_token_is_kept_with_the_data_set(tmp_path):
+    tokenizer = byte_level(tmp_path / "t.json")
+    (tmp_path / "a.txt").write_text("text <|end_of_text|> more")
+    with refused(DataError, tokenizer, "--end-token", "<|end_of_text|>"):
+        made(tmp_path / "a.txt", tmp_path / "data", tokenizer=str(tokenizer))
+    flags = f"--input {tmp_path}/a.txt --output {tmp_path}/data --seq-len 64 --validation 0 --workers 1"
+    assert launcher.main([*flags.split(), "--tokenizer", str(tokenizer), "--end-token", "<|end_of_text|>"]) == 0
+    (sample,) = read_split(tmp_path / "data", "train")
+    assert np.flatnonzero(sample.tokens == 257).tolist() == [25]
+    assert "'<|end|>'" in str(verify(tmp_path / "data", workers=1))
+    assert "tokens are not decoded" not in inspect(str(tmp_path / "data"))
+    assert load_tokenizer("tokenizer.json", tmp_path / "data", 257).end_token == 257
+    with refused(UserError, "<eos>", "tokenizer"):
+        made(tmp_path / "a.txt", tmp_path / "no", tokenizer=None, vocabulary_size=9, end_token="<eos>")
+
+
+def test_a_terminal_of_ascii_ends_nothing(tmp_path):
+    name = tmp_path / "häuser\u2028.txt"
+    name.write_text("text")
+    command = [sys.executable, ROOT / "launcher" / "prepare.py", "--input", name, "--seq-len", "8", "--validation", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([*command, "--output", tmp_path / "dätä"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"d\\xe4t\\xe4" in done.stdout
+    name.unlink()
+    done = subprocess.run([*command, "--output", tmp_path / "dätä"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count(b"\n")) == (2, b"", 1)
+    assert b"h\\xe4user" in done.stderr
