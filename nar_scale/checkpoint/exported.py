@@ -200,6 +200,7 @@ class ExportedWeights:
         directory: of the checkpoint.
 
     Attributes:
+        directory: of the checkpoint.
         shapes: the shape of each parameter, by name.
         kinds: `{"weight"}` for each parameter, since there is no optimizer state.
         scalars: an empty dictionary for each parameter, for the same reason.
@@ -210,6 +211,7 @@ class ExportedWeights:
 
     def __init__(self, directory: Path):
         _, _, wrapper = _describe(directory, verify=False)
+        self.directory = directory
         self.shapes = {name: tuple(weight.shape) for name, weight in wrapper.named_parameters()}
         self.kinds = {name: {WEIGHT} for name in self.shapes}
         self.scalars: dict[str, dict[str, float]] = {name: {} for name in self.shapes}

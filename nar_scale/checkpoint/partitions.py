@@ -87,9 +87,10 @@ class PartitionReader:
     """Reads what all ranks have written; a context manager. Only what is asked for comes into memory.
 
     Args:
-        checkpoint: the directory of a training checkpoint.
+        directory: of a training checkpoint.
 
     Attributes:
+        directory: of the checkpoint.
         shapes: name of each parameter to its shape.
         kinds: name of each parameter to what there is of it: `weight`, and tensors of the optimizer's state.
         scalars: name of each parameter to the scalars of the optimizer's state.
@@ -98,17 +99,17 @@ class PartitionReader:
         CheckpointError: a file is missing or cannot be read.
     """
 
-    def __init__(self, checkpoint: Path):
-        self.checkpoint = checkpoint
+    def __init__(self, directory: Path):
+        self.directory = directory
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.kinds: dict[str, set[str]] = {}
         self.scalars: dict[str, dict[str, float]] = {}
         self._pieces: dict[tuple[str, str], list[_Piece]] = {}
         self._files = ExitStack()
-        paths = sorted((checkpoint / DIRECTORY).glob("rank-*.safetensors"))
+        paths = sorted((directory / DIRECTORY).glob("rank-*.safetensors"))
         if not paths:
             raise CheckpointError(
-                f"{checkpoint} has no {DIRECTORY}/: it was not written by this version; train from it with the one "
+                f"{directory} has no {DIRECTORY}/: it was not written by this version; train from it with the one "
                 "that wrote it, or start anew in another training.run_directory"
             )
         for path in paths:
@@ -142,7 +143,7 @@ class PartitionReader:
                 found[position - start : until - start] = values
                 position = until
         if position < stop or found is None:
-            raise CheckpointError(f"{self.checkpoint} lacks {kind} of {name!r} from element {position} on")
+            raise CheckpointError(f"{self.directory} lacks {kind} of {name!r} from element {position} on")
         return found
 
     def whole(self, kind: str, name: str) -> Tensor:

@@ -122,15 +122,16 @@ class CheckpointStore:
         Raises:
             CheckpointError: there are checkpoints, but none is good.
         """
-        damaged = []
+        damaged: list[tuple[int, str]] = []
         for step in reversed(self.steps() if steps is None else steps):
             problem = (inspect or verify_integrity)(self.path(step))
             if problem is None:
+                for passed_over, reason in damaged:
+                    report(f"checkpoint {self.path(passed_over)} is damaged and passed over: {reason}")
                 return step
-            damaged.append(problem)
-            report(f"checkpoint {self.path(step)} is damaged and passed over: {problem}")
+            damaged.append((step, problem))
         if damaged:
-            raise CheckpointError(f"no checkpoint in {self.directory} is good; newest: {damaged[0]}")
+            raise CheckpointError(f"no checkpoint in {self.directory} is good; newest: {damaged[0][1]}")
         return None
 
     def clean_up(self, step: int) -> None:

@@ -14,13 +14,14 @@ from nar_scale.checkpoint.store import verify_integrity
 from nar_scale.errors import CheckpointError
 
 
-def check_same_parameters(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[int, ...]]) -> None:
+def check_same_parameters(ours: Mapping[str, tuple[int, ...]], source: PartitionReader | ExportedWeights) -> None:
     """Refuse, with a CheckpointError, a checkpoint whose parameters have other names or shapes."""
+    theirs = source.shapes
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             here, there = ours.get(name, "absent"), theirs.get(name, "absent")
             raise CheckpointError(
-                f"the weight {name!r} is {here} in the model of this configuration and {there} in the checkpoint; "
+                f"the weight {name!r} is {here} in the model of this configuration and {there} in {source.directory}; "
                 "set the model section as it was, or start anew in another training.run_directory"
             )
 
@@ -32,7 +33,7 @@ def check_weights_fit(module: nn.Module, path: Path) -> None:
         CheckpointError: as there.
     """
     with open_weights(path, checksums=False) as source:
-        check_same_parameters({name: tuple(p.shape) for name, p in module.named_parameters()}, source.shapes)
+        check_same_parameters({name: tuple(p.shape) for name, p in module.named_parameters()}, source)
 
 
 @contextmanager

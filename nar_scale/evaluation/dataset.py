@@ -9,7 +9,7 @@ from tqdm import tqdm
 from nar_scale.data import DatasetIndex, DatasetInfo, SampleFormat, ShardCache, sequential_batches
 from nar_scale.data.shards.layout import named_shards
 from nar_scale.data.shards.shard_comparison import check_against_info
-from nar_scale.errors import DataError
+from nar_scale.errors import DataError, UserError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
 from nar_scale.objectives import Objective
 
@@ -46,7 +46,11 @@ def evaluate_dataset(
     Raises:
         DataError: the data set or the split does not exist, its shards are not those of its `dataset.json`, or its
             vocabulary, sequence length or number of classes is not that of the model.
+        UserError: a batch or limit without a sequence.
     """
+    for name, number in {"batch size": batch_size, "limit": 1 if limit is None else limit}.items():
+        if number < 1:
+            raise UserError(f"the {name} is {number}; give at least 1")
     directory = str(directory)
     info = DatasetInfo.find(directory, {} if cache is None else cache.storage_options)
     if info is None:

@@ -44,7 +44,7 @@ def restore_partitions(
     """See `ZeroEngine.restore`."""
     names = _parameter_names(engine)
     shapes = {names[id(parameter)]: full_shape(parameter) for parameter in engine.module.parameters()}
-    check_same_parameters(shapes, source.shapes)
+    check_same_parameters(shapes, source)
     optimizer = torch_optimizer(engine)
     for fragment in fragments_of(engine):
         name, state = names[id(fragment.parameter)], optimizer.state[fragment.master]

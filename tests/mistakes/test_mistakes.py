@@ -1,0 +1,130 @@
+"""Every mistake of the tables ends with status 2 and one line, and leaves nothing behind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.distributed.jobs import environment
+
+from . import checkpoints, data_sets, generation, machine, settings
+from .mistake import Mistake
+
+REPOSITORY = Path(__file__).parents[2]
+MISTAKES = {
+    **settings.MISTAKES,
+    **data_sets.MISTAKES,
+    **checkpoints.MISTAKES,
+    **generation.MISTAKES,
+    **machine.MISTAKES,
+}
+TIMEOUT = 1500
+
+CONFIG = """
+model: {dim: 32, depth: 2, heads: 2, max_seq_len: 32}
+objective: {kind: non_autoregressive}
+data: {directory: data, validation: ""}
+optimizer: {learning_rate: 3e-3}
+schedule: {warmup_steps: 0}
+training: {steps: 2, global_batch_size: 6, micro_batch_size: 2, precision: fp32, run_directory: new}
+"""
+WORLD = (
+    "prepare --input corpus --output data --seq-len 32 --validation 0.2 --samples-per-shard 200",
+    "train --config small.yaml training.run_directory=run",
+    "train --config small.yaml training.run_directory=ar_run objective.kind=autoregressive",
+    "consolidate --run run --output nar",
+    "consolidate --run ar_run --output ar",
+)
+SHARED = ("data", "run", "ar_run", "nar", "ar", "corpus")
+
+
+class Answer(NamedTuple):
+    status: int
+    output: str
+    left_behind: list[str]
+
+
+def run_all(commands: list[tuple[str, Path, dict[str, str]]], directory: Path) -> list[tuple[int, str]]:
+    """Exit status and output of commands, run one after the other by one process."""
+    cases = directory / "cases.json"
+    cases.write_text(json.dumps([(command, str(where), variables) for command, where, variables in commands]))
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.mistakes.driver", str(cases)],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        timeout=TIMEOUT,
+    )
+    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def contents(here: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of change of everything below a directory, links not followed."""
+    found = {}
+    for folder, folders, files in os.walk(here):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            status = path.lstat()
+            changed = 0 if path.is_dir() and not path.is_symlink() else status.st_mtime_ns
+            found[str(path.relative_to(here))] = (status.st_size if changed else 0, changed)
+    return found
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
+    """The answer to each mistake."""
+    world = tmp_path_factory.mktemp("world")
+    (world / "small.yaml").write_text(CONFIG)
+    (world / "corpus").mkdir()
+    for number in range(40):
+        (world / "corpus" / f"{number}.txt").write_text(f"text {number} of forty; " * 20)
+    for command, (status, output) in zip(WORLD, run_all([(each, world, {}) for each in WORLD], world)):
+        assert status == 0, f"{command}: {output}"
+    places, before = [], []
+    shared = contents(world)
+    for number, mistake in enumerate(MISTAKES.values()):
+        here = tmp_path_factory.mktemp(f"mistake{number}-")
+        (here / "small.yaml").write_text(CONFIG)
+        for name in SHARED:
+            (here / name).symlink_to(world / name)
+        if mistake.prepare is not None:
+            mistake.prepare(here)
+        places.append(here)
+        before.append(contents(here))
+    results = run_all(
+        [(each.command, here, dict(each.environment)) for each, here in zip(MISTAKES.values(), places)], world
+    )
+    (world / "cases.json").unlink()
+    found = {}
+    for name, here, there, (status, output) in zip(MISTAKES, places, before, results):
+        after = contents(here)
+        left_behind = sorted(path for path in {*there, *after} if there.get(path) != after.get(path))
+        found[name] = Answer(status, output.replace(str(here), "."), left_behind)
+    assert contents(world).items() - shared.items() == set()
+    return found
+
+
+@pytest.mark.timeout(TIMEOUT)
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_answered_by_one_line(answers: dict[str, Answer], name: str) -> None:
+    status, output, left_behind = answers[name]
+    lines = [line for line in output.splitlines() if line.strip()]
+    assert "Traceback" not in output
+    assert status == 2, output
+    usage = [line for line in lines if line.startswith(("usage:", " "))]
+    assert len(lines) - len(usage) == 1, output
+    answer = lines[-1]
+    missing = [each for each in MISTAKES[name].named if not re.search(rf"(?<!\w){re.escape(each)}(?!\w)", answer)]
+    assert not missing, f"{answer!r} does not name {missing}"
+    assert left_behind == []
+
+
+def test_there_are_many() -> None:
+    assert len(MISTAKES) >= 120
+    assert all(isinstance(each, Mistake) and each.named for each in MISTAKES.values())
