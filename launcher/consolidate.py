@@ -5,6 +5,8 @@ It appears only after the reloaded model's logits match those the live model lef
 python launcher/consolidate.py --run runs/quickstart_nar --output exported/quickstart_nar
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 
@@ -30,4 +32,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from _command import run
+
+    sys.exit(run(main))

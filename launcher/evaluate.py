@@ -5,6 +5,8 @@ Autoregressive models give the exact value, non-autoregressive ones an upper bou
 python launcher/evaluate.py --checkpoint exported/quickstart_nar --data data/python_stdlib --output evaluation.json
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import sys
@@ -63,10 +65,12 @@ def main(arguments: list[str] | None = None) -> int:
             "data": options.data,
             "split": options.split,
         }
-        write_atomically(Path(options.output), (json.dumps(result, indent=2) + "\n").encode())
     except UserError as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 2
+    try:
+        # a link stays, and leads to the result
+        write_atomically(Path(options.output).resolve(), (json.dumps(result, indent=2) + "\n").encode())
     except OSError as error:
         print(f"evaluate: error: cannot write {options.output}: {error.strerror}", file=sys.stderr)
         return 2
@@ -75,4 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from _command import run
+
+    sys.exit(run(main))

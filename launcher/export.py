@@ -3,6 +3,8 @@
 python launcher/export.py --checkpoint exported/quickstart_ar --format llama --output exported/quickstart_ar_llama
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 
@@ -43,4 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from _command import run
+
+    sys.exit(run(main))

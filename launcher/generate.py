@@ -9,6 +9,8 @@ result. Results are OUTPUT/part-NNNNN.jsonl and, where tokens are pixels, part-N
 line feed alone.
 """
 
+from __future__ import annotations
+
 import argparse
 import sys
 from typing import Any
@@ -111,4 +113,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from _command import run
+
+    sys.exit(run(main))

@@ -320,4 +320,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from _command import run
+
+    sys.exit(run(main))

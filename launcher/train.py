@@ -3,6 +3,8 @@
 deepspeed --num_accelerators 2 launcher/train.py --config configs/quickstart_nar.yaml training.steps=200
 """
 
+from __future__ import annotations
+
 import argparse
 import os
 import sys
@@ -37,16 +39,19 @@ class _Explain(argparse.Action):
 
 def main(arguments: list[str] | None = None) -> int:
     parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, metavar="FILE", help="the YAML file of the run")
+    parser.add_argument(
+        "--config", required=True, type=os.path.expanduser, metavar="FILE", help="the YAML file of the run"
+    )
     parser.add_argument(
         "--resume",
+        type=os.path.expanduser,  # a shell expands ~ at the beginning of a word alone
         default="auto",
         metavar="auto|never|PATH",
         help="go on from the newest good checkpoint of the run directory (auto), or from this one (default: auto)",
     )
     parser.add_argument(
         "--init-from",
-        type=Path,
+        type=lambda path: Path(path).expanduser(),
         metavar="DIR",
         help="start from the weights of this consolidated or training checkpoint, unless there is one to resume",
     )
@@ -79,7 +84,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    status = main()
+    from _command import run
+
+    status = run(main)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # tearing down a process group whose peers have failed can abort or hang

@@ -3,7 +3,9 @@
 import errno
 import os
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 
@@ -29,6 +31,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def create_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` unless it exists; of several processes at once one does, and none sees half of it.
 
+    On a file system without hard links a process may see an empty file for a moment.
+
     Raises:
         OSError: the directory is missing, full or not writable; nothing is left behind.
     """
@@ -36,9 +40,39 @@ def create_atomically(path: Path, content: bytes) -> None:
     try:
         write_atomically(temporary, content)
         with suppress(FileExistsError):
-            os.link(temporary, path)
+            try:
+                os.link(temporary, path)
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                with open(path, "xb") as file:
+                    file.write(content)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def removed_if_empty(path: Path) -> Iterator[None]:
+    """A `with` block at whose end `path` and its parents are removed where they were missing before and are empty."""
+    missing = [each for each in (path, *path.parents) if not each.exists()]
+    try:
+        yield
+    finally:
+        for each in missing:
+            with suppress(OSError):  # it holds something, or was not made
+                each.rmdir()
+
+
+def keep_as_damaged(path: Path) -> Path:
+    """Rename a file or directory that cannot be used to `NAME.damaged-N`, with the first N that is free; returns that.
+
+    Raises:
+        OSError: its directory is not writable.
+    """
+    names = (path.with_name(f"{path.name}.damaged-{number}") for number in count(1))
+    kept = next(name for name in names if not os.path.lexists(name))
+    os.replace(path, kept)
+    return kept
 
 
 def sync_directory(path: Path) -> None:
@@ -50,6 +84,7 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "remove files, or have the quota raised",
@@ -60,6 +95,8 @@ _REMEDIES = {
     errno.ENOTDIR: "restore the directory",
     errno.ENOENT: "restore the directory",
     errno.EIO: "repair the disk or network",
+    errno.EISDIR: "move that directory away",
+    errno.EEXIST: "move that file away",
 }
 
 

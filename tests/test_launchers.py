@@ -1,21 +1,26 @@
 """The scripts check their arguments before they import what takes seconds."""
 
+import ast
 import importlib
+import os
 import sys
 from pathlib import Path
-from subprocess import run
+from subprocess import CompletedProcess, run
 from typing import get_args
 
 import pytest
 
+from launcher._command import run as command
 from nar_scale.checkpoint import WeightKind
 from nar_scale.decoding import Sampler
+from tests.errors import assert_names
 
 LAUNCHER = Path(__file__).parents[1] / "launcher"
-SCRIPTS = sorted(path.stem for path in LAUNCHER.glob("*.py"))
+SCRIPTS = sorted(path.stem for path in LAUNCHER.glob("[!_]*.py"))
 # runs a script with arguments that end it at once, and prints which libraries that has loaded
 LOADED = """
-import runpy, sys
+import os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
@@ -58,3 +63,58 @@ def test_choices_are_those_of_the_library(script, option, kind):
 def test_every_script_is_importable_as_a_function():
     for script in SCRIPTS:
         assert callable(importlib.import_module(f"launcher.{script}").main)
+
+
+def start(*command: str, **environment: str) -> "CompletedProcess[str]":
+    """Start Python without the path to this repository."""
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return run(
+        [sys.executable, *command], env={**inherited, **environment}, capture_output=True, text=True, timeout=120
+    )
+
+
+def assert_one_line(result: "CompletedProcess[str]", *named: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert_names(result.stderr.removesuffix("\n"), *named)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_an_old_python_is_told_so(script):
+    path = LAUNCHER / f"{script}.py"
+    ast.parse(path.read_text(), feature_version=(3, 9))
+    code = f"import sys; sys.argv = {[str(path)]!r}; sys.version_info = (3, 9, 18)\n{LOADED}"
+    result = start("-c", code)
+    assert_one_line(result, script, "3.9", "3.10", sys.executable)
+    assert result.stdout in ("loaded:\n", "")  # and nothing that an old Python could not read; `train` ends abruptly
+
+
+VALID = {
+    "prepare": ["--verify", "x"],
+    "train": ["--config", "x"],
+    "consolidate": ["--run", "x", "--output", "x"],
+    "evaluate": ["--checkpoint", "x", "--data", "x", "--output", "x"],
+    "generate": ["--checkpoint", "x", "--num-samples", "1", "--output", "x"],
+    "export": ["--checkpoint", "x", "--format", "llama", "--output", "x"],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_python_of_the_system_is_told_what_it_lacks(script):
+    result = start("-S", str(LAUNCHER / f"{script}.py"), *VALID[script])
+    assert_one_line(result, script, "nar_scale", sys.executable, "use")
+
+
+@pytest.mark.parametrize("module", ["deepspeed", "tensorboard"])
+def test_a_module_that_is_missing_is_named(tmp_path, module):
+    (tmp_path / "sitecustomize.py").write_text(f"import sys; sys.modules[{module!r}] = None")
+    path = f"{tmp_path}{os.pathsep}{LAUNCHER.parent}"
+    result = start(str(LAUNCHER / "train.py"), "--config", "nowhere.yaml", PYTHONPATH=path)
+    assert_one_line(result, "train", module, sys.executable)
+
+
+def test_a_file_that_cannot_be_read_is_named(capsys):
+    def fail():
+        open("/nowhere/file").close()
+
+    assert command(fail) == 2
+    assert_names(capsys.readouterr().err.removesuffix("\n"), "/nowhere/file")

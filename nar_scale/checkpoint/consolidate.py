@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from nar_scale.checkpoint.exported import CONFIG_FILE, ModelInfo, write_exported
 from nar_scale.checkpoint.partitions import WEIGHT, PartitionReader
-from nar_scale.checkpoint.probe import PROBE_FILE
+from nar_scale.checkpoint.probe import load_probe
 from nar_scale.checkpoint.state import TrainingState
 from nar_scale.checkpoint.store import CheckpointStore, verify_integrity
 from nar_scale.config import load_config
@@ -70,7 +69,7 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
         dtype=config.training.precision,
         decode=wrapper.decode_manifest(config.objective, state.end_token),
     )
-    probe = load_file(checkpoint / PROBE_FILE)
+    probe = load_probe(checkpoint)
     with PartitionReader(checkpoint) as reader:
         weights = _OneAtATime(reader, WEIGHT)
         lacking = [name for name, _ in wrapper.named_parameters() if name not in weights]

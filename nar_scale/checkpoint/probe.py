@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from nar_scale.errors import CheckpointError
@@ -35,7 +35,20 @@ def run_probe(objective: Objective) -> dict[str, Tensor]:
 
 def save_probe(directory: Path, probe: dict[str, Tensor]) -> None:
     """Write a probe, as `run_probe` returns it, into the directory of a checkpoint."""
-    save_file(probe, directory / PROBE_FILE)
+    (directory / PROBE_FILE).write_bytes(save(probe))  # the library's `save_file` lets nobody else read it
+
+
+def load_probe(directory: Path) -> dict[str, Tensor]:
+    """Read the probe of a checkpoint, as `run_probe` returned it.
+
+    Raises:
+        CheckpointError: there is none, or it cannot be read.
+    """
+    path = directory / PROBE_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
 
 
 def check_probe(directory: Path, objective: Objective) -> float:
@@ -52,11 +65,7 @@ def check_probe(directory: Path, objective: Objective) -> float:
         CheckpointError: there is no record, or the values differ by more than rounding.
     """
     path = directory / PROBE_FILE
-    try:
-        with safe_open(path, framework="pt") as file:
-            recorded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    recorded = load_probe(directory)
     original = next(objective.parameters()).dtype
     dtype = recorded["logits"].dtype
     probe = run_probe(objective.to(dtype))

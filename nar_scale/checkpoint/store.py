@@ -8,6 +8,7 @@ directory is renamed, and only then the `latest` pointer moves, by rename too. W
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -19,7 +20,9 @@ import xxhash
 
 from nar_scale.checkpoint.directory import delete_leftovers, make_writing_directory
 from nar_scale.errors import CheckpointError
-from nar_scale.files import remedy_for, sync_directory, write_atomically
+from nar_scale.files import keep_as_damaged, remedy_for, sync_directory, write_atomically
+
+_logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 POINTER = "latest"
@@ -99,7 +102,7 @@ class CheckpointStore:
                 quarantine(path)
             os.replace(writing, path)
             sync_directory(self.directory)
-            write_atomically(self.pointer, f"{path.name}\n".encode())
+            self._point_to(step)
         except OSError as error:
             raise CheckpointError(
                 f"cannot publish the checkpoint {path}: {error.strerror}; "
@@ -141,12 +144,17 @@ class CheckpointStore:
 
     def supersede_after(self, step: int) -> None:
         """Hide the checkpoints of later steps, damaged or left behind by going back: a run goes on from `step`."""
-        name = f"{self.path(step).name}\n"
-        if self.pointer.exists() and self.pointer.read_text() != name:
-            write_atomically(self.pointer, name.encode())
+        if self.pointer.exists():
+            self._point_to(step)
         for later in self.steps():
             if later > step:
                 quarantine(self.path(later))
+
+    def _point_to(self, step: int) -> None:
+        if not _names_a_step(self.pointer):
+            kept = keep_as_damaged(self.pointer)
+            _logger.warning("%s is damaged; it is kept as %s and written anew", self.pointer, kept.name)
+        write_atomically(self.pointer, f"{self.path(step).name}\n".encode())
 
     def retain(self, keep_last: int, keep_every: int | None, in_use: Collection[int] = ()) -> None:
         """Delete all but the last `keep_last` checkpoints, those at multiples of `keep_every` steps, and others.
@@ -160,6 +168,13 @@ class CheckpointStore:
                     quarantine(self.path(step))  # at once: a kill must not leave half of a checkpoint
         if steps:
             delete_quarantined(self.directory, steps[-1])
+
+
+def _names_a_step(pointer: Path) -> bool:
+    """Whether a pointer is as it should be, or absent; a link to a checkpoint is replaced as well."""
+    if pointer.is_symlink() or not pointer.exists():
+        return True
+    return pointer.is_file() and bool(_STEP_NAME.fullmatch(pointer.read_bytes().decode(errors="replace").strip()))
 
 
 def quarantine(path: Path) -> None:

@@ -13,6 +13,8 @@ from nar_scale.checkpoint.partitions import PartitionReader
 from nar_scale.checkpoint.store import verify_integrity
 from nar_scale.errors import CheckpointError
 
+_POSITIONS = "pos_emb.weight"
+
 
 def check_same_parameters(ours: Mapping[str, tuple[int, ...]], source: PartitionReader | ExportedWeights) -> None:
     """Refuse, with a CheckpointError, a checkpoint whose parameters have other names or shapes."""
@@ -20,9 +22,12 @@ def check_same_parameters(ours: Mapping[str, tuple[int, ...]], source: Partition
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             here, there = ours.get(name, "absent"), theirs.get(name, "absent")
+            remedy = "set the model section as it was"
+            if name.endswith(_POSITIONS) and name in ours and name in theirs:
+                remedy = f"set model.max_seq_len {theirs[name][0]}, since learned positions are as many as were trained"
             raise CheckpointError(
                 f"the weight {name!r} is {here} in the model of this configuration and {there} in {source.directory}; "
-                "set the model section as it was, or start anew in another training.run_directory"
+                f"{remedy}, or start anew in another training.run_directory"
             )
 
 

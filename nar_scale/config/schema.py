@@ -5,6 +5,7 @@ key has one meaning and one default; an unknown key is an error that names the n
 start with a configuration is another matter, see `nar_scale/config/checks.py`.
 """
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field
@@ -77,3 +78,16 @@ def fixed_on_resume(config: Config) -> dict[str, Any]:
         for name, field in type(values).model_fields.items()
         if FixedOnResume() in field.metadata
     }
+
+
+def flat_settings(config: Config) -> dict[str, Any]:
+    """All settings, `section.key` to a value as in JSON."""
+    return dict(_flattened(config.model_dump(mode="json"), ""))
+
+
+def _flattened(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from nar_scale.errors import UserError
 
 Result = TypeVar("Result")
 _DEFAULT_PORT = 29500
+_PORT_TAKEN = ("EADDRINUSE", "ddress already in use")
 _CONTROL_TIMEOUT = timedelta(hours=6)
 
 
@@ -125,9 +126,11 @@ def map_launcher_environment(environment: MutableMapping[str, str]) -> None:
     process is alone.
 
     Raises:
-        UserError: srun started several tasks but no master address can be found.
+        UserError: srun started several tasks but no master address can be found, or RANK is set without the variables
+            that belong to it.
     """
     if "RANK" in environment:
+        _check_launcher_variables(environment)
         environment.setdefault("LOCAL_WORLD_SIZE", environment.get("LOCAL_SIZE", "1"))
         return
     under_srun = "SLURM_PROCID" in environment and "SLURM_STEP_ID" in environment
@@ -146,6 +149,20 @@ def map_launcher_environment(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("MASTER_PORT", str(_free_port()))
 
 
+def _check_launcher_variables(environment: Mapping[str, str]) -> None:
+    remedy = "start by deepspeed, torchrun or srun, which set them, or unset RANK to train in one process"
+    for name in ("MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_RANK"):
+        if not environment.get(name):
+            raise UserError(f"the environment has RANK, but not {name}: {remedy}")
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_PORT"):
+        if not environment[name].isdecimal():
+            raise UserError(f"{name} is {environment[name]!r} in the environment, not a number: {remedy}")
+    if int(environment["RANK"]) >= int(environment["WORLD_SIZE"]):
+        raise UserError(
+            f"RANK is {environment['RANK']} in the environment, but WORLD_SIZE {environment['WORLD_SIZE']}: {remedy}"
+        )
+
+
 def set_threads(environment: MutableMapping[str, str]) -> None:
     """Share this node's cores between its processes, unless the user has set OMP_NUM_THREADS."""
     if "OMP_NUM_THREADS" in environment and "TORCHELASTIC_RUN_ID" not in environment:
@@ -158,7 +175,7 @@ def connect() -> World:
     """Join the job: NCCL on GPUs, gloo on CPUs.
 
     Raises:
-        UserError: more processes on this node than GPUs.
+        UserError: more processes on this node than GPUs, or the first rank's port is taken or cannot be reached.
     """
     map_launcher_environment(os.environ)
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -175,9 +192,26 @@ def connect() -> World:
         device = torch.device("cpu")
         set_threads(os.environ)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        _rendezvous("nccl" if device.type == "cuda" else "gloo")
     control = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
     return World(dist.get_rank(), local_rank, dist.get_world_size(), local_size, device, control)
+
+
+def _rendezvous(backend: str) -> None:
+    """Meet the other ranks at MASTER_ADDR and MASTER_PORT."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    try:
+        dist.init_process_group(backend)
+    except dist.DistError as error:
+        if any(part in str(error) for part in _PORT_TAKEN):
+            raise UserError(
+                f"port {port} of {address}, where the ranks are to meet, is taken, perhaps by another run; give "
+                "another by --master_port of deepspeed, --master-port of torchrun, or MASTER_PORT"
+            ) from None
+        raise UserError(
+            f"cannot meet the other ranks at port {port} of {address}; see whether the first rank runs there, and "
+            "MASTER_ADDR and MASTER_PORT are as it has them"
+        ) from None
 
 
 def disconnect() -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import traceback
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from nar_scale.config import check_run, load_config
@@ -20,6 +21,7 @@ from nar_scale.training.fault_tolerance.preemption import RESUMABLE_EXIT_STATUS,
 from nar_scale.training.run import train
 
 _logger = logging.getLogger(__name__)
+_IMPORTED_LATE = ("deepspeed", "tensorboard", "webdataset")
 
 
 def launch(
@@ -46,9 +48,15 @@ def launch(
     Returns:
         the exit status: 0 for a complete run, 85 for one that was stopped and has saved, 2 for a `UserError`,
         1 for anything else.
+
+    Raises:
+        ModuleNotFoundError: what training needs is not installed.
     """
     exit_on_signals()
     set_up_logging()
+    for module in _IMPORTED_LATE:  # not after minutes, when they are first used
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
     try:
         map_launcher_environment(os.environ)
         config = load_config(config_file, overrides)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +17,13 @@ from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState
 from nar_scale.config import (
     Config,
     batch_size_at,
-    dump_config,
     gradient_accumulation_steps,
     load_config,
     resolve_deepspeed_config,
     steps_of_run,
 )
 from nar_scale.data.shards.shard_comparison import write_shard_list
-from nar_scale.files import write_atomically
+from nar_scale.files import removed_if_empty
 from nar_scale.model.parameters import full_size
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.callbacks.callback import Callback
@@ -33,21 +34,23 @@ from nar_scale.training.callbacks.muon_check import MuonCheck
 from nar_scale.training.callbacks.profiler import Profiler
 from nar_scale.training.callbacks.sample_writer import SampleWriter
 from nar_scale.training.checkpointing.io import check_writable, load_checkpoint
+from nar_scale.training.checkpointing.record import is_finished, write_record
 from nar_scale.training.checkpointing.resume import (
     find_checkpoint,
     start_from_weights,
 )
 from nar_scale.training.checkpointing.resume_rules import check_same_batch_sizes, check_same_model, check_same_stream
 from nar_scale.training.data.build import TrainingData, open_training_data
-from nar_scale.training.distributed import World
+from nar_scale.training.distributed import World, on_main
 from nar_scale.training.engine.build import build_engine, initialize_deepspeed, sharded_initialization
 from nar_scale.training.engine.machine import check_machine
 from nar_scale.training.engine.sequence_parallel import sequence_parallel_context
 from nar_scale.training.engine.zero_engine import ZeroEngine
 from nar_scale.training.fault_tolerance.activity import Activity
-from nar_scale.training.fault_tolerance.error_reporting import own_store
+from nar_scale.training.fault_tolerance.error_reporting import own_store, report_error_once
 from nar_scale.training.fault_tolerance.error_translation import translate_errors
 from nar_scale.training.fault_tolerance.preemption import StopAgreement, StopRequest
+from nar_scale.training.fault_tolerance.run_lease import RunLease
 from nar_scale.training.fault_tolerance.watchdog import Watchdog, timeout_beyond_watchdog
 from nar_scale.training.metrics.writer import MetricsWriter
 from nar_scale.training.trainer import RunContext, Trainer
@@ -86,7 +89,11 @@ def train(
     with translate_errors(activity, config, world.device):
         request.install()
         try:
-            return _train(config, world, start, request, callbacks)
+            resolved = resolve_deepspeed_config(config, world.size)
+            check_machine(config, world.device)
+            world = world.with_sequence_parallel_groups(config.training.sequence_parallel_size)
+            with _run_directory(config, world) as store:
+                return _train(config, resolved, world, store, start, request, callbacks)
         finally:
             request.restore()
 
@@ -99,15 +106,45 @@ class _Start:
     init_from: Path | None
 
 
-def _train(
-    config: Config, world: World, start: _Start, request: StopRequest, more_callbacks: Sequence[Callback]
-) -> bool:
-    resolved = resolve_deepspeed_config(config, world.size)
-    check_machine(config, world.device)
-    world = world.with_sequence_parallel_groups(config.training.sequence_parallel_size)
+@contextmanager
+def _run_directory(config: Config, world: World) -> Iterator[CheckpointStore]:
+    """A `with` block in which no other run uses the run directory; gives the checkpoints in it. On all ranks.
+
+    A run that writes nothing leaves nothing behind.
+
+    Raises:
+        UserError: the directory cannot be written, or another run uses it.
+    """
     directory = Path(str(config.training.run_directory))
     store = CheckpointStore(directory / "checkpoints")
-    check_writable(store)
+    with ExitStack() as held:
+
+        def hold() -> None:
+            held.enter_context(removed_if_empty(store.directory))
+            check_writable(store)
+            held.enter_context(RunLease(directory, on_loss=_end_process)).acquire()
+
+        on_main(world, hold)
+        check_writable(store)
+        yield store
+
+
+def _end_process(problem: str) -> None:
+    """End this process at once: what it would still write would spoil what another run writes."""
+    report_error_once(problem)
+    os._exit(2)
+
+
+def _train(
+    config: Config,
+    resolved: Mapping[str, Any],
+    world: World,
+    store: CheckpointStore,
+    start: _Start,
+    request: StopRequest,
+    more_callbacks: Sequence[Callback],
+) -> bool:
+    directory = store.directory.parent
     data = open_training_data(config, world)
     source, step = find_checkpoint(store, start.resume, world)
     own_step = step if source.directory.resolve() == store.directory.resolve() else None
@@ -120,13 +157,20 @@ def _train(
         state = _resume(config, engine, data, source, step, state)
     elif start.init_from is not None:
         start_from_weights(engine, start.init_from)
+    finished = own_step is not None and is_finished(config, store.path(own_step), own_step)
     checkpointer = Checkpointer(store, config, world, state.step)
     checkpointer.start_thread()
     if own_step is not None:
         checkpointer.continue_from(own_step)
 
-    writer = _open_records(config, resolved, directory, state, data) if world.is_main else None
+    writer = None
     if world.is_main:
+        if not finished:
+            write_record(config, resolved, directory, None if step is None else source.path(step), state.step)
+            write_shard_list(directory, data.fingerprint, data.sources)
+        writer = MetricsWriter(directory, state.step)
+        if not finished:
+            writer.settings(config, resolved)
         _logger.info(_summary(config, world, engine, data, state, directory))
     callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
     context = RunContext(config, world, engine, data, request.activity, StopAgreement(request, world))
@@ -140,7 +184,7 @@ def _train(
         if writer is not None:
             writer.close()
     if world.is_main:
-        _logger.info(_farewell(config, complete, trainer.state, store))
+        _logger.info(_farewell(config, complete, finished, trainer.state, store))
     return complete
 
 
@@ -215,18 +259,6 @@ def _callbacks(
     )
 
 
-def _open_records(
-    config: Config, resolved: Mapping[str, Any], directory: Path, state: TrainingState, data: TrainingData
-) -> MetricsWriter:
-    """Write settings and shards of the run into its directory, and open its metrics, on the main process."""
-    write_atomically(directory / "config.yaml", dump_config(config).encode())
-    write_atomically(directory / "deepspeed.json", (json.dumps(resolved, indent=2) + "\n").encode())
-    write_shard_list(directory, data.fingerprint, data.sources)
-    writer = MetricsWriter(directory, state.step)
-    writer.settings(config, resolved)
-    return writer
-
-
 def _summary(
     config: Config, world: World, engine: ZeroEngine, data: TrainingData, state: TrainingState, directory: Path
 ) -> str:
@@ -252,7 +284,9 @@ def _summary(
     )
 
 
-def _farewell(config: Config, complete: bool, state: TrainingState, store: CheckpointStore) -> str:
+def _farewell(config: Config, complete: bool, finished: bool, state: TrainingState, store: CheckpointStore) -> str:
     end = "done" if complete else "stopped as asked; run the same command to go on"
+    if finished:
+        end = "done before; nothing was left to train"
     saved = f"checkpoint {store.path(state.step)}" if state.step else "nothing to save yet"
     return f"step {state.step}/{steps_of_run(config)}, {end}; {saved}"

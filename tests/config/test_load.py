@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nar_scale.config import Config, check_run, dump_config, load_config, validate_config
+from nar_scale.config import Config, check_run, dump_config, flat_settings, load_config, validate_config
 from nar_scale.errors import ConfigError
 from tests.errors import refused
 
@@ -297,3 +297,25 @@ def test_the_quickstarts_differ_in_one_word():
 
     pairs = list(zip(words("quickstart_nar.yaml"), words("quickstart_ar.yaml"), strict=True))
     assert [pair for pair in pairs if pair[0] != pair[1]] == [("non_autoregressive", "autoregressive")]
+
+
+PATHS = (
+    "training.run_directory",
+    "data.directory",
+    "data.tokenizer",
+    "data.index_directory",
+    "data.cache_directory",
+    "zero.offload_directory",
+)
+
+
+def test_a_tilde_is_the_home_directory_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    offload = {"zero.offload_optimizer": "nvme", "training.zero_stage": 3}
+    config = config_with(**dict.fromkeys(PATHS, "~/x"), **offload)
+    assert {flat_settings(config)[path] for path in PATHS} == {"/home/me/x"}
+    source = config_with(**{"data.directory": None, "data.sources": {"web": {"directory": "~"}}})
+    assert source.data.sources["web"].directory == "/home/me"
+    assert config_with(**{"data.tokenizer": "byte", "data.directory": "a~/~b"}).data.directory == "a~/~b"
+    with refused(ConfigError, "data.directory", "~nobody-of-this-name"):
+        config_with(**{"data.directory": "~nobody-of-this-name/x"})

@@ -251,7 +251,7 @@ def run_case(
                 os._exit(run_rank(rank, port, config, overrides, points, resume))
         statuses = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids]
         output.seek(0)
-        if disk_fills:  # nobody else sees what is mounted here
+        if disk_fills and (run_directory / "checkpoints").is_dir():  # nobody else sees what is mounted here
             shutil.copytree(run_directory / "checkpoints", run_directory.with_name(f"{run_directory.name}-checkpoints"))
         return statuses, output.read().decode()
 

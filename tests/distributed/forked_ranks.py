@@ -19,6 +19,7 @@ def run_rank(rank: int, ranks: int, port: str, script: str, arguments: list[str]
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
     sys.argv = [script, *arguments]
+    sys.path.insert(0, os.path.dirname(script))  # as Python does
     runpy.run_path(script, run_name="__main__")
 
 

@@ -154,6 +154,27 @@ def run_forked(
     return [(status, text) for status, text in json.loads(output.splitlines()[-1])]
 
 
+class Outcomes:
+    """Exit status and output of runs, by name."""
+
+    def __init__(self, results: Mapping[str, tuple[int, str]]):
+        self.results = results
+
+    def output(self, name: str) -> str:
+        """Of a run that was completed."""
+        status, output = self.results[name]
+        assert status == 0, output
+        return output
+
+    def error(self, name: str) -> str:
+        """The line in which a run was refused."""
+        status, output = self.results[name]
+        assert status == 2, output
+        assert "Traceback" not in output
+        (line,) = [line for line in output.splitlines() if "error" in line]
+        return line
+
+
 def train_in_one_launch(directory: Path, *cases: tuple[Path, Sequence[str]], ranks: int = 2) -> None:
     """Train (config, overrides) one after the other in a single launch.
 

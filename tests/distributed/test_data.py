@@ -247,7 +247,7 @@ def two_ranks(data: Data) -> TwoRanks:
     return TwoRanks(data)
 
 
-class Alone:
+class Alone(jobs.Outcomes):
     """Runs of one process, one after the other, some in the directory of the one before: status and output of each."""
 
     def __init__(self, data: Data):
@@ -323,21 +323,7 @@ class Alone:
             data.directory,
             *((config, [*overrides, data.in_directory(name)], "auto") for config, overrides, name in cases.values()),
         )
-        self.results = dict(zip(cases, results, strict=True))
-
-    def output(self, name: str) -> str:
-        """Of a run that was completed."""
-        status, output = self.results[name]
-        assert status == 0, output
-        return output
-
-    def error(self, name: str) -> str:
-        """The line in which a run was refused."""
-        status, output = self.results[name]
-        assert status == 2, output
-        assert "Traceback" not in output
-        (line,) = [line for line in output.splitlines() if "error" in line]
-        return line
+        super().__init__(dict(zip(cases, results, strict=True)))
 
 
 @pytest.fixture(scope="module")

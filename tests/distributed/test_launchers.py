@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
 import pytest
 
 from nar_scale.data import prepare
+from tests.errors import assert_names
 
 from . import jobs
 
@@ -105,6 +107,29 @@ def test_bad_input_is_answered_in_one_line(config: Path, tmp_path: Path) -> None
         assert message in errors[0]
         assert "Traceback" not in output
     assert not jobs.metrics(sampling)  # before any step, not at the first sampling
+
+
+def test_an_error_before_the_ranks_connect_is_told_though_another_rank_ends_first(config: Path, tmp_path: Path) -> None:
+    """Torchrun kills all ranks as soon as one has ended, and the rank that is to tell the error comes late."""
+    late = 'import os, time; time.sleep(3 * (os.environ.get("LOCAL_RANK") == "0"))'
+    (tmp_path / "sitecustomize.py").write_text(late)
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--master-port"]
+    command = ["env", f"PYTHONPATH={tmp_path}{os.pathsep}{jobs.REPOSITORY}", *torchrun, str(jobs.free_port())]
+    for arguments, named in (["training.stesp=3"], "training.stesp"), (["--no-such-option"], "--no-such-option"):
+        output = jobs.run([*command, str(jobs.TRAIN), "--config", str(config), *arguments], status=1)
+        assert len([line for line in output.splitlines() if named in line]) == 1, output
+
+
+def test_a_port_that_is_taken_is_named(config: Path, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        ranks = ["RANK=0", "LOCAL_RANK=0", "WORLD_SIZE=2", "MASTER_ADDR=127.0.0.1", f"MASTER_PORT={port}"]
+        run = f"training.run_directory={tmp_path / 'run'}"
+        output = jobs.run(["env", *ranks, sys.executable, str(jobs.TRAIN), "--config", str(config), run], status=2)
+    assert_names(output.removesuffix("\n"), port, "--master_port")
+    assert not (tmp_path / "run").exists()
 
 
 def test_truncated_shard_is_named_once_by_two_ranks(config: Path, corpus: Path, tmp_path: Path) -> None:

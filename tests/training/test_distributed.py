@@ -2,8 +2,12 @@ import pytest
 
 from nar_scale.errors import UserError
 from nar_scale.training.distributed import map_launcher_environment
+from tests.errors import refused
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
+
+MASTER = {"MASTER_ADDR": "a", "MASTER_PORT": "29500"}
+LAUNCHED = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", **MASTER}
 
 
 def mapped(environment):
@@ -18,13 +22,12 @@ def test_alone():
 
 
 def test_deepspeed_names_the_local_size_otherwise():
-    given = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2", "MASTER_ADDR": "a"}
+    given = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_SIZE": "2", **MASTER}
     assert mapped(given) == ("3", "1", "4", "2", "a")
 
 
 def test_torchrun_is_left_alone():
-    given = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
-    assert mapped(given) == ("3", "1", "4", "2", "a")
+    assert mapped(dict(LAUNCHED)) == ("3", "1", "4", "2", "a")
 
 
 def test_srun():
@@ -49,3 +52,16 @@ def test_no_master_can_be_found(monkeypatch):
     given = {"SLURM_PROCID": "0", "SLURM_STEP_ID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_NODELIST": "n[1-2]"}
     with pytest.raises(UserError, match=r"n\[1-2\].*MASTER_ADDR"):
         map_launcher_environment(given)
+
+
+@pytest.mark.parametrize("lacking", ["MASTER_ADDR", "MASTER_PORT", "WORLD_SIZE", "LOCAL_RANK"])
+def test_a_rank_without_what_belongs_to_it_is_refused(lacking):
+    given = {name: value for name, value in LAUNCHED.items() if name != lacking}
+    with refused(UserError, "RANK", lacking, "torchrun"):
+        map_launcher_environment(given)
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "first"), ("MASTER_PORT", "-1"), ("RANK", "4")])
+def test_a_rank_that_cannot_be_is_refused(name, value):
+    with refused(UserError, name, value):
+        map_launcher_environment({**LAUNCHED, name: value})

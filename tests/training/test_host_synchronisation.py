@@ -28,6 +28,7 @@ OURS: Table = {
     (READ, "nar_scale/data/loading/batch.py: __post_init__"): 2,  # of a batch on the host, where it is made
     (READ, "nar_scale/objectives/predicted.py: slots_for"): 2,  # of the batch on the host
     (READ, "nar_scale/objectives/terms.py: require"): 2,  # on CPUs alone; a GPU asserts by itself
+    (READ, "nar_scale/training/trainer.py: <genexpr>"): 2,  # lengths of the batch on the host
     ("tolist", "nar_scale/training/distributed.py: read"): 1,  # has been copied while the step was taken
     ("tolist", "nar_scale/training/trainer.py: _dropout_seeds"): 1,  # seeds of dropout, made on the host
 }

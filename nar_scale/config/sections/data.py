@@ -5,13 +5,13 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as validator
 
-from nar_scale.config.sections.section import FixedOnResume, Section, Unit
+from nar_scale.config.sections.section import FixedOnResume, LocalPath, Section, Unit
 
 
 class SourceConfig(Section):
     """One of several data sets that are mixed."""
 
-    directory: str = Field(
+    directory: LocalPath = Field(
         description="Directory or URL of the shards of this source, as `data.directory`.",
     )
     train: str | None = Field(
@@ -46,7 +46,7 @@ class CurriculumStage(Section):
 class DataConfig(Section):
     """Where the shards are and how they are read."""
 
-    directory: str | None = Field(
+    directory: LocalPath | None = Field(
         default=None,
         description="A directory that `launcher/prepare.py` wrote, or any folder of WebDataset shards: a path, or an "
         "http(s)://, s3:// or gs:// URL. A resumed run may name another place of the same shards.",
@@ -89,7 +89,7 @@ class DataConfig(Section):
         description="Member that says which document each token of a sample belongs to, as `prepare.py --document-ids` "
         "writes it: attention, positions and predictions then stay within documents.",
     )
-    tokenizer: str | None = Field(
+    tokenizer: LocalPath | None = Field(
         default=None,
         description="`byte` or a tokenizer file; what `dataset.json` names if not given.",
     )
@@ -97,11 +97,11 @@ class DataConfig(Section):
         default=None,
         description="Number of token ids; what `dataset.json` says if not given.",
     )
-    index_directory: str | None = Field(
+    index_directory: LocalPath | None = Field(
         default=None,
         description="Directory of the shard indices, where they cannot be written beside the shards.",
     )
-    cache_directory: str | None = Field(
+    cache_directory: LocalPath | None = Field(
         default=None,
         description="Directory of copies of remote shards, on a disk of each node.",
     )

@@ -1,15 +1,28 @@
 """What all sections have in common, and what can be said of a key beside its type, default and description."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def _without_tilde(path: str) -> str:
+    """Expand `~` and `~USER`, as a shell does for what it reads itself, but not within a file or after `=`."""
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError(f"no home directory is known for {path.split('/')[0]!r}; write it out, or ./{path} for a name")
+    return expanded
+
+
+LocalPath = Annotated[str, AfterValidator(_without_tilde)]
+"""The path of a file or directory, or a URL."""
 
 UNIT, FIXED_ON_RESUME = "x-unit", "x-fixed-on-resume"  # keywords of the JSON Schema
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
-from nar_scale.config.sections.section import FixedOnResume, Section, Unit
+from nar_scale.config.sections.section import FixedOnResume, LocalPath, Section, Unit
 
 
 class BatchSizeStage(Section):
@@ -84,7 +84,7 @@ class TrainingConfig(Section):
         default=0,
         description="Seed of initial weights, order of samples, masks and dropout.",
     )
-    run_directory: str | None = Field(
+    run_directory: LocalPath | None = Field(
         default=None,
         description="Directory of checkpoints, logs and samples; `runs/NAME` with the name of the YAML file if not "
         "given.",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, PositiveInt
 from pydantic import model_validator as validator
 
-from nar_scale.config.sections.section import Section, Unit
+from nar_scale.config.sections.section import LocalPath, Section, Unit
 
 Offload = Literal["none", "cpu", "nvme"]
 
@@ -22,7 +22,7 @@ class ZeroConfig(Section):
         default="none",
         description="Keep the weights of forward and backward pass in the memory of the node or on its disk. ZeRO 3.",
     )
-    offload_directory: str | None = Field(
+    offload_directory: LocalPath | None = Field(
         default=None,
         description="Directory on a fast disk of each node, for offload to `nvme`.",
     )

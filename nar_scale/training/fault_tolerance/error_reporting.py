@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -12,6 +13,7 @@ import torch.distributed as dist
 
 _logger = logging.getLogger(__name__)
 _FAILED = "nar_scale/failed"
+_SECONDS_FOR_THE_FIRST_RANK = 30.0
 _STORE_TIMEOUT = timedelta(seconds=10)
 
 
@@ -26,9 +28,11 @@ def report_error_once(message: str) -> bool:
 def first_to_fail() -> bool:
     """Whether no other rank has failed before; a lost connection is only the consequence of another rank's failure."""
     if not dist.is_initialized():
-        return (
-            os.environ.get("LOCAL_RANK", "0") == "0"
-        )  # before they are connected all ranks of a node fail in the same way
+        # before they are connected all ranks of a node fail in the same way, and a launcher kills all when one ends
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            return True
+        time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
+        return "SLURM_PROCID" not in os.environ  # srun kills nobody; others would, had the first rank failed as well
     try:
         return own_store().add(_FAILED, 1) == 1
     except (RuntimeError, ValueError):

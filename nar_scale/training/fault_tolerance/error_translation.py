@@ -49,10 +49,8 @@ def translate(error: BaseException, activity: Activity, config: Config, device: 
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(part in text for part in _OUT_OF_MEMORY):
         return UserError(_out_of_memory(activity, config, device))
     if isinstance(error, OSError) and (remedy := remedy_for(error)):
-        return UserError(
-            f"{error.filename or config.training.run_directory}: {error.strerror}; {remedy}, or set another "
-            "training.run_directory"
-        )
+        path = error.filename2 or error.filename or config.training.run_directory  # the second is what is renamed to
+        return UserError(f"{path}: {error.strerror}; {remedy}, or set another training.run_directory")
     if any(part in text for part in _PEER_LOST):
         return PeerLostError(
             f"the connection to another process was lost in '{activity.name}'; it was killed or its node is gone "

@@ -54,8 +54,8 @@ class StopRequest:
     peers are gone.
 
     Args:
-        watch_file: whether this process looks for the file, and warns if the job ends before the deadline; one process
-            of a job is enough.
+        watch_file: whether this process looks for the file, tells of the request, and warns if the job ends before the
+            deadline; one process of a job is enough.
         activity: what this process is doing.
         deadline_seconds: from the first request to the end of the process; it then exits with status 1, or before it
             has begun to train, when there is nothing to save, with 85.
@@ -63,7 +63,7 @@ class StopRequest:
 
     def __init__(self, watch_file: bool, activity: Activity, deadline_seconds: float) -> None:
         self.activity, self.deadline_seconds = activity, deadline_seconds
-        self._requested, self._is_to_warn = False, watch_file
+        self._requested, self._is_to_tell = False, watch_file
         file = os.environ.get(STOP_FILE_VARIABLE)
         self._file = Path(file) if file and watch_file else None
         self._receiver, self._sender = socket.socketpair()
@@ -122,8 +122,10 @@ class StopRequest:
                     deadline = deadline or time.monotonic() + self.deadline_seconds
             if deadline is None and self._file is not None and self._file.exists():
                 deadline = time.monotonic() + self.deadline_seconds
-            if deadline is not None and self._is_to_warn:
-                self._is_to_warn = False
+            if deadline is not None and self._is_to_tell:
+                self._is_to_tell = False
+                # at once: a launcher that has the same signal may end, and show where, before there is more to tell
+                _logger.info("asked to stop: saving as soon as the present step is taken")
                 _warn_of_earlier_end(self.deadline_seconds)
             if deadline is not None and time.monotonic() >= deadline:
                 self._end()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from nar_scale.files import write_atomically
+from nar_scale.files import keep_as_damaged, write_atomically
+
+_logger = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -61,18 +65,27 @@ class MetricsLog:
 
 
 def _drop_later_lines(path: Path, step: int) -> float:
-    """Drop what was logged after `step`, or half; returns the seconds that earlier attempts took to get there."""
+    """Drop what was logged after `step`, or half; returns the seconds that earlier attempts took to get there.
+
+    A file with other damage than a last line that a kill has cut off is kept beside the new one.
+    """
     if not path.exists():
         return 0.0
-    kept = []
-    elapsed = 0.0
-    for line in path.read_text().splitlines():
-        try:
-            values = json.loads(line)
-        except ValueError:
-            continue  # the line that a kill cut off
-        if values["step"] <= step:
-            kept.append(line)
-            elapsed = values.get("elapsed_seconds", elapsed)
-    write_atomically(path, "".join(f"{line}\n" for line in kept).encode())
-    return elapsed
+    lines = path.read_bytes().splitlines() if path.is_file() else [b""]
+    parsed = [(line, _parse(line)) for line in lines]
+    if not path.is_file() or any(values is None for _, values in parsed[:-1]):
+        kept = keep_as_damaged(path)
+        _logger.warning("%s is damaged; it is kept as %s, and what can be read of it goes on", path, kept.name)
+    whole = [(line, values) for line, values in parsed if values is not None and values["step"] <= step]
+    write_atomically(path, b"".join(line + b"\n" for line, _ in whole))
+    return max((values.get("elapsed_seconds", 0.0) for _, values in whole), default=0.0)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The values of a line; None if it is damaged."""
+    try:
+        values = json.loads(line)
+        step, seconds = values["step"], values.get("elapsed_seconds", 0.0)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return values if isinstance(step, int) and isinstance(seconds, (int, float)) else None

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nar_scale.config import Config, dump_config
+from nar_scale.config import Config, dump_config, flat_settings
 from nar_scale.evaluation import encode_png
 from nar_scale.files import write_atomically
 from nar_scale.training.metrics.jsonl import MetricsLog
@@ -63,7 +63,7 @@ class MetricsWriter:
         if config.logging.evaluate_every:
             measured += [f"{validation_group(source)}/nats_per_token" for source in config.data.sources or ("",)]
         events: Any = self._writer.file_writer
-        for summary in hparams(dict(_flattened(config.model_dump(mode="json"))), dict.fromkeys(measured, 0.0))[:2]:
+        for summary in hparams(_hyperparameters(config), dict.fromkeys(measured, 0.0))[:2]:
             events.add_summary(summary)
         self._writer.add_text("config", _verbatim(dump_config(config)), self._step)
         self._writer.add_text("deepspeed", _verbatim(json.dumps(resolved, indent=2)), self._step)
@@ -108,12 +108,7 @@ def _verbatim(text: str) -> str:
     return "\n".join("    " + line for line in text.splitlines())
 
 
-def _flattened(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """`section.key` and value, for everything that is set."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flattened(value, f"{prefix}{key}.")
-        elif isinstance(value, (bool, int, float, str)):
-            yield f"{prefix}{key}", value
-        elif value is not None:
-            yield f"{prefix}{key}", json.dumps(value)
+def _hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
+    """Every setting that has a value, in the types that TensorBoard knows."""
+    given = {key: value for key, value in flat_settings(config).items() if value is not None}
+    return {k: v if isinstance(v, (bool, int, float, str)) else json.dumps(v) for k, v in given.items()}

@@ -175,7 +175,6 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2]
 
 
-def test_a_directory_that_cannot_be_written_is_an_error_of_the_system(tmp_path):
-    (tmp_path / METRICS_FILE).mkdir()
-    with pytest.raises(IsADirectoryError):
-        MetricsWriter(tmp_path, 0)
+def test_a_directory_that_is_missing_is_an_error_of_the_system(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        MetricsWriter(tmp_path / "missing", 0)

@@ -1,0 +1,238 @@
+"""The lease of a run directory, by which one run at a time trains in it, on whichever machines of a shared file system.
+
+A library's lock does not do this: one of the operating system (flock) does not reach other machines on many shared
+file systems, and one that is a mere file (filelock's `SoftFileLock`) outlives a killed process for ever. A lease
+expires when its holder no longer renews it.
+
+Each holder has a file of its own, `lease-N.json`, and the highest N holds the directory. A lease is taken over by
+creating the file of N + 1, which of several processes at once only one can do.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from nar_scale.errors import UserError
+from nar_scale.files import create_atomically
+
+_logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 5.0
+EXPIRY_SECONDS = 60.0
+_POLL_SECONDS = 0.5
+_FILE_NAME = re.compile(r"lease-(\d+)\.json")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a lease.
+
+    Attributes:
+        host: its name.
+        machine: of the running kernel and the process ids that it counts, so that `pid` means something to who has the
+            same.
+        pid: the process.
+        started: seconds between the start of the machine and that of the process, which tell it from a later one of
+            the same number.
+        job: of SLURM, None if there is none.
+        attempt: how often SLURM has put the job back into its queue.
+        token: unlike that of any other holder.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    started: float
+    job: str | None
+    attempt: int
+    token: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @classmethod
+    def of_this_process(cls, environment: Mapping[str, str] = os.environ) -> Holder:
+        """This process as a holder."""
+        return cls(
+            host=socket.gethostname(),
+            machine=_machine(),
+            pid=os.getpid(),
+            started=_seconds_after_boot(psutil.Process()),
+            job=environment.get("SLURM_JOB_ID"),
+            attempt=int(environment.get("SLURM_RESTART_COUNT") or 0),
+        )
+
+    def __str__(self) -> str:
+        job = f" of SLURM job {self.job}, attempt {self.attempt}" if self.job else ""
+        return f"process {self.pid} on {self.host}{job}"
+
+    def runs_here(self) -> bool | None:
+        """Whether the process is alive, if this machine can tell; None for one of another machine."""
+        if self.machine != _machine():
+            return None
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(_seconds_after_boot(process) - self.started) < 1
+            return same and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:  # it is gone, or the system hides what is another user's
+            return None if psutil.pid_exists(self.pid) else False
+
+    def attempts_since(self, other: Holder) -> int:
+        """How many attempts of the same SLURM job this one is after another; 0 for another job."""
+        return self.attempt - other.attempt if self.job and self.job == other.job else 0
+
+
+class RunLease:
+    """Holds a run directory from `acquire` to the end of a `with` block.
+
+    A thread renews the lease. When it finds that another run has taken the lease over, it calls `on_loss`, once.
+
+    Args:
+        directory: of the run, which must exist when the lease is acquired.
+        on_loss: called in the thread with a line that names the other run.
+        holder: this process.
+        heartbeat_seconds: between two renewals.
+        expiry_seconds: after which a holder on another machine that has renewed nothing is taken to be gone. Both
+            machines' clocks may differ: what counts is that the observer sees no change for so long.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        on_loss: Callable[[str], None],
+        holder: Holder | None = None,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
+        expiry_seconds: float = EXPIRY_SECONDS,
+    ) -> None:
+        self._directory, self._on_loss = directory, on_loss
+        self._holder = holder or Holder.of_this_process()
+        self._heartbeat_seconds, self._expiry_seconds = heartbeat_seconds, expiry_seconds
+        self._path: Path | None = None
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+
+    def acquire(self) -> None:
+        """Take the lease and begin to renew it, after `expiry_seconds` if the last holder may be alive elsewhere.
+
+        Raises:
+            UserError: another run holds it.
+            OSError: the directory cannot be written.
+        """
+        while self._path is None:
+            number, holder = self._newest()
+            if holder is not None and not self._is_gone(number, holder):
+                raise UserError(
+                    f"{self._directory} is in use by {holder}: wait for its end, stop it, or set another "
+                    "training.run_directory"
+                )
+            path = self._file(number + 1)
+            create_atomically(path, json.dumps(asdict(self._holder)).encode())
+            if self._newest() == (number + 1, self._holder):
+                self._path = path
+        self._thread.start()
+        for earlier in self._numbers()[:-1]:
+            with suppress(OSError):  # it may be another user's
+                self._file(earlier).unlink()
+
+    def __enter__(self) -> RunLease:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._path is None:
+            return
+        self._over.set()
+        self._thread.join()
+        with suppress(OSError):
+            if _read(self._path) == self._holder:
+                self._path.unlink()
+
+    def _is_gone(self, number: int, holder: Holder) -> bool:
+        """Whether a run may be taken over from; waits for it where only the lack of renewals can show that."""
+        runs_here = holder.runs_here()
+        if runs_here is False or self._holder.attempts_since(holder) > 0:
+            return True
+        if runs_here or self._holder.attempts_since(holder) < 0:
+            return False
+        _logger.warning(
+            "%s was left in use by %s; waiting up to %.0f s to see whether that still runs",
+            self._directory,
+            holder,
+            self._expiry_seconds,
+        )
+        seen, end = self._renewed(number), time.monotonic() + self._expiry_seconds
+        while time.monotonic() < end:
+            time.sleep(min(_POLL_SECONDS, self._expiry_seconds))
+            if self._renewed(number) != seen:  # it was renewed, or is another's, or has been given back
+                return self._newest() != (number, holder)
+        return True
+
+    def _renew(self) -> None:
+        assert self._path is not None
+        while not self._over.wait(self._heartbeat_seconds):
+            with suppress(OSError):  # the file system may come back
+                other = self._newest()[1]
+                if other is None:  # somebody has removed the file
+                    create_atomically(self._path, json.dumps(asdict(self._holder)).encode())
+                elif other != self._holder:
+                    self._on_loss(f"{self._directory} has been taken over by {other}; this run ends without saving")
+                    return
+                os.utime(self._path)
+
+    def _newest(self) -> tuple[int, Holder | None]:
+        """The highest number of a lease and who holds it; of one that cannot be read, nobody does."""
+        number = max(self._numbers(), default=0)
+        holder = _read(self._file(number))
+        if number and holder is None:  # where files cannot appear whole, it may be being written
+            time.sleep(_POLL_SECONDS)
+            holder = _read(self._file(number))
+        return number, holder
+
+    def _numbers(self) -> list[int]:
+        names = (_FILE_NAME.fullmatch(name) for name in os.listdir(self._directory))
+        return sorted(int(name[1]) for name in names if name)
+
+    def _renewed(self, number: int) -> int | None:
+        """When a lease was renewed, by the clock of the file system; None if it has been given back."""
+        try:
+            with open(self._file(number), "rb") as file:  # NFS asks its server anew when a file is opened
+                return os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def _file(self, number: int) -> Path:
+        return self._directory / f"lease-{number}.json"
+
+
+def _read(path: Path) -> Holder | None:
+    try:
+        return Holder(**json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _seconds_after_boot(process: psutil.Process) -> float:
+    """When a process was started, by a clock that nobody sets."""
+    boot = psutil.boot_time()
+    return process.create_time() - boot
+
+
+def _machine() -> str:
+    """What tells this machine, since its last start and within its container, from others of the same name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:  # not Linux
+        return socket.gethostname()
