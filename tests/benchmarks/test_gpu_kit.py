@@ -133,7 +133,7 @@ def test_a_use_that_is_killed_leaves_its_results(tmp_path: Path, number: signal.
 import signal, time
 from pathlib import Path
 from benchmarks.gpu import run
-from tests.test_gpu_kit import Stage, runner
+from tests.benchmarks.test_gpu_kit import Stage, runner
 signal.signal(signal.SIGTERM, run.interrupt)
 results = run.run_stages([{hanging!r}], runner(Path({str(tmp_path)!r})), None, time.monotonic())
 print([result["status"] for result in results])
@@ -141,6 +141,7 @@ print([result["status"] for result in results])
     process = subprocess.Popen([sys.executable, "-c", use], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     file = tmp_path / "output" / "one.json"
     for _ in range(6000):
+        assert process.poll() is None
         if file.exists() and stored(tmp_path, "one")["measurements"]:
             break
         time.sleep(0.1)
