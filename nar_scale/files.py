@@ -12,11 +12,16 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` through a temporary file in the same directory, synced and renamed.
 
-    Any number of processes may write the same path at once: a reader sees one of the whole contents.
+    Any number of processes may write the same path at once: a reader sees one of the whole contents. What is there and
+    no file, such as a pipe or a device, is written to and not replaced.
 
     Raises:
         OSError: the directory is missing, full or not writable; nothing is left behind.
     """
+    if path.exists() and not path.is_file():
+        with open(path, "wb") as file:
+            file.write(content)
+        return
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as file:

@@ -26,7 +26,7 @@ def run(script: str, arguments: list[str], directory: str, environment: dict[str
     os.chdir(directory)
     os.environ.update(environment)
     path = LAUNCHER / f"{script}.py"
-    sys.argv = [str(path), *arguments]
+    sys.argv, sys.path[0] = [str(path), *arguments], str(LAUNCHER)
     try:
         runpy.run_path(str(path), run_name="__main__")
     except SystemExit as ended:

@@ -46,6 +46,9 @@ MISTAKES = {
     "a rank that is no number": Mistake(
         TRAIN,
         ("RANK", "first"),
-        environment=(("RANK", "first"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")),
+        environment=(
+            *(("RANK", "first"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_WORLD_SIZE", "1")),
+            *(("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")),
+        ),
     ),
 }

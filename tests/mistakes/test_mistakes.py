@@ -62,6 +62,7 @@ def run_all(commands: list[tuple[str, Path, dict[str, str]]], directory: Path) -
         check=True,
         timeout=TIMEOUT,
     )
+    cases.unlink()
     return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
 
 
@@ -100,13 +101,12 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     results = run_all(
         [(each.command, here, dict(each.environment)) for each, here in zip(MISTAKES.values(), places)], world
     )
-    (world / "cases.json").unlink()
     found = {}
     for name, here, there, (status, output) in zip(MISTAKES, places, before, results):
         after = contents(here)
         left_behind = sorted(path for path in {*there, *after} if there.get(path) != after.get(path))
         found[name] = Answer(status, output.replace(str(here), "."), left_behind)
-    assert contents(world).items() - shared.items() == set()
+    assert contents(world) == shared
     return found
 
 
