@@ -32,14 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     # after the arguments have been checked: it takes seconds
-    from nar_scale.checkpoint import load_exported
+    from nar_scale.checkpoint import load_consolidated
     from nar_scale.data import ShardCache, cache_bytes
     from nar_scale.errors import UserError
     from nar_scale.evaluation import evaluate_dataset
     from nar_scale.files import write_atomically
 
     try:
-        model = load_exported(options.checkpoint, options.device, weights=options.weights)
+        model = load_consolidated(options.checkpoint, options.device, weights=options.weights)
         cache = None
         if options.cache_directory is not None:
             cache = ShardCache(options.cache_directory, cache_bytes(options.cache_gib))

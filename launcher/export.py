@@ -25,12 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     # after the arguments have been checked: it takes seconds
-    from nar_scale.checkpoint import load_exported
+    from nar_scale.checkpoint import load_consolidated
     from nar_scale.errors import ConfigError, UserError
     from nar_scale.interop import export_llama, export_x_transformers
 
     try:
-        model = load_exported(options.checkpoint, weights=options.weights)
+        model = load_consolidated(options.checkpoint, weights=options.weights)
         if options.format == "llama":
             if options.ignore_norm_eps:
                 raise ConfigError("--ignore-norm-eps is for --format x-transformers; Llama has any norm_eps")

@@ -3,7 +3,7 @@
 >>> from nar_scale import TransformerWrapper, Encoder, NonAutoregressiveWrapper
 """
 
-from nar_scale.checkpoint import load_exported as load
+from nar_scale.checkpoint import load_consolidated as load
 from nar_scale.interop import from_x_transformers, to_x_transformers
 from nar_scale.model import Decoder, Encoder, TransformerWrapper
 from nar_scale.objectives import AutoregressiveWrapper, BlockDiffusionWrapper, NonAutoregressiveWrapper

@@ -1,15 +1,15 @@
 """Checkpoints: the store of a run, the consolidated format, and the way from one to the other."""
 
 from nar_scale.checkpoint.consolidate import EMA, consolidate, consolidate_as_command
-from nar_scale.checkpoint.exported import (
+from nar_scale.checkpoint.consolidated import (
     CONFIG_FILE,
     MODEL_FILE,
-    ExportedWeights,
+    ConsolidatedWeights,
     LoadedModel,
     ModelInfo,
     WeightKind,
     describe_exported,
-    load_exported,
+    load_consolidated,
     load_weights,
 )
 from nar_scale.checkpoint.partitions import WEIGHT, Partition, PartitionReader, partition_file, write_partitions
@@ -30,7 +30,7 @@ __all__ = [
     "MODEL_FILE",
     "WEIGHT",
     "CheckpointStore",
-    "ExportedWeights",
+    "ConsolidatedWeights",
     "LoadedModel",
     "ModelInfo",
     "Partition",
@@ -43,7 +43,7 @@ __all__ = [
     "delete_quarantined",
     "describe_exported",
     "list_files",
-    "load_exported",
+    "load_consolidated",
     "load_weights",
     "partition_file",
     "quarantine",

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nar_scale.checkpoint.exported import CONFIG_FILE, ModelInfo, write_exported
+from nar_scale.checkpoint.consolidated import CONFIG_FILE, ModelInfo, write_exported
 from nar_scale.checkpoint.partitions import WEIGHT, PartitionReader
 from nar_scale.checkpoint.probe import load_probe
 from nar_scale.checkpoint.state import TrainingState

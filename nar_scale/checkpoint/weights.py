@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from nar_scale.checkpoint.exported import CONFIG_FILE, MODEL_FILE, ExportedWeights
+from nar_scale.checkpoint.consolidated import CONFIG_FILE, MODEL_FILE, ConsolidatedWeights
 from nar_scale.checkpoint.partitions import PartitionReader
 from nar_scale.checkpoint.store import verify_integrity
 from nar_scale.errors import CheckpointError
@@ -16,7 +16,7 @@ from nar_scale.errors import CheckpointError
 _POSITIONS = "pos_emb.weight"
 
 
-def check_same_parameters(ours: Mapping[str, tuple[int, ...]], source: PartitionReader | ExportedWeights) -> None:
+def check_same_parameters(ours: Mapping[str, tuple[int, ...]], source: PartitionReader | ConsolidatedWeights) -> None:
     """Refuse, with a CheckpointError, a checkpoint whose parameters have other names or shapes."""
     theirs = source.shapes
     for name in [*ours, *theirs]:
@@ -42,7 +42,7 @@ def check_weights_fit(module: nn.Module, path: Path) -> None:
 
 
 @contextmanager
-def open_weights(path: Path, checksums: bool = True) -> Iterator[PartitionReader | ExportedWeights]:
+def open_weights(path: Path, checksums: bool = True) -> Iterator[PartitionReader | ConsolidatedWeights]:
     """Open the weights of a consolidated or of a training checkpoint, whichever the directory is.
 
     Args:
@@ -61,7 +61,7 @@ def open_weights(path: Path, checksums: bool = True) -> Iterator[PartitionReader
     if damage := verify_integrity(path, checksums=checksums):
         raise CheckpointError(f"--init-from {path} is damaged: {damage}")
     if exported:
-        yield ExportedWeights(path)
+        yield ConsolidatedWeights(path)
         return
     with PartitionReader(path) as reader:
         yield reader

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nar_scale.checkpoint.consolidated import LoadedModel
 from nar_scale.checkpoint.directory import written_whole
-from nar_scale.checkpoint.exported import LoadedModel
 from nar_scale.checkpoint.shards import SHARD_BYTES, save_weights
 from nar_scale.errors import ConfigError
 from nar_scale.interop.llama_tokenizer import save_text_tokenizer

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from nar_scale.checkpoint.consolidated import LoadedModel
 from nar_scale.checkpoint.directory import written_whole
-from nar_scale.checkpoint.exported import LoadedModel
 from nar_scale.checkpoint.shards import SHARD_BYTES, save_weights
 from nar_scale.errors import CheckpointError
 from nar_scale.interop.x_transformers_nets import build_net, describe_net

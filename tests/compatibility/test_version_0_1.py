@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nar_scale.checkpoint import load_exported
+from nar_scale.checkpoint import load_consolidated
 from nar_scale.evaluation import evaluate_dataset
 from nar_scale.generation import SamplingOptions, generate, samples_from_scratch
 from tests.distributed import jobs
@@ -62,7 +62,7 @@ def test_an_exported_model_generates_the_same_tokens(archive, tmp_path, run):
 
 @pytest.mark.parametrize("run", RUNS)
 def test_an_exported_model_has_the_same_likelihood(archive, run):
-    model = load_exported(archive / run / "exported", "cpu")
+    model = load_consolidated(archive / run / "exported", "cpu")
     document_field = model.config.data.document_field
     likelihood = evaluate_dataset(
         model.wrapper, str(archive / "data"), model.info.vocabulary_size, document_field=document_field

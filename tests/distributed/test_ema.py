@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nar_scale.checkpoint import EMA, CheckpointStore, PartitionReader, consolidate, load_exported
+from nar_scale.checkpoint import EMA, CheckpointStore, PartitionReader, consolidate, load_consolidated
 from nar_scale.config import load_config
 from nar_scale.errors import CheckpointError
 from nar_scale.objectives import build_wrapper
@@ -78,11 +78,11 @@ class Launch:
         return output
 
     def model(self, name: str) -> Weights:
-        loaded = load_exported(self.export(name), weights="model")
+        loaded = load_consolidated(self.export(name), weights="model")
         return {name: weight.data for name, weight in loaded.wrapper.named_parameters()}
 
     def average(self, name: str) -> Weights:
-        loaded = load_exported(self.export(name), weights="ema")
+        loaded = load_consolidated(self.export(name), weights="ema")
         return {name: weight.data for name, weight in loaded.wrapper.named_parameters()}
 
 
@@ -147,7 +147,7 @@ def test_switched_off_it_is_gone(launch: Launch) -> None:
         with PartitionReader(store.path(step)) as reader:
             assert all((EMA in kinds) == averaged for kinds in reader.kinds.values())
     with pytest.raises(CheckpointError, match=r"exported-switched-off.*training\.ema_decay"):
-        load_exported(launch.export("switched-off"), weights="ema")
+        load_consolidated(launch.export("switched-off"), weights="ema")
 
 
 def test_evaluate_and_generate_use_what_was_asked_for(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nar_scale.checkpoint import WEIGHT, CheckpointStore, PartitionReader, consolidate, load_exported
+from nar_scale.checkpoint import WEIGHT, CheckpointStore, PartitionReader, consolidate, load_consolidated
 from nar_scale.config import load_config
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.optimizers.build import parameter_groups
@@ -182,7 +182,9 @@ def test_each_stage_is_consolidated(two_ranks: Launch, kind: str, precision: str
         name = case_name(kind, stage, 2, precision)
         difference = consolidate(two_ranks.directory / name, tmp_path / name)
         assert difference < {"fp32": 1e-5, "bf16": 1e-3}[precision]
-        loaded = {name: weight.detach() for name, weight in load_exported(tmp_path / name).wrapper.named_parameters()}
+        loaded = {
+            name: weight.detach() for name, weight in load_consolidated(tmp_path / name).wrapper.named_parameters()
+        }
         _, weights = two_ranks.expected(learner(kind, precision))
         jobs.assert_near(loaded, weights, tolerances(kind, precision)[1])
 

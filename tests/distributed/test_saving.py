@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nar_scale.checkpoint import WEIGHT, CheckpointStore, PartitionReader, consolidate, load_exported, verify_integrity
+from nar_scale.checkpoint import (
+    WEIGHT,
+    CheckpointStore,
+    PartitionReader,
+    consolidate,
+    load_consolidated,
+    verify_integrity,
+)
 
 from . import jobs
 
@@ -66,11 +73,14 @@ def test_consolidated_while_it_runs(launch: Launch, name: str, steps: tuple[int,
     assert sorted(path.name for path in made.iterdir()) == [f"step-{step:09d}" for step in steps]
     consolidate(launch.directory / name, tmp_path / "by_hand")
     for kind in ("model", "ema"):
-        by_hand, beside = load_exported(tmp_path / "by_hand", weights=kind), load_exported(path_of(made), weights=kind)
+        by_hand, beside = (
+            load_consolidated(tmp_path / "by_hand", weights=kind),
+            load_consolidated(path_of(made), weights=kind),
+        )
         assert beside.info == by_hand.info
         for ours, theirs in zip(beside.wrapper.parameters(), by_hand.wrapper.parameters(), strict=True):
             assert torch.equal(ours, theirs)
-    assert [load_exported(made / f"step-{step:09d}").info.step for step in steps] == list(steps)
+    assert [load_consolidated(made / f"step-{step:09d}").info.step for step in steps] == list(steps)
 
 
 def path_of(made: Path) -> Path:

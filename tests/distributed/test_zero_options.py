@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nar_scale.checkpoint import CheckpointStore, consolidate, load_exported
+from nar_scale.checkpoint import CheckpointStore, consolidate, load_consolidated
 from nar_scale.config import Config, batch_size_at, load_config, steps_of_run
 from nar_scale.data import Batch
 from nar_scale.errors import CheckpointError
@@ -168,7 +168,7 @@ class Launch:
         exported = self.directory / f"exported-{name}"
         if not exported.exists():
             assert consolidate(self.directory / name, exported) < 1e-3
-        return {name: weight.detach() for name, weight in load_exported(exported).wrapper.named_parameters()}
+        return {name: weight.detach() for name, weight in load_consolidated(exported).wrapper.named_parameters()}
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 import torch
 
 from nar_scale.checkpoint import ModelInfo, run_probe
-from nar_scale.checkpoint.exported import write_exported
+from nar_scale.checkpoint.consolidated import write_exported
 from nar_scale.config import validate_config
 from nar_scale.objectives import build_wrapper
 

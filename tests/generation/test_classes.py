@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nar_scale.checkpoint import load_exported
+from nar_scale.checkpoint import load_consolidated
 from nar_scale.errors import UserError
 from nar_scale.evaluation import image_grid
 from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
@@ -57,7 +57,7 @@ def test_samples_from_scratch_take_the_classes_in_turn(conditional, tmp_path):
 def test_a_class_is_what_the_model_is_asked_for(conditional, tmp_path):
     asked = [2, 0, 2, 1]
     requests = lines(tmp_path / "p.jsonl", *({"class": number} for number in asked))
-    wrapper = load_exported(conditional).wrapper
+    wrapper = load_consolidated(conditional).wrapper
     for guidance, scale in ((None, 2.0), (1.0, 1.0), (0.0, 0.0)):
         samples = run(conditional, tmp_path / str(guidance), requests, guidance=guidance)
         noise = Noise.of_requests(3, torch.arange(4))

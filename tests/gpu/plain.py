@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from nar_scale.checkpoint import load_exported
+from nar_scale.checkpoint import load_consolidated
 from nar_scale.config import Config
 from nar_scale.training.optimizers.learning_rate import learning_rate_factor
 from tests.distributed.test_zero_options import Plain
@@ -56,7 +56,7 @@ def plain_loop(config: Config, weights: Path, device: torch.device, steps: Colle
         steps: those to take, from 1 on; the batches of the others are left out. All if not given.
     """
     training = config.training
-    wrapper = load_exported(weights, device).wrapper.train()
+    wrapper = load_consolidated(weights, device).wrapper.train()
     computing = copy.deepcopy(wrapper).bfloat16() if training.precision == "bf16" else wrapper
     optimizer = PlainOnDevice(config, wrapper)
     averages = {name: weight.detach().clone() for name, weight in wrapper.named_parameters()}

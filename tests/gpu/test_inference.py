@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nar_scale.checkpoint import LoadedModel, check_probe, load_exported, run_probe
+from nar_scale.checkpoint import LoadedModel, check_probe, load_consolidated, run_probe
 from nar_scale.generation import Sample, SamplingOptions, generate_samples, samples_from_scratch
 from tests.generation.helpers import KINDS, export
 
@@ -34,12 +34,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def test_logits_are_those_of_the_cpu(
     exported: dict[str, Path], device: torch.device, kind: str, record_property: RecordProperty
 ) -> None:
-    here, expected = (run_probe(load_exported(exported[kind], on).wrapper)["logits"] for on in (device, "cpu"))
+    here, expected = (run_probe(load_consolidated(exported[kind], on).wrapper)["logits"] for on in (device, "cpu"))
     difference = float((here - expected).abs().max() / expected.abs().max())
     record_property("difference over the largest logit", f"{difference:.1e}")
     assert here.dtype == torch.float32
     assert difference <= TOLERANCE
-    assert check_probe(exported[kind], load_exported(exported[kind], device).wrapper) <= TOLERANCE
+    assert check_probe(exported[kind], load_consolidated(exported[kind], device).wrapper) <= TOLERANCE
 
 
 def generate(model: LoadedModel, options: SamplingOptions, batch_size: int) -> list[Sample]:
@@ -60,7 +60,7 @@ def test_a_sequence_is_the_same_alone_and_in_a_batch(
     Where no two confidences are equal but for rounding, one of these 7 x 32 tokens would be another with a probability
     of about 1e-3 for a new seed. That is all that is promised; in bfloat16, where logits are 1e-2 apart, not even that.
     """
-    model = load_exported(exported[kind], device)
+    model = load_consolidated(exported[kind], device)
     options = SamplingOptions(seed=3, steps=None if kind == "autoregressive" else 16, sampler=sampler)  # type: ignore[arg-type]
     alone, together = generate(model, options, 1), generate(model, options, 7)
     assert alone == together

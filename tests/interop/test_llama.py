@@ -5,8 +5,8 @@ import torch
 import transformers
 
 from launcher.export import main as launch
-from nar_scale.checkpoint import LoadedModel, ModelInfo, load_exported, run_probe
-from nar_scale.checkpoint.exported import write_exported
+from nar_scale.checkpoint import LoadedModel, ModelInfo, load_consolidated, run_probe
+from nar_scale.checkpoint.consolidated import write_exported
 from nar_scale.data import load_tokenizer
 from nar_scale.data.tokenizers import END_TOKEN_TEXT
 from nar_scale.errors import CheckpointError, ConfigError
@@ -158,7 +158,7 @@ def test_the_launcher(tmp_path, capsys):
     assert "exists already" in capsys.readouterr().err
     assert (tmp_path / "llama" / "tokenizer.json").read_bytes() == (tmp_path / "tokenizer.json").read_bytes()
     ids = torch.arange(VOCABULARY)[None]
-    expected = load_exported(tmp_path / "model").wrapper.net(ids)
+    expected = load_consolidated(tmp_path / "model").wrapper.net(ids)
     torch.testing.assert_close(loaded(tmp_path / "llama")(ids).logits, expected, rtol=0, atol=1e-5)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "llama")
     ours, text = load_tokenizer(tmp_path / "tokenizer.json"), "a cab is dear"

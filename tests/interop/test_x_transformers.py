@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from launcher.export import main as launch
 from nar_scale.checkpoint import ModelInfo, run_probe
-from nar_scale.checkpoint.exported import write_exported
+from nar_scale.checkpoint.consolidated import write_exported
 from nar_scale.errors import CheckpointError, ConfigError
 from nar_scale.interop import from_x_transformers, to_x_transformers
 from nar_scale.interop.x_transformers_options import WrapperOptions

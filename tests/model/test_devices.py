@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from nar_scale.checkpoint import load_exported
+from nar_scale.checkpoint import load_consolidated
 from nar_scale.errors import UserError
 from nar_scale.model.devices import find_device
 from tests.errors import refused
@@ -17,4 +17,4 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are(tmp_path, nam
     with refused(UserError, repr(name), "cpu"):
         find_device(name)
     with refused(UserError, repr(name), "cpu"):
-        load_exported(tmp_path, name)
+        load_consolidated(tmp_path, name)

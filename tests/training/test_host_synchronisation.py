@@ -180,7 +180,7 @@ found = Asynchronous.found = Counter()
 values = torch.arange(3.0)
 with Operators(found), Functions(found):
     values.sum().item(), bool(values.any()), values.nonzero(), values[values > 1], values.tolist()
-    values[values > 5] = 0
+    values.index_put_((values > 1,), torch.tensor([5.0]))
     torch.tensor(1.0, device="cpu"), values.new_tensor([1.0]), values.cpu()
     get_accelerator().synchronize(), get_accelerator().current_stream().synchronize()
     torch.tensor(1.0), values + 1, values[torch.tensor([1, 2])]  # these do not

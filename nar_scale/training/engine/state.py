@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nar_scale.checkpoint import EMA, WEIGHT, ExportedWeights, Partition, PartitionReader
+from nar_scale.checkpoint import EMA, WEIGHT, ConsolidatedWeights, Partition, PartitionReader
 from nar_scale.checkpoint.weights import check_same_parameters
 from nar_scale.model.parameters import full_shape
 from nar_scale.training.engine.fragments import (
@@ -39,7 +39,7 @@ def partitions_of(engine: Any) -> Iterator[Partition]:
 
 @torch.no_grad()
 def restore_partitions(
-    engine: Any, source: PartitionReader | ExportedWeights, ignored: Collection[str], weights_only: bool
+    engine: Any, source: PartitionReader | ConsolidatedWeights, ignored: Collection[str], weights_only: bool
 ) -> None:
     """See `ZeroEngine.restore`."""
     names = _parameter_names(engine)
@@ -64,7 +64,7 @@ def _restore_state(
     fragment: Fragment,
     name: str,
     state: dict[str, Any],
-    source: PartitionReader | ExportedWeights,
+    source: PartitionReader | ConsolidatedWeights,
     ignored: Collection[str],
 ) -> None:
     """Give one master tensor the optimizer state of a source, and drop what the source does not have."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nar_scale.checkpoint import ExportedWeights, Partition, PartitionReader
+from nar_scale.checkpoint import ConsolidatedWeights, Partition, PartitionReader
 from nar_scale.config import OptimizerConfig
 from nar_scale.data import Batch
 from nar_scale.objectives import LossTerms, Objective
@@ -190,7 +190,7 @@ class ZeroEngine:
         return partitions_of(self._engine)
 
     def restore(
-        self, source: PartitionReader | ExportedWeights, ignored: Collection[str] = (), weights_only: bool = False
+        self, source: PartitionReader | ConsolidatedWeights, ignored: Collection[str] = (), weights_only: bool = False
     ) -> None:
         """Load the weights of a source, and what it has of the optimizer state.
 

@@ -142,7 +142,7 @@ def describe_exported(directory: str | Path, verify: bool = True) -> LoadedModel
     return LoadedModel(wrapper.eval(), config, info, tokenizer)
 
 
-def load_exported(
+def load_consolidated(
     directory: str | Path,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -176,7 +176,7 @@ def load_weights(
     dtype: torch.dtype = torch.float32,
     kind: WeightKind = "model",
 ) -> None:
-    """Give a model from `describe_exported` its weights; arguments as in `load_exported`.
+    """Give a model from `describe_exported` its weights; arguments as in `load_consolidated`.
 
     Raises:
         CheckpointError: the weights are not those that its config describes, there is no moving average to load, or
@@ -191,7 +191,7 @@ def load_weights(
     _load_weights(directory, model.wrapper, kind)
 
 
-class ExportedWeights:
+class ConsolidatedWeights:
     """The weights of a consolidated checkpoint as a training checkpoint has them, to start another run from.
 
     The integrity of the files is not verified.
@@ -206,7 +206,7 @@ class ExportedWeights:
         scalars: an empty dictionary for each parameter, for the same reason.
 
     Raises:
-        CheckpointError: as `load_exported`.
+        CheckpointError: as `load_consolidated`.
     """
 
     def __init__(self, directory: Path):
@@ -229,7 +229,7 @@ def stream_exported(directory: Path) -> Objective:
         directory: of a consolidated checkpoint, whose integrity is verified.
 
     Raises:
-        CheckpointError: as `load_exported`.
+        CheckpointError: as `load_consolidated`.
     """
     _, _, wrapper = _describe(directory, verify=True)
     files = {name: file for file, name in shard_names(directory)}

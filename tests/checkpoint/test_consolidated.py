@@ -14,14 +14,14 @@ from nar_scale.checkpoint import (
     check_probe,
     consolidate,
     list_files,
-    load_exported,
+    load_consolidated,
     partition_file,
     record_files,
     run_probe,
     save_probe,
     write_partitions,
 )
-from nar_scale.checkpoint.exported import write_exported
+from nar_scale.checkpoint.consolidated import write_exported
 from nar_scale.config import dump_config
 from nar_scale.errors import CheckpointError
 from nar_scale.objectives import AutoregressiveWrapper, build_wrapper
@@ -79,7 +79,7 @@ def exported(tmp_path):
 def test_a_model_comes_back_as_it_was(tmp_path, settings, shard_bytes):
     output = tmp_path / "deep" / "model"
     config, wrapper, info, difference = export(output, settings, shard_bytes=shard_bytes)
-    loaded = load_exported(output)
+    loaded = load_consolidated(output)
     assert difference == 0
     assert (loaded.config, loaded.info) == (config, info)
     assert loaded.tokenizer.vocabulary_size == VOCABULARY
@@ -112,7 +112,7 @@ def test_shards_hold_every_weight_once_within_their_size(tmp_path):
 
 def test_tied_weights_stay_tied(tmp_path):
     export(tmp_path / "model", MODELS["ar_tied"])
-    net = load_exported(tmp_path / "model", dtype=torch.bfloat16).wrapper.net
+    net = load_consolidated(tmp_path / "model", dtype=torch.bfloat16).wrapper.net
     assert net.to_logits.weight is net.token_emb.weight
     assert net.token_emb.weight.dtype == torch.bfloat16
 
@@ -130,7 +130,7 @@ def exported_with_average(output, settings=NAR, **options):
 def test_weights_or_their_moving_average_are_loaded(tmp_path, settings, shard_bytes):
     wrapper = exported_with_average(tmp_path / "model", settings, shard_bytes=shard_bytes)
     for kind, shift in (("model", 0), ("ema", 1)):
-        loaded = dict(load_exported(tmp_path / "model", weights=kind).wrapper.named_parameters())
+        loaded = dict(load_consolidated(tmp_path / "model", weights=kind).wrapper.named_parameters())
         assert set(loaded) == set(dict(wrapper.named_parameters()))
         assert all(torch.equal(loaded[name], weight + shift) for name, weight in wrapper.named_parameters())
     files = sorted(path.name for path in (tmp_path / "model").glob("ema*"))
@@ -143,15 +143,15 @@ def test_weights_or_their_moving_average_are_loaded(tmp_path, settings, shard_by
 def test_an_average_that_is_not_there_is_not_loaded(exported, tmp_path):
     config = exported / "config.yaml"
     config.write_text("".join(line for line in config.open() if "ema_decay" not in line))  # as older exports
-    assert load_exported(exported, verify=False).config.training.ema_decay is None
+    assert load_consolidated(exported, verify=False).config.training.ema_decay is None
     with refused(CheckpointError, exported, "training.ema_decay"):
-        load_exported(exported, weights="ema", verify=False)
+        load_consolidated(exported, weights="ema", verify=False)
     exported_with_average(tmp_path / "lost")
     (tmp_path / "lost" / "ema.safetensors").unlink()
     with refused(CheckpointError, tmp_path / "lost", "ema.safetensors", "missing"):
-        load_exported(tmp_path / "lost", weights="ema")
+        load_consolidated(tmp_path / "lost", weights="ema")
     with refused(CheckpointError, tmp_path / "lost", "net.attn_layers.blocks.0.attention.to_keys.weight"):
-        load_exported(tmp_path / "lost", weights="ema", verify=False)
+        load_consolidated(tmp_path / "lost", weights="ema", verify=False)
 
 
 def test_how_to_decode_is_written_down():
@@ -228,9 +228,9 @@ def rewrite(directory, change):
 def test_weights_that_do_not_fit_are_named(exported, change, named):
     rewrite(exported, change)
     with refused(CheckpointError, exported, "model.safetensors"):
-        load_exported(exported)
+        load_consolidated(exported)
     with refused(CheckpointError, *named):
-        load_exported(exported, verify=False)
+        load_consolidated(exported, verify=False)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.yaml", "model.json", "probe.safetensors"])
@@ -239,21 +239,21 @@ def test_any_changed_byte_is_refused(exported, name):
     content[len(content) // 2] ^= 1
     (exported / name).write_bytes(content)
     with refused(CheckpointError, exported, name, "checksum"):
-        load_exported(exported)
+        load_consolidated(exported)
 
 
 def test_a_truncated_file_is_refused(exported):
     file = exported / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with refused(CheckpointError, exported, "model.safetensors", file.stat().st_size, file.stat().st_size + 1):
-        load_exported(exported)
+        load_consolidated(exported)
     with refused(CheckpointError, file, "read"):
-        load_exported(exported, verify=False)
+        load_consolidated(exported, verify=False)
 
 
 def test_another_directory_is_told_apart(tmp_path):
     with refused(CheckpointError, tmp_path, "model.json", "launcher/consolidate.py"):
-        load_exported(tmp_path)
+        load_consolidated(tmp_path)
 
 
 def finished_run(run, settings=NAR, steps=(10, 20)):
@@ -279,7 +279,7 @@ def finished_run(run, settings=NAR, steps=(10, 20)):
 def test_a_run_is_consolidated(tmp_path, settings):
     _, wrapper = finished_run(tmp_path / "run", settings)
     assert consolidate(tmp_path / "run", tmp_path / "model") == 0
-    loaded = load_exported(tmp_path / "model")
+    loaded = load_consolidated(tmp_path / "model")
     assert (loaded.info.step, loaded.info.samples, loaded.info.tokenizer) == (20, 160, "byte")
     tokens = random_tokens(2, 12)
     assert torch.equal(loaded.wrapper.net(tokens), wrapper.eval().net(tokens))
@@ -293,7 +293,7 @@ def test_a_run_without_the_wanted_checkpoint(tmp_path):
     with refused(CheckpointError, store.path(20), "state.json"):
         consolidate(tmp_path / "run", tmp_path / "model", step=20)
     consolidate(tmp_path / "run", tmp_path / "model")
-    assert load_exported(tmp_path / "model").info.step == 10
+    assert load_consolidated(tmp_path / "model").info.step == 10
     shutil.rmtree(store.directory)
     with refused(CheckpointError, tmp_path / "run", "none"):
         consolidate(tmp_path / "run", tmp_path / "other")

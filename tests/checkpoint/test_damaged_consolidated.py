@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from nar_scale.checkpoint import ExportedWeights, load_exported
+from nar_scale.checkpoint import ConsolidatedWeights, load_consolidated
 from nar_scale.errors import CheckpointError, UserError
-from tests.checkpoint.test_exported import exported_with_average
+from tests.checkpoint.test_consolidated import exported_with_average
 from tests.errors import assert_names, refused
 
 _NUMBER = re.compile(rb"\b(?:\d+|true|false|null)\b")
@@ -82,10 +82,10 @@ def whole(tmp_path_factory):
 def test_a_damaged_directory_is_refused_in_one_line_or_loaded(whole, tmp_path):
     files = sorted(path.name for path in whole.iterdir())
     readers = {
-        "verified": load_exported,
-        "average": lambda path: load_exported(path, weights="ema"),
-        "not verified": lambda path: load_exported(path, verify=False),
-        "to start from": ExportedWeights,
+        "verified": load_consolidated,
+        "average": lambda path: load_consolidated(path, weights="ema"),
+        "not verified": lambda path: load_consolidated(path, verify=False),
+        "to start from": ConsolidatedWeights,
     }
     refusals = dict.fromkeys(readers, 0)
     for name in files:
@@ -130,7 +130,7 @@ def test_what_may_not_be_read_is_named(whole, name):
             path.chmod(0o644)
         (parent / "model" / name).chmod(0)
         with as_nobody(), refused(CheckpointError, parent / "model" / name, "Permission denied"):
-            load_exported(parent / "model")
+            load_consolidated(parent / "model")
     finally:
         (parent / "model").chmod(0o755)
         shutil.rmtree(parent)
@@ -143,4 +143,4 @@ def test_a_model_that_is_too_large_is_refused(whole, tmp_path):
     for size, named in ((0, [info, "vocabulary_size"]), (10**14, [directory, "memory", "cpu"])):
         info.write_bytes(re.sub(rb'("vocabulary_size": )\d+', rb"\g<1>%d" % size, info.read_bytes()))
         with refused(CheckpointError, *named):
-            load_exported(directory, verify=False)
+            load_consolidated(directory, verify=False)
