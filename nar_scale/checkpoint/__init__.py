@@ -8,7 +8,7 @@ from nar_scale.checkpoint.consolidated import (
     LoadedModel,
     ModelInfo,
     WeightKind,
-    describe_exported,
+    describe_consolidated,
     load_consolidated,
     load_weights,
 )
@@ -41,7 +41,7 @@ __all__ = [
     "consolidate",
     "consolidate_as_command",
     "delete_quarantined",
-    "describe_exported",
+    "describe_consolidated",
     "list_files",
     "load_consolidated",
     "load_weights",

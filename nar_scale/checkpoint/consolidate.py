@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nar_scale.checkpoint.consolidated import CONFIG_FILE, ModelInfo, write_exported
+from nar_scale.checkpoint.consolidated import CONFIG_FILE, ModelInfo, write_consolidated
 from nar_scale.checkpoint.partitions import WEIGHT, PartitionReader
 from nar_scale.checkpoint.probe import load_probe
 from nar_scale.checkpoint.state import TrainingState
@@ -76,7 +76,9 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
         if lacking:
             raise CheckpointError(f"{checkpoint} lacks the weight {lacking[0]!r} that its {CONFIG_FILE} describes")
         average = None if config.training.ema_decay is None else _OneAtATime(reader, EMA)
-        return write_exported(output, wrapper, config, info, probe, tokenizer_file, weights=weights, average=average)
+        return write_consolidated(
+            output, wrapper, config, info, probe, tokenizer_file, weights=weights, average=average
+        )
 
 
 def consolidate_as_command(run: str, output: str, step: str, parent: str) -> None:

@@ -79,7 +79,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None = field(repr=False)
 
 
-def write_exported(
+def write_consolidated(
     output: Path,
     wrapper: Objective,
     config: Config,
@@ -122,11 +122,11 @@ def write_exported(
         save_probe(writing, probe)
         records = record_files(writing, list_files(writing))
         write_atomically(writing / MANIFEST, json.dumps(records, indent=1).encode())
-        difference = check_probe(writing, stream_exported(writing))
+        difference = check_probe(writing, stream_consolidated(writing))
     return difference
 
 
-def describe_exported(directory: str | Path, verify: bool = True) -> LoadedModel:
+def describe_consolidated(directory: str | Path, verify: bool = True) -> LoadedModel:
     """A consolidated checkpoint without its weights: the model is on the meta device.
 
     Args:
@@ -164,7 +164,7 @@ def load_consolidated(
             that its config describes, or there is no moving average to load.
     """
     device = find_device(device)
-    model = describe_exported(directory, verify)
+    model = describe_consolidated(directory, verify)
     load_weights(model, Path(directory), device, dtype, weights)
     return model
 
@@ -176,7 +176,7 @@ def load_weights(
     dtype: torch.dtype = torch.float32,
     kind: WeightKind = "model",
 ) -> None:
-    """Give a model from `describe_exported` its weights; arguments as in `load_consolidated`.
+    """Give a model from `describe_consolidated` its weights; arguments as in `load_consolidated`.
 
     Raises:
         CheckpointError: the weights are not those that its config describes, there is no moving average to load, or
@@ -222,7 +222,7 @@ class ConsolidatedWeights:
         return read_weight(self._files[name], name).flatten()[start:stop]
 
 
-def stream_exported(directory: Path) -> Objective:
+def stream_consolidated(directory: Path) -> Objective:
     """A model that reads the weights of each block when it runs and drops them afterwards, to check a large one.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nar_scale.checkpoint import LoadedModel, WeightKind, describe_exported, load_weights
+from nar_scale.checkpoint import LoadedModel, WeightKind, describe_consolidated, load_weights
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
 from nar_scale.evaluation import encode_png, image_grid
@@ -77,7 +77,7 @@ def generate(
     if batch_size < 1 or part_size < 1 or not requests:
         raise UserError("the batch size, the part size and the number of requests must be at least 1")
     output, checkpoint, device = Path(output), Path(checkpoint), find_device(device)
-    model = describe_exported(checkpoint)
+    model = describe_consolidated(checkpoint)
     requests = _check(requests, model, options, skip_faults)
     load_weights(model, checkpoint, device, kind=weights)
     manifest = {

@@ -21,7 +21,7 @@ from nar_scale.checkpoint import (
     save_probe,
     write_partitions,
 )
-from nar_scale.checkpoint.consolidated import write_exported
+from nar_scale.checkpoint.consolidated import write_consolidated
 from nar_scale.config import dump_config
 from nar_scale.errors import CheckpointError
 from nar_scale.objectives import AutoregressiveWrapper, build_wrapper
@@ -57,7 +57,7 @@ def export(output, settings=NAR, *, change=None, **options):
     probe = run_probe(wrapper)
     if change is not None:
         change(wrapper, probe)
-    difference = write_exported(output, wrapper, config, info, probe, **options)
+    difference = write_consolidated(output, wrapper, config, info, probe, **options)
     return config, wrapper, info, difference
 
 
@@ -121,7 +121,7 @@ def exported_with_average(output, settings=NAR, **options):
     config, wrapper = built({**settings, "training.ema_decay": 0.99})
     average = {name: weight + 1 for name, weight in wrapper.state_dict().items()}
     info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", wrapper.decode_manifest(config.objective, 256))
-    write_exported(output, wrapper, config, info, run_probe(wrapper), average=average, **options)
+    write_consolidated(output, wrapper, config, info, run_probe(wrapper), average=average, **options)
     return wrapper
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from nar_scale.checkpoint import ModelInfo, run_probe
-from nar_scale.checkpoint.consolidated import write_exported
+from nar_scale.checkpoint.consolidated import write_consolidated
 from nar_scale.config import validate_config
 from nar_scale.objectives import build_wrapper
 
@@ -31,5 +31,5 @@ def export(directory, kind, vocabulary_size=257, tokenizer="byte", **sections):
     wrapper = build_wrapper(config, vocabulary_size)
     end_token = None if tokenizer is None else vocabulary_size - 1
     info = ModelInfo(vocabulary_size, tokenizer, 1, 1, "fp32", wrapper.decode_manifest(config.objective, end_token))
-    write_exported(directory, wrapper, config, info, run_probe(wrapper))
+    write_consolidated(directory, wrapper, config, info, run_probe(wrapper))
     return directory

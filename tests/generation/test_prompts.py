@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from launcher.generate import main as launch
-from nar_scale.checkpoint import describe_exported
+from nar_scale.checkpoint import describe_consolidated
 from nar_scale.errors import UserError
 from nar_scale.generation import SamplingOptions, check_requests, generate, read_requests, samples_from_scratch
 from nar_scale.generation.encoding import encode_request
@@ -115,7 +115,7 @@ def test_a_bad_line_is_skipped_by_choice(nar, tmp_path):
 
 def test_damaged_files_of_prompts_are_read_or_their_faults_named(nar, tmp_path):
     """Bytes at random, pieces doubled and moved: no line brings generation down, and no other line changes."""
-    model, path, dice = describe_exported(nar), tmp_path / "p.jsonl", random.Random(0)
+    model, path, dice = describe_consolidated(nar), tmp_path / "p.jsonl", random.Random(0)
     sound = json.dumps({"prompt": "sound", "id": "sound"}).encode()
     text = b'{"text": "a<mask:3>b", "id": 1.5, "other": [{}]}'
     faults, good = 0, 0

@@ -6,7 +6,7 @@ import transformers
 
 from launcher.export import main as launch
 from nar_scale.checkpoint import LoadedModel, ModelInfo, load_consolidated, run_probe
-from nar_scale.checkpoint.consolidated import write_exported
+from nar_scale.checkpoint.consolidated import write_consolidated
 from nar_scale.data import load_tokenizer
 from nar_scale.data.tokenizers import END_TOKEN_TEXT
 from nar_scale.errors import CheckpointError, ConfigError
@@ -149,7 +149,7 @@ def test_the_launcher(tmp_path, capsys):
     info = ModelInfo(**{**vars(model.info), "tokenizer": "tokenizer.json"})
     save_tokenizer(tmp_path / "tokenizer.json")
     probe = run_probe(model.wrapper)
-    write_exported(tmp_path / "model", model.wrapper, model.config, info, probe, tmp_path / "tokenizer.json")
+    write_consolidated(tmp_path / "model", model.wrapper, model.config, info, probe, tmp_path / "tokenizer.json")
     command = ["--checkpoint", str(tmp_path / "model"), "--output", str(tmp_path / "llama"), "--format", "llama"]
     assert launch([*command, "--ignore-norm-eps"]) == 2
     assert "--ignore-norm-eps" in capsys.readouterr().err
