@@ -66,49 +66,6 @@ def test_the_run_directory_holds_what_was_resolved(runs: Runs) -> None:
     assert any(name.startswith("masked_") for name in line)
 
 
-BAD_INPUT = {
-    "training.stesp=3": "unknown key 'training.stesp', did you mean 'training.steps'?",
-    "training.steps=many": "training.steps: input should be a valid integer, got 'many'",
-    "steps=3": "override 'steps=3' is not of the form section.key=value",
-    "training.micro_batch_size=3": "does not divide into micro-batches of 3 on 1 rank(s); use 6 or 9",
-    "logging.flops_step=7": "step 7 is not one of the 6 of the run",
-    "data.directory=nowhere": "data directory nowhere does not exist",
-    "data.train=train/missing-*.tar": "missing-*.tar",
-    "data.vocabulary_size=100": "outside the vocabulary",
-    "model.max_seq_len=16": "more than model.max_seq_len 16",
-    "training.precision=fp16": "needs a GPU",
-    "training.run_directory=/proc/run": "/proc/run/checkpoints: No such file or directory; restore the directory, or",
-    "deepspeed.optimizer.type=Adam": "use the 'optimizer' section instead",
-    "deepspeed.zero_optimization.zenflow={topk_ratio: 0.1}": (
-        "DeepSpeed cannot start with these settings; change or remove them: ValueError: Zenflow must be used"
-    ),
-    "deepspeed.data_efficiency={enabled: true, data_routing: {enabled: true, random_ltd: {enabled: true}}}": (
-        "DeepSpeed cannot start with these settings; change or remove them: KeyError: 'total_layer_num'"
-    ),
-}
-
-
-def test_bad_input_is_answered_in_one_line(config: Path, tmp_path: Path) -> None:
-    cases = [(config, [f"training.run_directory={tmp_path}", override], "auto") for override in BAD_INPUT]
-    messages = list(BAD_INPUT.values())
-    cases.append((config, [f"training.run_directory={tmp_path}"], "nowhere/step-000000001"))
-    messages.append("no checkpoint there")
-    (tmp_path / "tokenizer.json").write_text("{}")
-    sampling = tmp_path / "sampling"
-    samples = ["logging.sample_every=6", f"data.tokenizer={tmp_path / 'tokenizer.json'}"]
-    cases.append((config, [f"training.run_directory={sampling}", *samples], "auto"))
-    messages.append("tokenizer.json is not a Hugging Face tokenizer.json file")
-    cases.append((tmp_path / "missing.yaml", [], "auto"))
-    messages.append("cannot read the config file")
-    for (status, output), message in zip(jobs.run_forked(tmp_path, *cases), messages, strict=True):
-        errors = [line for line in output.splitlines() if "error" in line]
-        assert status == 2, output
-        assert len(errors) == 1, output
-        assert message in errors[0]
-        assert "Traceback" not in output
-    assert not jobs.metrics(sampling)  # before any step, not at the first sampling
-
-
 def test_an_error_before_the_ranks_connect_is_told_though_another_rank_ends_first(config: Path, tmp_path: Path) -> None:
     """Torchrun kills all ranks as soon as one has ended, and the rank that is to tell the error comes late."""
     late = 'import os, time; time.sleep(3 * (os.environ.get("LOCAL_RANK") == "0"))'

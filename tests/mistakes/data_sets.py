@@ -122,6 +122,11 @@ MISTAKES = {
     "train: a wrong type in dataset.json": Mistake(
         "train --config small.yaml", ("dataset.json", "vocabulary_size"), edit_info(vocabulary_size="many")
     ),
+    "train: a tokenizer that is none": Mistake(
+        "train --config small.yaml logging.sample_every=2 data.tokenizer=tokenizer.json",
+        ("tokenizer.json",),
+        write("tokenizer.json", "{}"),
+    ),
     "evaluate: no such split": Mistake(
         "evaluate --checkpoint nar --data data --output e.json --split test", ("test", "validation")
     ),

@@ -45,6 +45,11 @@ OVERRIDES = {
     "deepspeed.train_batch_size=4": ("deepspeed.train_batch_size", "training.global_batch_size"),
     "deepspeed.zero_optimization.stages=1": ("deepspeed.zero_optimization.stages", "stage"),
     "deepspeed.gradient_clipping=no": ("deepspeed.gradient_clipping",),
+    "deepspeed.zero_optimization.zenflow={topk_ratio: 0.1}": ("DeepSpeed", "Zenflow"),
+    "deepspeed.data_efficiency={enabled: true, data_routing: {enabled: true, random_ltd: {enabled: true}}}": (
+        "DeepSpeed",
+        "total_layer_num",
+    ),
 }
 
 FILES = {
