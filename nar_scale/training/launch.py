@@ -91,11 +91,12 @@ def dry_run(
         the exit status: 0, or 2 for a `UserError`.
     """
     set_up_logging()
-    environment = {"MASTER_ADDR": "localhost", **os.environ}
-    map_launcher_environment(environment)
-    if environment["RANK"] != "0":
-        return 0
+    # nobody is connected to, so what launchers set for that may be missing
+    environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "LOCAL_RANK": "0", **os.environ}
     try:
+        map_launcher_environment(environment)
+        if environment["RANK"] != "0":
+            return 0
         config = load_config(config_file, overrides)
         check_run(config)
         if config.deepspeed:

@@ -153,5 +153,5 @@ def test_a_worker_loads_no_training_library(checkpoints, tmp_path):
         "assert not {'deepspeed', 'webdataset', 'tensorboard'} & set(sys.modules), 'heavy imports'\n"
     )
     arguments = ["--checkpoint", str(checkpoints[KINDS[1]]), "--output", str(tmp_path), "--num-samples", "1"]
-    code = f"import sys; sys.argv = {[str(SCRIPT), *arguments]!r}\n{program}"
+    code = f"import sys; sys.argv, sys.path[0] = {[str(SCRIPT), *arguments]!r}, {str(SCRIPT.parent)!r}\n{program}"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,6 +10,7 @@ import numpy as np
 import webdataset
 
 from nar_scale.data import DatasetInfo
+from nar_scale.data.shards.dataset_info import SplitInfo
 
 VOCABULARY = 257
 LENGTH = 64
@@ -18,10 +19,13 @@ LENGTH = 64
 def write_shard(directory: Path, samples: Iterable[dict[str, Any]], length: int, vocabulary: int) -> Path:
     """A data set of one shard to train on; samples are what each member holds by its field."""
     (directory / "train").mkdir(parents=True)
+    samples = list(samples)
     with webdataset.TarWriter(str(directory / "train" / "shard-000000.tar")) as writer:
         for number, sample in enumerate(samples):
             writer.write({"__key__": f"{number:09d}", **sample})
-    DatasetInfo(None, vocabulary, None, length, "tokens.npy", {}, {}).save(directory)
+    tokens = sum(len(sample["tokens.npy"]) for sample in samples)
+    size = SplitInfo(documents=len(samples), samples=len(samples), tokens=tokens, bytes=0, shards=1)
+    DatasetInfo(None, vocabulary, None, length, "tokens.npy", {"train": size}, {}).save(directory)
     return directory
 
 
