@@ -179,6 +179,7 @@ def _train(
         with Watchdog(request.activity, world, directory, config.faults):
             complete = trainer.run()
     finally:
+        trainer.close()
         for callback in callbacks:
             callback.close()
         if writer is not None:

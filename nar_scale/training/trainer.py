@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -155,9 +155,14 @@ class Trainer:
         self.metrics.reset()
         for callback in self._callbacks:
             callback.on_roll_back(self)
+        self._batches.close()
         self._batches = self._stream()
 
-    def _stream(self) -> Iterator[Batch]:
+    def close(self) -> None:
+        """End the processes that load data, which would be left to the garbage collector and take it seconds."""
+        self._batches.close()
+
+    def _stream(self) -> Generator[Batch, None, None]:
         """This rank's endless micro-batches, from the position of the run on."""
         return self._data.stream(self.config, self.world, self.state.samples, self.state.step)
 

@@ -58,11 +58,15 @@ class Stepping(Trainer):
 
 class Data:
     def __init__(self):
-        self.opened = []
+        self.opened, self.open = [], 0
 
     def stream(self, config, world, sample, step):
         self.opened.append((sample, step))
-        return iter(())
+        self.open += 1
+        return self
+
+    def close(self):
+        self.open -= 1
 
 
 class Checkpoints:
@@ -109,6 +113,9 @@ def test_a_roll_back_goes_on_from_the_checkpoint_with_other_samples():
     assert notes[1:4] == ["a sees 1", "a sees 2", "a is back at 1, sample 16"]
     assert notes[4:] == ["a sees 2", "a sees 3", "a ends at 3"]
     assert trainer._data.opened == [(0, 0), (16, 1)]
+    assert trainer._data.open == 1  # the stream before the roll-back is closed, with its processes
+    trainer.close()
+    assert trainer._data.open == 0
     assert (trainer.state.roll_backs, trainer.state.samples) == (1, 32)
     assert trainer.metrics.losses is not losses
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -69,7 +69,7 @@ class TrainingData:
     mixture: MixedOrder | None
     urls: tuple[str, ...] = ()
 
-    def stream(self, config: Config, world: World, start_sample: int, start_step: int) -> Iterator[Batch]:
+    def stream(self, config: Config, world: World, start_sample: int, start_step: int) -> Generator[Batch, None, None]:
         """This rank's endless micro-batches from a position on, which is that of a step."""
         while True:
             training = config.training

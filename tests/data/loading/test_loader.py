@@ -129,6 +129,15 @@ def test_workers_outlive_the_signals_of_a_batch_system(index):
     assert not worker.is_alive()
 
 
+def test_a_stream_that_is_closed_has_ended_its_workers(index):
+    batches = iter(stream(index, workers=2))
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    batches.close()
+    assert [worker.exitcode for worker in workers] == [0, 0]  # by themselves; -15 or -9 after seconds if they are left
+
+
 def tensors(batch):
     return [value for value in vars(batch).values() if isinstance(value, torch.Tensor)]
 
