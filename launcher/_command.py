@@ -1,4 +1,4 @@
-"""How every script of this directory starts: what keeps it from working is told in one line, with exit status 2.
+"""How every script of this directory starts: what keeps it from working is reported in one line, with exit status 2.
 
 To say so where it is started by the wrong Python, this module needs nothing but an old one's standard library.
 """

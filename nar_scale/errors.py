@@ -6,7 +6,7 @@ Launchers print them as one line; in training `fault_tolerance.error_translation
 
 
 class UserError(Exception):
-    """A problem the user can mend: bad input, a missing file, a wrong setting.
+    """A problem that the user can fix: bad input, a missing file, a wrong setting.
 
     The message is one line that names the thing and the remedy. The scripts in `launcher/` print it
     without a traceback and exit with status 2.

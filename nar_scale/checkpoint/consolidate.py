@@ -82,7 +82,7 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
 
 
 def consolidate_as_command(run: str, output: str, step: str, parent: str) -> None:
-    """The same as all that a process beside a run does: a problem is told in one line, and by exit status 1.
+    """The same as all that a process beside a run does: a problem is reported in one line, and by exit status 1.
 
     It is given up, leaving nothing, when the process is asked to end or the one that started it is gone.
     """

@@ -26,7 +26,7 @@ class Visibility:
         causal: a token sees itself and those before it.
         window: a token sees those less than this many tokens away (Mistral, arXiv:2310.06825); None for all.
         present: bool `[batch, keys]`, false for tokens nobody attends to; None for all.
-        documents: int64 `[batch, keys]`; a token sees its own document alone. None for one document.
+        documents: int64 `[batch, keys]`; a token sees only its own document. None for one document.
         rule: an additional rule on the indices of queries and keys.
         capacity: keys that are attended to, if it is more than there are tokens; causality hides the others.
     """

@@ -207,7 +207,7 @@ class AttentionLayers(nn.Module):
             mask: bool `[batch, keys]`, true for the tokens that may be attended, the cached ones included.
             cache: earlier keys and values, extended in place.
             with_z_loss: also return the attention z-loss.
-            documents: int64 `[batch, keys]`; a token attends to its own document alone.
+            documents: int64 `[batch, keys]`; a token attends only to its own document.
             rule: which queries may attend to which keys, by their indices, in addition.
             context: `[batch, m, dim_context]`, with `cross_attend`.
             context_mask: bool `[batch, m]`, true where the context may be attended.

@@ -118,7 +118,7 @@ class TransformerWrapper(nn.Module):
             prepend_embeds: a prefix of embeddings, `[batch, prefix, dim]`; the result covers it too.
             positions: int64 `[batch, n]`; counted on from the cache if not given.
             cache: keys and values of earlier tokens, extended in place.
-            documents: int64 `[batch, keys]`; a token attends to its own document alone.
+            documents: int64 `[batch, keys]`; a token attends only to its own document.
             rule: which queries may attend to which keys, by their indices, in addition (`Visibility.rule`).
             context: `[batch, m, dim_context]` for cross-attention.
             context_mask: bool `[batch, m]`, true where the context may be attended.

@@ -130,7 +130,7 @@ def _run_directory(config: Config, world: World) -> Iterator[CheckpointStore]:
 
 
 def _end_process(problem: str) -> None:
-    """End this process at once: what it would still write would spoil what another run writes."""
+    """End this process at once: what it would still write would damage what another run writes."""
     report_error_once(problem)
     os._exit(2)
 

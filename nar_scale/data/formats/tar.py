@@ -4,7 +4,7 @@ Tars come from untrusted sources, and tarfile of the standard library trusts the
 forever, and a header of a megabyte can make it allocate memory without limit. Here no header costs more than its own
 length. Formats: POSIX ustar and pax (IEEE Std 1003.1), and GNU tar's long names and large sizes.
 
-Which sample a member belongs to is told by `sample_member`, for every way of reading shards.
+`sample_member` says which sample a member belongs to, for every way of reading shards.
 """
 
 import re
