@@ -1,6 +1,8 @@
 """One run at a time holds a run directory, whichever way the one before has ended."""
 
 import logging
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -113,6 +115,31 @@ def test_a_run_on_another_machine_that_does_not_renew_expires(tmp_path, caplog):
         assert seconds_to_acquire(tmp_path, expiry=2) >= 2
     (record,) = caplog.records
     assert_names(record.getMessage(), tmp_path, "n7", 4711, 2)
+
+
+def test_a_stall_of_the_observer_is_not_a_lack_of_renewals(tmp_path):
+    abandon(tmp_path, ELSEWHERE)
+    fork = multiprocessing.get_context("fork")
+    answers, answer = fork.Pipe(duplex=False)
+
+    def acquire() -> None:
+        try:
+            answer.send(f"took it after {seconds_to_acquire(tmp_path)} s")
+        except UserError as error:
+            answer.send(str(error))
+
+    observer = fork.Process(target=acquire)
+    observer.start()
+    time.sleep(1)  # it has begun to look
+    assert observer.pid is not None
+    os.kill(observer.pid, signal.SIGSTOP)
+    time.sleep(EXPIRY + 1)  # in which no holder could renew either
+    os.kill(observer.pid, signal.SIGCONT)
+    time.sleep(1)
+    os.utime(tmp_path / "lease-1.json")
+    assert answers.poll(60)
+    assert_names(answers.recv(), tmp_path, "n7", 4711)
+    observer.join()
 
 
 def test_a_lease_that_is_given_back_is_not_waited_for(tmp_path):
