@@ -86,7 +86,7 @@ class Holder:
             same = abs(_seconds_after_boot(process) - self.started) < 1
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:  # it is gone, or the system hides what is another user's
-            return None if psutil.pid_exists(self.pid) else False
+            return None if _has_process(self.pid) else False
 
     def attempts_since(self, other: Holder) -> int:
         """How many attempts of the same SLURM job this one is after another; 0 for another job."""
@@ -228,6 +228,17 @@ def _seconds_after_boot(process: psutil.Process) -> float:
     """When a process was started, by a clock that nobody sets."""
     boot = psutil.boot_time()
     return process.create_time() - boot
+
+
+def _has_process(pid: int) -> bool:
+    """Whether a process has this number; other than psutil, which reads /proc, this finds what /proc hides."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _machine() -> str:

@@ -90,16 +90,41 @@ def test_a_later_process_of_the_same_number_is_another(tmp_path, other_process):
     assert seconds_to_acquire(tmp_path, expiry=3600) < 60
 
 
-def test_a_process_that_the_system_hides_is_judged_by_its_renewals(tmp_path, monkeypatch):
-    def hidden(pid: int) -> psutil.Process:
+def test_a_process_that_may_not_be_looked_at_is_judged_by_its_renewals(tmp_path, monkeypatch):
+    def denied(pid: int) -> psutil.Process:
         raise psutil.AccessDenied(pid)
 
     theirs = replace(HERE, token="another user's")
-    monkeypatch.setattr(psutil, "Process", hidden)
+    monkeypatch.setattr(psutil, "Process", denied)
     with lease(tmp_path, theirs) as other:
         other.acquire()
         with refused(UserError, HERE.pid):
             seconds_to_acquire(tmp_path, expiry=3600)
+
+
+@pytest.fixture
+def hidden_processes(tmp_path_factory, monkeypatch) -> None:
+    """What psutil sees where /proc hides other users' processes (hidepid)."""
+    proc = tmp_path_factory.mktemp("proc")
+    for name in ("stat", "uptime"):
+        (proc / name).symlink_to(f"/proc/{name}")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(proc))
+
+
+def test_a_process_that_the_system_hides_is_judged_by_its_renewals(tmp_path, other_process, hidden_processes):
+    assert not psutil.pid_exists(other_process.pid)
+    theirs = replace(HERE, pid=other_process.pid)
+    assert theirs.runs_here() is None
+    with lease(tmp_path, theirs) as other:
+        other.acquire()
+        with refused(UserError, other_process.pid):
+            seconds_to_acquire(tmp_path, expiry=3600)
+
+
+def test_a_killed_process_is_not_waited_for_where_others_are_hidden(other_process, hidden_processes):
+    other_process.kill()
+    other_process.wait()
+    assert replace(HERE, pid=other_process.pid).runs_here() is False
 
 
 def test_a_run_on_another_machine_that_renews_is_refused(tmp_path):
