@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a consolidated checkpoint")
     parser.add_argument("--data", required=True, metavar="DIR|URL", help="a data set that prepare.py wrote")
-    parser.add_argument("--output", required=True, metavar="FILE.json", help="where the result goes")
+    parser.add_argument("--output", required=True, metavar="FILE.json", help="where the result goes, or /dev/stdout")
     parser.add_argument("--split", default="validation", help="part of the data set (default: validation)")
     parser.add_argument("--limit", type=int, metavar="N", help="evaluate N sequences only, spread evenly")
     parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
@@ -37,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     from nar_scale.errors import UserError
     from nar_scale.evaluation import evaluate_dataset
     from nar_scale.files import write_atomically
+    from nar_scale.logging_setup import write_result
 
     try:
         model = load_consolidated(options.checkpoint, options.device, weights=options.weights)
@@ -68,14 +70,26 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 2
+    text, to_terminal = json.dumps(result, indent=2), sys.stdout
     try:
-        # a link stays, and leads to the result
-        write_atomically(Path(options.output).resolve(), (json.dumps(result, indent=2) + "\n").encode())
+        if is_standard_output(options.output):  # where nothing else may be then, and what is there already stays
+            write_result(text)
+            to_terminal = sys.stderr
+        else:
+            write_atomically(Path(options.output), f"{text}\n".encode())
     except OSError as error:
         print(f"evaluate: error: cannot write {options.output}: {error.strerror}", file=sys.stderr)
         return 2
-    print(f"{likelihood.sequences:,} sequences, {likelihood.tokens:,} tokens: {likelihood}")
+    print(f"{likelihood.sequences:,} sequences, {likelihood.tokens:,} tokens: {likelihood}", file=to_terminal)
     return 0
+
+
+def is_standard_output(path: str) -> bool:
+    """Whether a path, such as /dev/stdout, leads to where the standard output of this process goes."""
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(sys.stdout.fileno()))
+    except OSError:  # nothing is there
+        return False
 
 
 if __name__ == "__main__":

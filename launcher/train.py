@@ -15,12 +15,10 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells what is wrong in one line, and of all processes that were started with the same arguments on the first."""
+    """Tells what is wrong in one line, which one of the ranks writes."""
 
     def error(self, message: str) -> NoReturn:
-        if os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) == "0":
-            print(f"train: error: {message}; see --help", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(f"{message}; see --help")
 
 
 class _Explain(argparse.Action):
@@ -86,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
 if __name__ == "__main__":
     from _command import run
 
-    status = run(main)
+    status = run(main, ranks=True)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # tearing down a process group whose peers have failed can abort or hang

@@ -12,8 +12,8 @@ from pathlib import Path
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` to `path` through a temporary file in the same directory, synced and renamed.
 
-    Any number of processes may write the same path at once: a reader sees one of the whole contents. What is there and
-    no file, such as a pipe or a device, is written to and not replaced.
+    Any number of processes may write the same path at once: a reader sees one of the whole contents. A symbolic link is
+    followed and stays. What is there and no file, such as a pipe or a device, is written to and not replaced.
 
     Raises:
         OSError: the directory is missing, full or not writable; nothing is left behind.
@@ -22,6 +22,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with open(path, "wb") as file:
             file.write(content)
         return
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with open(temporary, "xb") as file:

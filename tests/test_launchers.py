@@ -4,6 +4,7 @@ import ast
 import importlib
 import os
 import sys
+import time
 from pathlib import Path
 from subprocess import CompletedProcess, run
 from typing import get_args
@@ -13,6 +14,7 @@ import pytest
 from launcher._command import run as command
 from nar_scale.checkpoint import WeightKind
 from nar_scale.decoding import Sampler
+from nar_scale.first_rank import seconds_after_first_rank
 from tests.errors import assert_names
 
 LAUNCHER = Path(__file__).parents[1] / "launcher"
@@ -21,6 +23,7 @@ SCRIPTS = sorted(path.stem for path in LAUNCHER.glob("[!_]*.py"))
 LOADED = """
 import os, runpy, sys
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
+os._exit = sys.exit  # by which `train` ends
 try:
     runpy.run_path(sys.argv[0], run_name="__main__")
 finally:
@@ -81,11 +84,12 @@ def assert_one_line(result: "CompletedProcess[str]", *named: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_old_python_is_told_so(script):
     path = LAUNCHER / f"{script}.py"
-    ast.parse(path.read_text(), feature_version=(3, 9))
+    for source in (path, LAUNCHER / "_command.py", LAUNCHER.parent / "nar_scale" / "first_rank.py"):
+        ast.parse(source.read_text(), feature_version=(3, 9))
     code = f"import sys; sys.argv = {[str(path)]!r}; sys.version_info = (3, 9, 18)\n{LOADED}"
     result = start("-c", code)
     assert_one_line(result, script, "3.9", "3.10", sys.executable)
-    assert result.stdout in ("loaded:\n", "")  # and nothing that an old Python could not read; `train` ends abruptly
+    assert result.stdout == "loaded:\n"  # and nothing that an old Python could not read
 
 
 VALID = {
@@ -102,6 +106,15 @@ VALID = {
 def test_the_python_of_the_system_is_told_what_it_lacks(script):
     result = start("-S", str(LAUNCHER / f"{script}.py"), *VALID[script])
     assert_one_line(result, script, "nar_scale", sys.executable, "use")
+
+
+@pytest.mark.parametrize("script", sorted({*SCRIPTS} - {"train"}))
+def test_tasks_that_are_no_ranks_of_a_job_tell_at_once_what_is_wrong(script):
+    start_time = time.monotonic()
+    task = {"SLURM_PROCID": "3", "SLURM_LOCALID": "3", "RANK": "3"}
+    result = start("-S", str(LAUNCHER / f"{script}.py"), *VALID[script], **task)
+    assert_one_line(result, script, "nar_scale")
+    assert time.monotonic() - start_time < seconds_after_first_rank(task) / 2
 
 
 @pytest.mark.parametrize("module", ["deepspeed", "tensorboard"])

@@ -11,7 +11,7 @@ from nar_scale.config.checks import check_run
 from nar_scale.config.deepspeed import resolve_deepspeed_config
 from nar_scale.config.key_descriptions import Key, config_reference
 from nar_scale.config.load import dump_config, load_config, validate_config
-from nar_scale.config.schema import Config, fixed_on_resume, flat_settings
+from nar_scale.config.schema import Config, fixed_on_resume, flat_settings, learned_settings
 from nar_scale.config.sections.checkpoint import CheckpointConfig
 from nar_scale.config.sections.data import DataConfig, SourceConfig
 from nar_scale.config.sections.faults import FaultsConfig
@@ -67,6 +67,7 @@ __all__ = [
     "fixed_on_resume",
     "flat_settings",
     "gradient_accumulation_steps",
+    "learned_settings",
     "load_config",
     "resolve_deepspeed_config",
     "samples_before",

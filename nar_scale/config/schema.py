@@ -6,7 +6,7 @@ start with a configuration is another matter, see `nar_scale/config/checks.py`.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from pydantic import model_validator as validator
@@ -19,7 +19,7 @@ from nar_scale.config.sections.model import ModelConfig
 from nar_scale.config.sections.objective import ObjectiveConfig
 from nar_scale.config.sections.optimizer import OptimizerConfig
 from nar_scale.config.sections.schedule import CosineScheduleConfig, ScheduleConfig
-from nar_scale.config.sections.section import FixedOnResume, Section
+from nar_scale.config.sections.section import FixedOnResume, Operational, Section
 from nar_scale.config.sections.training import TrainingConfig
 from nar_scale.config.sections.zero import ZeroConfig
 
@@ -37,9 +37,9 @@ class Config(Section):
     )
     training: TrainingConfig
     zero: ZeroConfig = Field(default_factory=ZeroConfig)
-    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
-    logging: LoggingConfig = Field(default_factory=LoggingConfig)
-    faults: FaultsConfig = Field(default_factory=FaultsConfig)
+    checkpoint: Annotated[CheckpointConfig, Operational()] = Field(default_factory=CheckpointConfig)
+    logging: Annotated[LoggingConfig, Operational()] = Field(default_factory=LoggingConfig)
+    faults: Annotated[FaultsConfig, Operational()] = Field(default_factory=FaultsConfig)
     deepspeed: dict[str, Any] = Field(
         default={},
         description="Raw DeepSpeed settings, merged over what the other sections derive: they win.",
@@ -83,6 +83,25 @@ def fixed_on_resume(config: Config) -> dict[str, Any]:
 def flat_settings(config: Config) -> dict[str, Any]:
     """All settings, `section.key` to a value as in JSON."""
     return dict(_flattened(config.model_dump(mode="json"), ""))
+
+
+def learned_settings(config: Config) -> dict[str, Any]:
+    """Of `flat_settings` those that have a part in what is learned: without what is marked as `Operational`."""
+    operational = tuple(f"{path}." for path in _operational(config, ""))
+    return {key: value for key, value in flat_settings(config).items() if not f"{key}.".startswith(operational)}
+
+
+def _operational(values: Any, prefix: str) -> Iterator[str]:
+    """The paths of fields and sections that are marked as `Operational`, in a section or a mapping of sections."""
+    if isinstance(values, Mapping):
+        for name, value in values.items():
+            yield from _operational(value, f"{prefix}{name}.")
+    elif isinstance(values, Section):
+        for name, field in type(values).model_fields.items():
+            if Operational() in field.metadata:
+                yield f"{prefix}{name}"
+            else:
+                yield from _operational(getattr(values, name), f"{prefix}{name}.")
 
 
 def _flattened(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

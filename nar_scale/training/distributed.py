@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 from torch import Tensor
 
 from nar_scale.errors import UserError
@@ -20,6 +21,7 @@ Result = TypeVar("Result")
 _DEFAULT_PORT = 29500
 _PORT_TAKEN = ("EADDRINUSE", "ddress already in use")
 _CONTROL_TIMEOUT = timedelta(hours=6)
+_LOOK_UP_SECONDS = 60.0  # where nodes start together, the name of the first may come late
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,8 @@ def connect() -> World:
     """Join the job: NCCL on GPUs, gloo on CPUs.
 
     Raises:
-        UserError: more processes on this node than GPUs, or the first rank's port is taken or cannot be reached.
+        UserError: more processes on this node than GPUs, or the first rank's address is unknown, or its port is taken
+            or cannot be reached.
     """
     map_launcher_environment(os.environ)
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -200,6 +203,7 @@ def connect() -> World:
 def _rendezvous(backend: str) -> None:
     """Meet the other ranks at MASTER_ADDR and MASTER_PORT."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    look_up_master(address, int(port))  # which torch goes on with for half an hour
     try:
         dist.init_process_group(backend)
     except dist.DistError as error:
@@ -211,6 +215,27 @@ def _rendezvous(backend: str) -> None:
         raise UserError(
             f"cannot meet the other ranks at port {port} of {address}; see whether the first rank runs there, and "
             "MASTER_ADDR and MASTER_PORT are as it has them"
+        ) from None
+
+
+def look_up_master(address: str, port: int, seconds: float = _LOOK_UP_SECONDS) -> None:
+    """Look up where the ranks are to meet, again and again for some seconds.
+
+    Raises:
+        UserError: no host of that name is known.
+    """
+    attempts = Retrying(
+        retry=retry_if_exception_type(socket.gaierror),
+        stop=stop_after_delay(seconds),
+        wait=wait_fixed(1),
+        reraise=True,
+    )
+    try:
+        attempts(socket.getaddrinfo, address, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):  # not the name of any host
+        raise UserError(
+            f"{socket.gethostname()} knows no host of the name {address!r}, where the ranks are to meet: correct "
+            "MASTER_ADDR, which is --master_addr of deepspeed and --master-addr of torchrun"
         ) from None
 
 

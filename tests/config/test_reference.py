@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from launcher._command import run as command
 from launcher.train import main as train
-from nar_scale.config import Config, config_reference, fixed_on_resume
+from nar_scale.config import Config, config_reference, fixed_on_resume, learned_settings
 from nar_scale.config.load import _parse
 from nar_scale.config.reference import explain, json_schema, reference_page
 from nar_scale.errors import CheckpointError, ConfigError
@@ -137,6 +138,32 @@ def test_the_value_is_compared_that_the_run_has():
     assert "objective.self_conditioning" not in fixed
 
 
+@pytest.mark.parametrize(
+    ("changes", "learned"),
+    [
+        ({"data.directory": "elsewhere", "data.index_directory": "indices", "data.cache_directory": "/scratch/88"}, []),
+        ({"data.storage_options": {"key": "mine"}, "data.memory_map": False, "data.cache_gib": 1.0}, []),
+        ({"training.micro_batch_size": 4, "training.zero_stage": 3, "zero.offload_parameters": "cpu"}, []),
+        ({"checkpoint.every": 3, "logging.every": 3, "faults.step_timeout_seconds": 3.0}, []),
+        ({"zero.quantized_gradients": True, "training.zero_stage": 3}, ["zero.quantized_gradients"]),
+        ({"data.shuffle_window": 3, "model.dropout": 0.1}, ["model.dropout", "data.shuffle_window"]),
+        ({"training.batch_size_warmup": [{"from_step": 0, "global_batch_size": 8}]}, ["training.batch_size_warmup"]),
+        ({"training.global_batch_size": 16, "optimizer.eps": 0.1}, ["optimizer.eps", "training.global_batch_size"]),
+        ({"deepspeed": {"communication_data_type": "fp32"}}, ["deepspeed.communication_data_type"]),
+    ],
+    ids=str,
+)
+def test_how_and_where_a_run_is_done_is_not_learned(changes, learned):
+    before, now = learned_settings(config_with()), learned_settings(config_with(**changes))
+    assert [key for key in {**before, **now} if before.get(key) != now.get(key)] == learned
+
+
+def test_of_the_sources_of_a_mixture_the_weights_are_learned():
+    sources = {"a": {"directory": "a", "weight": 1.0}, "b": {"directory": "b", "weight": 3.0}}
+    names = {name for name in learned_settings(config_with(data={"sources": sources})) if "sources" in name}
+    assert names == {f"data.sources.{name}.{key}" for name in "ab" for key in ("weight", "epochs")}
+
+
 BLOCKS = {"objective.kind": "block_diffusion", "objective.block_size": 4}
 
 
@@ -194,9 +221,7 @@ def test_a_section_is_explained_with_its_keys():
 def test_a_wrong_key_is_named_with_the_nearest(key, named, capsys):
     with refused(ConfigError, *named):
         explain(key)
-    with pytest.raises(SystemExit) as ended:
-        train(["--explain", key])
-    assert ended.value.code == 2
+    assert command(lambda: train(["--explain", key]), ranks=True) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert all(name in captured.err for name in named)

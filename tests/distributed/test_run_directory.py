@@ -62,9 +62,9 @@ class Starts(jobs.Outcomes):
     Each has a name; those of the same directory follow each other.
     """
 
-    def __init__(self, directory: Path, finished: Path, config: Path):
+    def __init__(self, directory: Path, finished: Path, config: Path, corpus: Path):
         self.directory = directory
-        for name in ("settings", "more", "config.yaml", "deepspeed.json", *map(str, range(len(DAMAGE)))):
+        for name in ("settings", "moved", "more", "config.yaml", "deepspeed.json", *map(str, range(len(DAMAGE)))):
             shutil.copytree(finished, directory / name)
         self.before = files_in(directory / "settings")
         make_directory(directory / "config.yaml" / "config.yaml")
@@ -72,6 +72,14 @@ class Starts(jobs.Outcomes):
         for number, (file, damage, _) in enumerate(DAMAGE):
             damage(directory / str(number) / file)
         (directory / "existing").mkdir()
+        shutil.rmtree(directory / "moved" / "checkpoints" / "step-000000006")
+        scratch = directory / "scratch"
+        shutil.copytree(corpus, scratch / "directory", ignore=shutil.ignore_patterns("*.index"))
+        elsewhere = [
+            *(f"data.{name}={scratch / name}" for name in ("directory", "index_directory", "cache_directory")),
+            *("data.loader_workers=1", "data.prefetch=3", "data.memory_map=false", "training.micro_batch_size=4"),
+            *("training.zero_stage=1", "zero.offload_optimizer=cpu", "model.activation_checkpointing=full"),
+        ]
         go_on = ["training.steps=8", "checkpoint.consolidate_every=0"]
         step_4 = str(directory / "settings" / "checkpoints" / "step-000000004")
         cases = {
@@ -80,6 +88,8 @@ class Starts(jobs.Outcomes):
             "both": ("settings", ["training.steps=4", "optimizer.kind=lion"], step_4),
             "same": ("settings", [], "auto"),
             "reported": ("settings", ["logging.every=2"], "auto"),
+            "elsewhere": ("settings", elsewhere, "auto"),
+            "moved": ("moved", elsewhere, "auto"),
             "more": ("more", [*go_on, "optimizer.learning_rate=0.1"], "auto"),
             "config.yaml": ("config.yaml", go_on, "auto"),
             "deepspeed.json": ("deepspeed.json", go_on, "auto"),
@@ -96,8 +106,8 @@ class Starts(jobs.Outcomes):
 
 
 @pytest.fixture(scope="module")
-def starts(tmp_path_factory: pytest.TempPathFactory, finished: Path, config: Path) -> Starts:
-    return Starts(tmp_path_factory.mktemp("starts"), finished, config)
+def starts(tmp_path_factory: pytest.TempPathFactory, finished: Path, config: Path, corpus: Path) -> Starts:
+    return Starts(tmp_path_factory.mktemp("starts"), finished, config, corpus)
 
 
 def files_in(directory: Path) -> dict[str, bytes]:
@@ -171,11 +181,12 @@ def test_a_finished_run_is_not_started_with_other_settings(starts: Starts) -> No
     error = starts.error("rate")
     assert "step-000000006" in error
     assert "optimizer.learning_rate 0.003, not 0.1" in error
+    assert "set it back" in error
     assert "training.steps beyond step 6" in error
     assert "training.run_directory" in error
     assert "training.steps 6, not 3" in starts.error("fewer")
     assert "optimizer.kind adamw, not lion" in starts.error("both")
-    for name in ("same", "reported"):
+    for name in ("same", "reported", "elsewhere"):
         assert "nothing was left to train" in starts.output(name)
     assert files_in(starts.directory / "settings") == starts.before
 
@@ -188,6 +199,13 @@ def test_settings_of_earlier_steps_are_kept(starts: Starts) -> None:
     assert earlier.name == "config-until-step-000000006.yaml"
     assert load_config(earlier).optimizer.learning_rate == 0.003
     assert load_config(run / "config.yaml").optimizer.learning_rate == 0.1
+
+
+def test_a_run_that_goes_on_elsewhere_has_learned_with_the_same_settings(starts: Starts) -> None:
+    assert "resuming at step 4 of 6" in starts.output("moved")
+    run = starts.directory / "moved"
+    assert not list(run.glob("config-until-*.yaml"))
+    assert load_config(run / "config.yaml").data.directory == str(starts.directory / "scratch" / "directory")
 
 
 def test_a_damaged_run_directory_goes_on_from_its_checkpoints(starts: Starts) -> None:

@@ -43,6 +43,14 @@ MISTAKES = {
     "a rank without a master": Mistake(
         TRAIN, ("RANK", "MASTER_ADDR"), environment=(("RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_RANK", "0"))
     ),
+    "a master that is no host": Mistake(
+        TRAIN,
+        ("n1..cluster", "MASTER_ADDR"),
+        environment=(
+            *(("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "2"), ("LOCAL_WORLD_SIZE", "2")),
+            *(("MASTER_ADDR", "n1..cluster"), ("MASTER_PORT", "29500")),
+        ),
+    ),
     "a rank that is no number": Mistake(
         TRAIN,
         ("RANK", "first"),

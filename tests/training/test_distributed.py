@@ -1,7 +1,9 @@
+import socket
+
 import pytest
 
 from nar_scale.errors import UserError
-from nar_scale.training.distributed import map_launcher_environment
+from nar_scale.training.distributed import look_up_master, map_launcher_environment
 from tests.errors import refused
 
 NAMES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR")
@@ -65,3 +67,25 @@ def test_a_rank_without_what_belongs_to_it_is_refused(lacking):
 def test_a_rank_that_cannot_be_is_refused(name, value):
     with refused(UserError, name, value):
         map_launcher_environment({**LAUNCHED, name: value})
+
+
+def test_a_first_rank_of_a_known_address_is_found():
+    for address in ("localhost", "127.0.0.1", "::1"):
+        look_up_master(address, 29500)
+
+
+@pytest.mark.parametrize("address", ["no host", "a..b", "nowhere.invalid"])
+def test_a_first_rank_of_an_unknown_name_is_refused(address):
+    with refused(UserError, address, socket.gethostname(), "MASTER_ADDR"):
+        look_up_master(address, 29500, seconds=1)
+
+
+def test_a_name_that_comes_late_is_waited_for(monkeypatch):
+    known, answers = socket.getaddrinfo, iter([False, False, True])
+
+    def look_up(name, *arguments, **options):
+        return known("localhost" if next(answers) else "no host", *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    look_up_master("n1", 29500)
+    assert not list(answers)

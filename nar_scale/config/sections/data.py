@@ -5,20 +5,20 @@ from typing import Annotated, Any
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from pydantic import model_validator as validator
 
-from nar_scale.config.sections.section import FixedOnResume, LocalPath, Section, Unit
+from nar_scale.config.sections.section import FixedOnResume, LocalPath, Operational, Section, Unit
 
 
 class SourceConfig(Section):
     """One of several data sets that are mixed."""
 
-    directory: LocalPath = Field(
+    directory: Annotated[LocalPath, Operational()] = Field(
         description="Directory or URL of the shards of this source, as `data.directory`.",
     )
-    train: str | None = Field(
+    train: Annotated[str | None, Operational()] = Field(
         default=None,
         description="Shards of this source to train on; `data.train` if not given.",
     )
-    validation: str | None = Field(
+    validation: Annotated[str | None, Operational()] = Field(
         default=None,
         description="Validation shards of this source; `data.validation` if not given.",
     )
@@ -46,7 +46,7 @@ class CurriculumStage(Section):
 class DataConfig(Section):
     """Where the shards are and how they are read."""
 
-    directory: LocalPath | None = Field(
+    directory: Annotated[LocalPath | None, Operational()] = Field(
         default=None,
         description="A directory that `launcher/prepare.py` wrote, or any folder of WebDataset shards: a path, or an "
         "http(s)://, s3:// or gs:// URL. A resumed run may name another place of the same shards.",
@@ -65,13 +65,13 @@ class DataConfig(Section):
         description="Other weights of the sources from given steps on. A resumed run must keep the mixture of the "
         "steps that have been taken.",
     )
-    train: str = Field(
+    train: Annotated[str, Operational()] = Field(
         default="train/*.tar",
         description="Shards to train on, a glob pattern below `directory`. Over http, where nothing can be listed, "
         "`*.tar` stands for what dataset.json counts, and other shards are named by "
         "`train/shard-{000000..000099}.tar`.",
     )
-    validation: str = Field(
+    validation: Annotated[str, Operational()] = Field(
         default="validation/*.tar",
         description="Validation shards, a glob pattern below `directory`; an empty string if there are none.",
     )
@@ -93,32 +93,32 @@ class DataConfig(Section):
         default=None,
         description="`byte` or a tokenizer file; what `dataset.json` names if not given.",
     )
-    vocabulary_size: Annotated[PositiveInt | None, Unit("token ids")] = Field(
+    vocabulary_size: Annotated[PositiveInt | None, Operational(), Unit("token ids")] = Field(
         default=None,
         description="Number of token ids; what `dataset.json` says if not given.",
     )
-    index_directory: LocalPath | None = Field(
+    index_directory: Annotated[LocalPath | None, Operational()] = Field(
         default=None,
         description="Directory of the shard indices, where they cannot be written beside the shards.",
     )
-    cache_directory: LocalPath | None = Field(
+    cache_directory: Annotated[LocalPath | None, Operational()] = Field(
         default=None,
         description="Directory of copies of remote shards, on a disk of each node.",
     )
-    cache_gib: Annotated[PositiveFloat, Unit("GiB")] = Field(
+    cache_gib: Annotated[PositiveFloat, Operational(), Unit("GiB")] = Field(
         default=100.0,
         description="Largest size of the copies of remote shards on a node.",
     )
-    storage_options: dict[str, Any] = Field(
+    storage_options: Annotated[dict[str, Any], Operational()] = Field(
         default={},
         description="Options of fsspec for remote shards, such as credentials or an endpoint.",
     )
-    memory_map: bool = Field(
+    memory_map: Annotated[bool, Operational()] = Field(
         default=True,
         description="Read shards through memory maps. Switch it off on a network file system that fails now and then: "
         "reading is then slower and is repeated on errors, which a memory map does not survive.",
     )
-    max_skipped_samples: Annotated[NonNegativeInt, Unit("samples")] = Field(
+    max_skipped_samples: Annotated[NonNegativeInt, Operational(), Unit("samples")] = Field(
         default=0,
         description="Unusable samples that are skipped, named and counted; one more ends the run.",
     )
@@ -126,11 +126,11 @@ class DataConfig(Section):
         default=8,
         description="Shards among which samples are mixed at a time.",
     )
-    loader_workers: Annotated[NonNegativeInt, Unit("processes per rank")] = Field(
+    loader_workers: Annotated[NonNegativeInt, Operational(), Unit("processes per rank")] = Field(
         default=1,
         description="Processes of each rank that read data; 0 to read within the training process.",
     )
-    prefetch: Annotated[PositiveInt, Unit("micro-batches per process")] = Field(
+    prefetch: Annotated[PositiveInt, Operational(), Unit("micro-batches per process")] = Field(
         default=2,
         description="Micro-batches that each loader process reads ahead.",
     )

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
-from nar_scale.config.sections.section import FixedOnResume, Fraction, Section, Unit
+from nar_scale.config.sections.section import FixedOnResume, Fraction, Operational, Section, Unit
 
 
 class ModelConfig(Section):
@@ -98,21 +98,21 @@ class ModelConfig(Section):
         default=0.0,
         description="Probability of dropping attention weights, hidden units and outputs of layers in training.",
     )
-    attention_kernel: Literal["sdpa", "flex"] = Field(
+    attention_kernel: Annotated[Literal["sdpa", "flex"], Operational()] = Field(
         default="sdpa",
         description="`sdpa` is torch's scaled dot-product attention; `flex` (FlexAttention) skips what a window, "
         "documents or padding hide, and has no dropout and no attention z-loss.",
     )
-    activation_checkpointing: Literal["none", "full", "selective"] = Field(
+    activation_checkpointing: Annotated[Literal["none", "full", "selective"], Operational()] = Field(
         default="none",
         description="Recompute activations in the backward pass: none, those of each block, or only the cheap ones "
         "(not matrix products and attention).",
     )
-    compile: bool = Field(
+    compile: Annotated[bool, Operational()] = Field(
         default=False,
         description="Run each block through `torch.compile` in training.",
     )
-    logits_chunk_size: Annotated[PositiveInt, Unit("logits")] = Field(
+    logits_chunk_size: Annotated[PositiveInt, Operational(), Unit("logits")] = Field(
         default=2**26,
         description="Logits (tokens times vocabulary) that a loss computes at a time; fewer need less memory.",
     )

@@ -62,6 +62,15 @@ class FixedOnResume:
         return handler(schema) | {FIXED_ON_RESUME: True}
 
 
+@dataclass(frozen=True)
+class Operational:
+    """Metadata of a field, or of a section, that says how or where a run is done and has no part in what it learns.
+
+    Another value changes the weights by the order of floating-point sums at most. What is read from another place is
+    compared when a run is resumed, by its fingerprint.
+    """
+
+
 def reads_all_kinds(kinds: Any, ignored: frozenset[str] = frozenset()) -> BeforeValidator:
     """Let a section of several kinds leave out the default kind, and repeat the defaults of other kinds.
 

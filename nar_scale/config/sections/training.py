@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, field_validator
 from pydantic import model_validator as validator
 
-from nar_scale.config.sections.section import FixedOnResume, LocalPath, Section, Unit
+from nar_scale.config.sections.section import FixedOnResume, LocalPath, Operational, Section, Unit
 
 
 class BatchSizeStage(Section):
@@ -43,7 +43,7 @@ class TrainingConfig(Section):
         description="Smaller global batches at first: stages of ascending steps, the first from step 0, the last with "
         "`global_batch_size`. A resumed run must keep the sizes of the steps that have been taken.",
     )
-    micro_batch_size: Annotated[PositiveInt, Unit("sequences")] = Field(
+    micro_batch_size: Annotated[PositiveInt, Operational(), Unit("sequences")] = Field(
         description="Sequences in one forward pass of one rank; the number of micro-batches in a step follows from it.",
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
@@ -65,12 +65,12 @@ class TrainingConfig(Section):
         default=1000,
         description="Steps without overflow after which the loss scale of an fp16 run is doubled.",
     )
-    zero_stage: Literal[0, 1, 2, 3] = Field(
+    zero_stage: Annotated[Literal[0, 1, 2, 3], Operational()] = Field(
         default=2,
         description="What ZeRO shards over the ranks: nothing (0), the optimizer state (1), gradients as well (2), or "
         "weights as well (3).",
     )
-    sequence_parallel_size: Annotated[PositiveInt, Unit("ranks")] = Field(
+    sequence_parallel_size: Annotated[PositiveInt, Operational(), Unit("ranks")] = Field(
         default=1,
         description="Consecutive ranks that process each sequence together (DeepSpeed-Ulysses, arXiv:2309.14509); "
         "divides `model.max_seq_len`, `model.heads` and the number of ranks.",
@@ -84,7 +84,7 @@ class TrainingConfig(Section):
         default=0,
         description="Seed of initial weights, order of samples, masks and dropout.",
     )
-    run_directory: LocalPath | None = Field(
+    run_directory: Annotated[LocalPath | None, Operational()] = Field(
         default=None,
         description="Directory of checkpoints, logs and samples; `runs/NAME` with the name of the YAML file if not "
         "given.",

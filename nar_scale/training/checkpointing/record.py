@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nar_scale.checkpoint import CONFIG_FILE
-from nar_scale.config import Config, dump_config, flat_settings, load_config, steps_of_run
+from nar_scale.config import Config, dump_config, learned_settings, load_config, steps_of_run
 from nar_scale.errors import ConfigError
 from nar_scale.files import write_atomically
 
-_NOT_LEARNED = ("checkpoint.", "logging.", "faults.", "training.run_directory")  # they change nothing in the weights
 _DIFFERENCES_NAMED = 5
 
 
@@ -27,12 +26,13 @@ def is_finished(config: Config, checkpoint: Path, step: int) -> bool:
     changes = _changes(config, load_config(checkpoint / CONFIG_FILE))
     if changes:
         length = next(key for key in ("steps", "samples", "tokens") if getattr(config.training, key) is not None)
-        more = len(changes) - _DIFFERENCES_NAMED
         named = [f"{key} {before}, not {now}" for key, (before, now) in list(changes.items())[:_DIFFERENCES_NAMED]]
+        if len(changes) > _DIFFERENCES_NAMED:
+            named.append(f"and {len(changes) - _DIFFERENCES_NAMED} more differences")
         raise ConfigError(
-            f"{checkpoint} is of step {step} already, trained with {'; '.join(named)}"
-            f"{f'; and {more} more differences' if more > 0 else ''}: to train on set training.{length} beyond step "
-            f"{step}, or to train anew another training.run_directory"
+            f"{checkpoint} is of step {step} already, trained with {'; '.join(named)}: set "
+            f"{'it' if len(changes) == 1 else 'them'} back; to train on set training.{length} beyond step {step}, or "
+            "to train anew another training.run_directory"
         )
     return True
 
@@ -60,6 +60,5 @@ def write_record(config: Config, resolved: Mapping[str, Any], directory: Path, r
 
 def _changes(config: Config, before: Config) -> dict[str, tuple[Any, Any]]:
     """The settings that differ and have a part in what is learned: their values before and now, None for no value."""
-    old, new = flat_settings(before), flat_settings(config)
-    keys = (key for key in {**old, **new} if not key.startswith(_NOT_LEARNED))
-    return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
+    old, new = learned_settings(before), learned_settings(config)
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
-import time
 from datetime import timedelta
 from functools import cache
 from typing import Any
 
 import torch.distributed as dist
 
+from nar_scale.first_rank import wait_for_first_rank
+
 _logger = logging.getLogger(__name__)
 _FAILED = "nar_scale/failed"
-_SECONDS_FOR_THE_FIRST_RANK = 30.0
 _STORE_TIMEOUT = timedelta(seconds=10)
 
 
@@ -26,13 +25,13 @@ def report_error_once(message: str) -> bool:
 
 
 def first_to_fail() -> bool:
-    """Whether no other rank has failed before; a lost connection is only the consequence of another rank's failure."""
+    """Whether no other rank has failed before; a lost connection is only the consequence of another rank's failure.
+
+    Before the ranks are connected this waits until no rank before this one can have told the same error.
+    """
     if not dist.is_initialized():
-        # before they are connected all ranks of a node fail in the same way, and a launcher kills all when one ends
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            return True
-        time.sleep(_SECONDS_FOR_THE_FIRST_RANK)
-        return "SLURM_PROCID" not in os.environ  # srun kills nobody; others would, had the first rank failed as well
+        wait_for_first_rank()
+        return True
     try:
         return own_store().add(_FAILED, 1) == 1
     except (RuntimeError, ValueError):

@@ -86,7 +86,7 @@ class Holder:
             same = abs(_seconds_after_boot(process) - self.started) < 1
             return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:  # it is gone, or the system hides what is another user's
-            return None if psutil.pid_exists(self.pid) else False
+            return None if _has_process(self.pid) else False
 
     def attempts_since(self, other: Holder) -> int:
         """How many attempts of the same SLURM job this one is after another; 0 for another job."""
@@ -104,7 +104,8 @@ class RunLease:
         holder: this process.
         heartbeat_seconds: between two renewals.
         expiry_seconds: after which a holder on another machine that has renewed nothing is taken to be gone. Both
-            machines' clocks may differ: what counts is that the observer sees no change for so long.
+            machines' clocks may differ: what counts is how often the observer looks and sees no change, so that a file
+            system that stalls for longer costs nobody the lease.
     """
 
     def __init__(
@@ -172,9 +173,9 @@ class RunLease:
             holder,
             self._expiry_seconds,
         )
-        seen, end = self._renewed(number), time.monotonic() + self._expiry_seconds
-        while time.monotonic() < end:
-            time.sleep(min(_POLL_SECONDS, self._expiry_seconds))
+        seen, poll = self._renewed(number), min(_POLL_SECONDS, self._expiry_seconds)
+        for _ in range(round(self._expiry_seconds / poll)):  # not by a clock: where files stall, no holder can renew
+            time.sleep(poll)
             if self._renewed(number) != seen:  # it was renewed, or is another's, or has been given back
                 return self._newest() != (number, holder)
         return True
@@ -227,6 +228,17 @@ def _seconds_after_boot(process: psutil.Process) -> float:
     """When a process was started, by a clock that nobody sets."""
     boot = psutil.boot_time()
     return process.create_time() - boot
+
+
+def _has_process(pid: int) -> bool:
+    """Whether a process has this number; other than psutil, which reads /proc, this finds what /proc hides."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _machine() -> str:

@@ -1,6 +1,8 @@
 """One run at a time holds a run directory, whichever way the one before has ended."""
 
 import logging
+import multiprocessing
+import os
 import signal
 import subprocess
 import sys
@@ -88,16 +90,41 @@ def test_a_later_process_of_the_same_number_is_another(tmp_path, other_process):
     assert seconds_to_acquire(tmp_path, expiry=3600) < 60
 
 
-def test_a_process_that_the_system_hides_is_judged_by_its_renewals(tmp_path, monkeypatch):
-    def hidden(pid: int) -> psutil.Process:
+def test_a_process_that_may_not_be_looked_at_is_judged_by_its_renewals(tmp_path, monkeypatch):
+    def denied(pid: int) -> psutil.Process:
         raise psutil.AccessDenied(pid)
 
     theirs = replace(HERE, token="another user's")
-    monkeypatch.setattr(psutil, "Process", hidden)
+    monkeypatch.setattr(psutil, "Process", denied)
     with lease(tmp_path, theirs) as other:
         other.acquire()
         with refused(UserError, HERE.pid):
             seconds_to_acquire(tmp_path, expiry=3600)
+
+
+@pytest.fixture
+def hidden_processes(tmp_path_factory, monkeypatch) -> None:
+    """What psutil sees where /proc hides other users' processes (hidepid)."""
+    proc = tmp_path_factory.mktemp("proc")
+    for name in ("stat", "uptime"):
+        (proc / name).symlink_to(f"/proc/{name}")
+    monkeypatch.setattr(psutil, "PROCFS_PATH", str(proc))
+
+
+def test_a_process_that_the_system_hides_is_judged_by_its_renewals(tmp_path, other_process, hidden_processes):
+    assert not psutil.pid_exists(other_process.pid)
+    theirs = replace(HERE, pid=other_process.pid)
+    assert theirs.runs_here() is None
+    with lease(tmp_path, theirs) as other:
+        other.acquire()
+        with refused(UserError, other_process.pid):
+            seconds_to_acquire(tmp_path, expiry=3600)
+
+
+def test_a_killed_process_is_not_waited_for_where_others_are_hidden(other_process, hidden_processes):
+    other_process.kill()
+    other_process.wait()
+    assert replace(HERE, pid=other_process.pid).runs_here() is False
 
 
 def test_a_run_on_another_machine_that_renews_is_refused(tmp_path):
@@ -113,6 +140,31 @@ def test_a_run_on_another_machine_that_does_not_renew_expires(tmp_path, caplog):
         assert seconds_to_acquire(tmp_path, expiry=2) >= 2
     (record,) = caplog.records
     assert_names(record.getMessage(), tmp_path, "n7", 4711, 2)
+
+
+def test_a_stall_of_the_observer_is_not_a_lack_of_renewals(tmp_path):
+    abandon(tmp_path, ELSEWHERE)
+    fork = multiprocessing.get_context("fork")
+    answers, answer = fork.Pipe(duplex=False)
+
+    def acquire() -> None:
+        try:
+            answer.send(f"took it after {seconds_to_acquire(tmp_path)} s")
+        except UserError as error:
+            answer.send(str(error))
+
+    observer = fork.Process(target=acquire)
+    observer.start()
+    time.sleep(1)  # it has begun to look
+    assert observer.pid is not None
+    os.kill(observer.pid, signal.SIGSTOP)
+    time.sleep(EXPIRY + 1)  # in which no holder could renew either
+    os.kill(observer.pid, signal.SIGCONT)
+    time.sleep(1)
+    os.utime(tmp_path / "lease-1.json")
+    assert answers.poll(60)
+    assert_names(answers.recv(), tmp_path, "n7", 4711)
+    observer.join()
 
 
 def test_a_lease_that_is_given_back_is_not_waited_for(tmp_path):
