@@ -141,8 +141,12 @@ def load_tokenizer(spec: str | Path, directory: str | Path = ".", end_token: str
         if isinstance(end_token, str):
             raise UserError(f"end token {end_token!r} goes with a tokenizer.json: bytes have one of their own, id 256")
         return ByteTokenizer()
-    path = Path(directory) / spec
-    return HuggingFaceTokenizer(path / TOKENIZER_FILE if path.is_dir() else path, end_token)
+    return HuggingFaceTokenizer(tokenizer_file(Path(directory) / spec), end_token)
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """Return the file that holds a tokenizer, given by its own path or that of its directory."""
+    return Path(path) / TOKENIZER_FILE if Path(path).is_dir() else Path(path)
 
 
 def _end_token_name(

@@ -1,6 +1,5 @@
 """Turning a corpus into a data set of WebDataset shards, on one machine or many."""
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -18,7 +17,7 @@ from nar_scale.data.preparation.skipped import Skipped, refuse_too_many
 from nar_scale.data.preparation.staging import discard, plan_directory, remove_done
 from nar_scale.data.preparation.work_item import prepare_work_item, remove_leftovers
 from nar_scale.data.shards.dataset_info import DatasetInfo
-from nar_scale.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from nar_scale.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_file
 from nar_scale.errors import DataError, UserError
 
 MIN_UNIT_BYTES = 1 << 22
@@ -147,8 +146,10 @@ def plan_dataset(
 
 def _corpus(inputs: Sequence[Path], include: str, exclude: Sequence[str], output: Path, recipe: Recipe) -> Corpus:
     """The files to read, checked as far as they can be before they are read."""
-    corpus = find_corpus(inputs, include, exclude, [output, recipe.tokenizer or output], recipe.as_text)
-    corpus = replace(corpus, files=[file for file in corpus.files if os.path.realpath(file) != recipe.tokenizer])
+    own = [] if recipe.tokenizer in (None, ByteTokenizer.name) else [tokenizer_file(str(recipe.tokenizer))]
+    corpus = find_corpus(inputs, include, exclude, [output, *own], recipe.as_text)
+    files = [file for file in corpus.files if file.resolve() not in own]  # those given by name are taken
+    corpus = replace(corpus, files=files)
     if not corpus.files:
         names = ", ".join(map(str, inputs)) or "an empty list of inputs"
         skipped = f", but {corpus.skipped}" if corpus.skipped.counts else ""

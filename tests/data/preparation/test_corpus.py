@@ -14,7 +14,7 @@ from nar_scale.data.preparation.corpus import find_corpus
 from nar_scale.errors import DataError
 from tests.data.corpora import count_documents, read_documents, tree
 from tests.data.formats.reading import jsonl
-from tests.data.preparation.preparing import made
+from tests.data.preparation.preparing import made, write_tokenizer
 from tests.data.shard_files import write_tar
 from tests.errors import refused
 
@@ -160,6 +160,31 @@ def test_files_of_one_stem_with_other_content_are_read(tmp_path):
     (root / "a.txt.gz").write_bytes(gzip.compress(b"one\n"))
     with refused(DataError, root / "a.txt", "a.txt.gz", "'*.gz'"):
         made(root, tmp_path / "again")
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_is_called_as_a_tokenizer_is_read_like_any_other(tmp_path, monkeypatch, is_folder):
+    root = tmp_path / "corpus"
+    root.mkdir()
+    (root / "a.txt").write_text("one")
+    named = root / "byte"
+    if is_folder:
+        named.mkdir()
+    (named / "b.txt" if is_folder else named).write_text("two")
+    monkeypatch.chdir(root)
+    assert made(root, tmp_path / "data").splits["train"].documents == 2
+
+
+def test_the_files_beside_a_tokenizer_are_read(tmp_path):
+    root = tmp_path / "corpus"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "a.txt").write_text("one")
+    write_tokenizer(root / "sub" / "tokenizer.json")
+    (root / "link.json").symlink_to("sub/tokenizer.json")
+    for number, spec in enumerate((root / "sub", root / "sub" / "tokenizer.json")):
+        inputs = [root, root / "sub" / "tokenizer.json"]
+        info = made(inputs, tmp_path / f"data{number}", tokenizer=str(spec))
+        assert info.splits["train"].documents == 1
 
 
 def test_names_that_are_not_utf_8(tmp_path):
