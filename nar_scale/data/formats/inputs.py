@@ -68,7 +68,7 @@ def read_piece(piece: Piece, text_field: str = DEFAULT_TEXT_FIELD, as_text: Sequ
 
     - `.jsonl`, `.ndjson`, `.jsonlines`: one for each line that is not blank, a JSON object.
     - `.json`, and files of other names that begin like JSON: the same, or one for each object of an array.
-    - `.csv`, `.tsv`: one for each row below the header.
+    - `.csv`, `.tsv`: one for each row below the header; a `.tsv` has no quoting.
     - `.parquet`: one for each row.
     - `.tar`: one for each sample, in the layout of WebDataset.
     - `.npy`: one for each row of an array `[rows, ...]`, flattened row by row; an array `[n]` is one document.
