@@ -119,6 +119,8 @@ def _describe(plan: Plan, records: Records) -> DatasetInfo:
             for what in ("documents", "samples", "tokens", "bytes")
         }
         num_classes = max([num_classes, *(record.classes for record in split_records)])
+        if any(record.token_documents for record in split_records):
+            totals["bytes"] = 0  # else they would be divided by the tokens of the arrays too
         if totals["samples"]:
             splits[name] = SplitInfo(**totals, shards=sum(len(record.shards) for record in split_records))
     skipped = _skipped(plan, records)

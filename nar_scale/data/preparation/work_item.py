@@ -34,13 +34,18 @@ KEY = "{work_item:06d}-{number:07d}"
 
 @dataclass
 class SplitRecord:
-    """What a work item gave to a split: totals, and name, size in bytes and digest of each shard."""
+    """What a work item gave to a split: totals, and name, size in bytes and digest of each shard.
+
+    Attributes:
+        token_documents: of the documents, how many were arrays of tokens.
+    """
 
     documents: int = 0
     samples: int = 0
     tokens: int = 0
     bytes: int = 0
     classes: int = 0
+    token_documents: int = 0
     shards: list[tuple[str, int, str]] = field(default_factory=list)
 
 
@@ -217,6 +222,7 @@ class _SplitWriter:
         self.record.documents += 1
         self.record.tokens += len(tokens)
         self.record.bytes += len(document.text or b"")
+        self.record.token_documents += document.text is None
         if document.label is not None:
             self.record.classes = max(self.record.classes, document.label + 1)
         self._collect(self._packer.add(tokens, document.label))

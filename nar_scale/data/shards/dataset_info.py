@@ -46,7 +46,7 @@ class SplitInfo:
         documents: number of documents.
         samples: number of samples; all but the last hold `seq_len` tokens.
         tokens: number of tokens, one end token per document included.
-        bytes: size of the source text, 0 if there is none.
+        bytes: size of the text of which the tokens are; 0 if some of them are not of text.
         shards: number of tar files.
     """
 

@@ -81,6 +81,24 @@ def test_text_cannot_end_a_document_in_its_middle(tmp_path, capsys):
     assert np.flatnonzero(np.diff(sample.documents)).tolist() == ends[:-1].tolist()
 
 
+def test_text_beside_arrays_of_its_tokens(tmp_path):
+    tokenizer = byte_level(tmp_path / "t.json", ["<|endoftext|>"])
+    root = tmp_path / "corpus"
+    root.mkdir()
+    (root / "a.txt").write_text("text")
+    np.save(root / "b.npy", np.arange(200, dtype=np.uint16).reshape(2, 100))
+    info = made(root, tmp_path / "data", tokenizer=str(tokenizer))
+    assert (info.splits["train"].documents, info.splits["train"].tokens) == (3, 207)
+    assert verify(tmp_path / "data", workers=1, progress=False).info == info
+    assert info.splits["train"].bytes_per_token is None  # 4 bytes are not those of 207 tokens
+    write_tar(root / "b.tar", [("0.txt", b"more"), ("1.tokens.npy", (root / "b.npy").read_bytes())])
+    (root / "b.npy").unlink()
+    info = made(root, tmp_path / "bytes")
+    assert verify(tmp_path / "bytes", workers=1, progress=False).info == info
+    info = made(root / "a.txt", tmp_path / "text", tokenizer=str(tokenizer))
+    assert info.splits["train"].bytes_per_token == 4 / 5
+
+
 def test_a_tokenizer_that_makes_the_end_token_of_text_is_refused(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel({"[UNK]": 0, "one": 1, "</s>": 2}, unk_token="[UNK]"))
