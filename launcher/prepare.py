@@ -66,6 +66,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME",
         help="the token of the tokenizer.json that ends a document (default: <|endoftext|>, </s>, [SEP] or <eos>)",
     )
+    parser.add_argument(
+        "--special-tokens",
+        choices=("text", "ids"),
+        default="text",
+        help="how special tokens of the tokenizer.json that a text spells out are encoded (default: as plain text)",
+    )
     parser.add_argument("--vocabulary-size", type=int, metavar="N", help="for input that is tokens of no tokenizer")
     parser.add_argument("--text-field", default="text", metavar="NAME", help="key, column or field of the text")
     parser.add_argument(
@@ -246,6 +252,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "seq_len": arguments.seq_len,
         "tokenizer": arguments.tokenizer or (None if arguments.vocabulary_size else "byte"),
         "end_token": arguments.end_token,
+        "special_tokens": arguments.special_tokens,
         "vocabulary_size": arguments.vocabulary_size,
         "text_field": arguments.text_field,
         "packed": not arguments.one_document_per_sample,

@@ -118,6 +118,13 @@ def test_special_tokens_in_text_are_text(tmp_path, special):
     assert tokenizer.decode([tokenizer.end_token]) == "\n<|end|>\n"
 
 
+def test_special_tokens_in_text_are_ids_where_that_is_wanted(tmp_path):
+    path = byte_level(tmp_path / "t.json", ["<|endoftext|>", "<|im_start|>"])
+    tokenizer = load_tokenizer(path, special_tokens="ids")
+    assert tokenizer.encode(b"a<|endoftext|><|im_start|>").tolist() == [*load_tokenizer(path).encode(b"a"), 256, 257]
+    assert load_tokenizer("byte", special_tokens="ids").encode(b"<|end|>").tolist() == list(b"<|end|>")
+
+
 def test_ordinary_tokens_that_were_added_are_kept(tmp_path):
     tokenizer = load_tokenizer(byte_level(tmp_path / "t.json", ["<eos>"], ["   "]))
     assert tokenizer.encode(b"a   b").tolist()[1:2] == [257]

@@ -136,6 +136,7 @@ def _describe(plan: Plan, records: Records) -> DatasetInfo:
         skipped={HIDDEN: 0, "binary": 0, "empty": 0, **skipped.counts},
         document_field=DOCUMENTS_FIELD if recipe.document_ids else None,
         num_classes=num_classes or None,
+        special_tokens=recipe.special_tokens,
     )
 
 
@@ -162,7 +163,8 @@ def _report(plan: Plan, records: Records, info: DatasetInfo) -> None:
             skipped,
         )
     if special_tokens := sum(record.special_tokens for record in records.values()):
-        logger.info("special tokens that the text spells out, encoded as plain text: %s", f"{special_tokens:,}")
+        form = "plain text" if info.special_tokens == "text" else "their ids"
+        logger.info("special tokens that the text spells out, encoded as %s: %s", form, f"{special_tokens:,}")
 
 
 def _check_splits(splits: dict[str, SplitInfo], validation: float, skipped: Skipped) -> None:

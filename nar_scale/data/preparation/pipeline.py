@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from nar_scale.data.formats.copies import are_copies
 from nar_scale.data.formats.documents import DEFAULT_TEXT_FIELD
@@ -17,7 +18,7 @@ from nar_scale.data.preparation.skipped import Skipped, refuse_too_many
 from nar_scale.data.preparation.staging import discard, plan_directory, remove_done
 from nar_scale.data.preparation.work_item import prepare_work_item, remove_leftovers
 from nar_scale.data.shards.dataset_info import DatasetInfo
-from nar_scale.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer, tokenizer_file
+from nar_scale.data.tokenizers import ByteTokenizer, SpecialTokens, Tokenizer, load_tokenizer, tokenizer_file
 from nar_scale.errors import DataError, UserError
 
 MIN_UNIT_BYTES = 1 << 22
@@ -72,6 +73,7 @@ def plan_dataset(
     seq_len: int,
     tokenizer: str | None = "byte",
     end_token: str | None = None,
+    special_tokens: SpecialTokens = "text",
     vocabulary_size: int | None = None,
     text_field: str = DEFAULT_TEXT_FIELD,
     packed: bool = True,
@@ -98,6 +100,8 @@ def plan_dataset(
         tokenizer: "byte", or a Hugging Face `tokenizer.json` file; None where the input is tokens of no tokenizer.
         end_token: name of the token of the file that ends a document, if it is not one of those of
             `HuggingFaceTokenizer`.
+        special_tokens: "text" or "ids", how special tokens that a text spells out are encoded, see
+            `HuggingFaceTokenizer`.
         vocabulary_size: number of token ids where there is no tokenizer.
         text_field: the key, column or field that holds the text, in formats that have such.
         packed: concatenate documents; otherwise each is a sample of its own, and a longer one is cut into several.
@@ -123,15 +127,14 @@ def plan_dataset(
     _check_least(0, max_skipped=max_skipped)
     if not 0 <= validation < 1:
         raise UserError(f"validation is {validation}; give a fraction of the documents, 0 <= fraction < 1")
-    if (tokenizer is None) == (vocabulary_size is None):
-        raise UserError("give a tokenizer, or for input that is tokens of no tokenizer a vocabulary size")
-    encoder = _encoder(tokenizer, end_token)
+    encoder = _encoder(tokenizer, vocabulary_size, end_token, special_tokens)
     recipe = Recipe(
         seq_len=seq_len,
         tokenizer=tokenizer if tokenizer in (None, ByteTokenizer.name) else str(Path(tokenizer).resolve()),
         tokenizer_fingerprint="" if encoder is None else encoder.fingerprint,
         vocabulary_size=int(vocabulary_size or 0) if encoder is None else encoder.vocabulary_size,
         end_token=None if encoder is None else encoder.end_token,
+        special_tokens=special_tokens,
         text_field=text_field,
         validation=validation,
         packed=packed,
@@ -218,9 +221,17 @@ def _check_least(least: int, **values: int | None) -> None:
             raise UserError(f"{name} is {value}; give at least {least}")
 
 
-def _encoder(tokenizer: str | None, end_token: str | None) -> Tokenizer | None:
+def _encoder(
+    tokenizer: str | None, vocabulary_size: int | None, end_token: str | None, special_tokens: SpecialTokens
+) -> Tokenizer | None:
+    if (tokenizer is None) == (vocabulary_size is None):
+        raise UserError("give a tokenizer, or for input that is tokens of no tokenizer a vocabulary size")
+    if special_tokens not in get_args(SpecialTokens):
+        raise UserError(f"special tokens are {special_tokens!r}; give {' or '.join(get_args(SpecialTokens))}")
+    if special_tokens == "ids" and tokenizer in (None, ByteTokenizer.name):
+        raise UserError("special tokens as ids go with a tokenizer.json; without one no text is taken for a token")
     if tokenizer is not None:
-        return load_tokenizer(tokenizer, end_token=end_token)
+        return load_tokenizer(tokenizer, end_token=end_token, special_tokens=special_tokens)
     if end_token is not None:
         raise UserError(f"end token {end_token!r} is the name of a token of a tokenizer; give the tokenizer too")
     return None

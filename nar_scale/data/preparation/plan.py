@@ -12,6 +12,7 @@ from nar_scale.data.formats.inputs import split_into_pieces
 from nar_scale.data.parallel import ordered_map
 from nar_scale.data.preparation.corpus import Corpus
 from nar_scale.data.preparation.skipped import Skipped
+from nar_scale.data.tokenizers import SpecialTokens
 from nar_scale.errors import DataError
 
 FILES_PER_TASK = 256
@@ -27,6 +28,7 @@ class Recipe:
         tokenizer_fingerprint: see `Tokenizer`; empty without a tokenizer.
         vocabulary_size: number of token ids.
         end_token: appended to documents; None if nothing is appended.
+        special_tokens: how special tokens that a text spells out are encoded, see `HuggingFaceTokenizer`.
         text_field: see `read_piece`.
         validation: fraction of the documents for the validation split.
         packed: concatenate documents instead of giving each samples of its own.
@@ -41,6 +43,7 @@ class Recipe:
     tokenizer_fingerprint: str
     vocabulary_size: int
     end_token: int | None
+    special_tokens: SpecialTokens
     text_field: str
     validation: float
     packed: bool
@@ -105,6 +108,8 @@ def make_plan(corpus: Corpus, recipe: Recipe, max_skipped: int | None, workers: 
         UserError: an optional package is needed and not installed.
     """
     settings = {name: value for name, value in asdict(recipe).items() if name != "tokenizer"}  # but its fingerprint
+    if recipe.special_tokens == "text":
+        del settings["special_tokens"]  # to go on with what was begun before there was a choice
     hasher = blake2b(repr(sorted(settings.items())).encode(), digest_size=8)
     tasks = [
         (corpus.files[start : start + FILES_PER_TASK], recipe) for start in range(0, len(corpus.files), FILES_PER_TASK)

@@ -22,7 +22,7 @@ from nar_scale.data.preparation.skipped import Skipped
 from nar_scale.data.shards.sample_format import Sample
 from nar_scale.data.shards.shard_index import index_path, make_shard_index
 from nar_scale.data.storage.locks import exclusive_lock, exclusive_lock_if_supported
-from nar_scale.data.tokenizers import Tokenizer, load_tokenizer
+from nar_scale.data.tokenizers import SpecialTokens, Tokenizer, load_tokenizer
 from nar_scale.errors import DataError
 from nar_scale.files import sync_directory
 
@@ -179,7 +179,7 @@ def _encode(document: Document, tokenizer: Tokenizer | None, recipe: Recipe, fil
         if tokenizer is None:
             raise DataError(f"input {file} holds text; give a tokenizer instead of a vocabulary size")
         ids = tokenizer.encode(document.text)
-        if (ids == tokenizer.end_token).any():
+        if recipe.special_tokens == "text" and (ids == tokenizer.end_token).any():
             raise DataError(
                 f"input {file}: the tokenizer makes its end token {tokenizer.end_token} of text in the middle of a "
                 "document; name one that no text is encoded as with --end-token"
@@ -201,12 +201,14 @@ def _encode(document: Document, tokenizer: Tokenizer | None, recipe: Recipe, fil
 
 def recipe_tokenizer(recipe: Recipe) -> Tokenizer | None:
     """Return the tokenizer of a recipe, the same object again in each process; None if there is none."""
-    return None if recipe.tokenizer is None else _load_once(recipe.tokenizer, recipe.end_token)
+    if recipe.tokenizer is None:
+        return None
+    return _load_once(recipe.tokenizer, recipe.end_token, recipe.special_tokens)
 
 
 @lru_cache(maxsize=1)
-def _load_once(spec: str, end_token: int | None) -> Tokenizer:
-    return load_tokenizer(spec, end_token=end_token)
+def _load_once(spec: str, end_token: int | None, special_tokens: SpecialTokens) -> Tokenizer:
+    return load_tokenizer(spec, end_token=end_token, special_tokens=special_tokens)
 
 
 class _SplitWriter:

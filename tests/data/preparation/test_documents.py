@@ -4,6 +4,8 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import pyarrow.parquet
 import pytest
 
 from launcher import prepare as launcher
-from nar_scale.data import inspect, load_tokenizer, verify
+from nar_scale.data import DatasetInfo, inspect, load_tokenizer, plan_dataset, verify
 from nar_scale.errors import DataError, UserError
 from tests.data.corpora import read_split
 from tests.data.preparation.preparing import made
@@ -79,6 +81,58 @@ def test_text_cannot_end_a_document_in_its_middle(tmp_path, capsys):
     ends = np.flatnonzero(sample.tokens == 256)
     assert np.diff(ends, prepend=-1).tolist() == [len(text) + 1 for text in documents]
     assert np.flatnonzero(np.diff(sample.documents)).tolist() == ends[:-1].tolist()
+
+
+def test_special_tokens_are_ids_where_that_is_wanted(tmp_path, capsys):
+    tokenizer = byte_level(tmp_path / "t.json", ["<|endoftext|>", "<|im_start|>"])
+    (tmp_path / "a.txt").write_text("<|im_start|>one<|endoftext|>two")
+    flags = f"--input {tmp_path}/a.txt --seq-len 64 --validation 0 --workers 1"
+    for form in ("text", "ids"):
+        output = tmp_path / form
+        options = ["--tokenizer", str(tokenizer), "--special-tokens", form, "--output", str(output)]
+        assert launcher.main([*flags.split(), *options]) == 0
+        info = DatasetInfo.load(output)
+        (sample,) = read_split(output, "train")
+        again = load_tokenizer(info.tokenizer, output, info.end_token, info.special_tokens)
+        assert (info.special_tokens, sample.tokens.tolist()) == (
+            form,
+            [*again.encode((tmp_path / "a.txt").read_bytes()), 256],
+        )
+        assert (sample.tokens >= 256).sum() == {"text": 1, "ids": 3}[form]
+        assert "spells out, encoded as " + {"text": "plain text: 2", "ids": "their ids: 2"}[form] in (
+            capsys.readouterr().out
+        )
+        assert verify(output, workers=1, progress=False).info == info
+    with refused(UserError, "tokenizer.json"):
+        made(tmp_path / "a.txt", tmp_path / "no", special_tokens="ids")
+    with refused(UserError, "'both'", "text or ids"):
+        made(tmp_path / "a.txt", tmp_path / "no", tokenizer=str(tokenizer), special_tokens="both")
+
+
+def test_what_was_prepared_before_there_was_a_choice_keeps_its_meaning(tmp_path):
+    tokenizer = byte_level(tmp_path / "t.json", ["<|endoftext|>"])
+    (tmp_path / "a.txt").write_text("one")
+    plans = {
+        form: plan_dataset(
+            [tmp_path / "a.txt"], tmp_path / "data", seq_len=64, tokenizer=str(tokenizer), special_tokens=form
+        )
+        for form in ("text", "ids")
+    }
+    settings = asdict(plans["text"].recipe)
+    del settings["tokenizer"], settings["special_tokens"]
+    status = (tmp_path / "a.txt").stat()
+    hasher = blake2b(repr(sorted(settings.items())).encode(), digest_size=8)
+    hasher.update(f"{tmp_path.resolve()}/a.txt\0a.txt\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    assert plans["text"].fingerprint == hasher.hexdigest() != plans["ids"].fingerprint
+    made(tmp_path / "a.txt", tmp_path / "data", tokenizer=str(tokenizer))
+    content = json.loads((tmp_path / "data" / "dataset.json").read_text())
+    assert content.pop("special_tokens") == "text"
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(content))
+    assert DatasetInfo.load(tmp_path / "data").special_tokens == "ids"
+    content["special_tokens"] = "both"
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(content))
+    with refused(DataError, tmp_path / "data" / "dataset.json", "special_tokens"):
+        DatasetInfo.load(tmp_path / "data")
 
 
 def test_text_beside_arrays_of_its_tokens(tmp_path):
