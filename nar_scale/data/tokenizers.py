@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from nar_scale.data.unspelled_tokens import unspelled
 from nar_scale.errors import DataError, UserError
 from nar_scale.files import write_atomically
 from nar_scale.text import printable
@@ -107,15 +108,23 @@ class HuggingFaceTokenizer:
         name = _end_token_name(vocabulary, special, end_token, path)
         self.end_token: int = vocabulary[name]
         self.vocabulary_size: int = max(vocabulary.values()) + 1
+        self._encoder = self._tokenizer
         if special_tokens == "text":
             self._tokenizer.add_special_tokens([name])  # it may be in the file as an ordinary token
             self._tokenizer.encode_special_tokens = True  # as text
+            spelled = [token for token in special if vocabulary[token] in self._ids(token)]
+            if spelled:
+                self._encoder = _parse_tokenizer(unspelled(self._tokenizer.to_str(), spelled).encode(), Path(path))
+                self._encoder.encode_special_tokens = True
         self._special = re.compile(b"|".join(re.escape(token.encode()) for token in {*special, name}))
 
     def encode(self, text: bytes) -> np.ndarray:
         """Return the ids of UTF-8 text, int64 `[n]`; bytes that are not UTF-8 become the replacement character."""
-        encoding = self._tokenizer.encode(text.decode("utf-8", errors="replace"), add_special_tokens=False)
-        return np.array(encoding.ids, dtype=np.int64)
+        return np.array(self._ids(text.decode("utf-8", errors="replace")), dtype=np.int64)
+
+    def _ids(self, text: str) -> Sequence[int]:
+        ids: Sequence[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        return ids
 
     def count_special_tokens(self, text: bytes) -> int:
         """Return how often a text spells out a special token; all those that the file has are looked for."""

@@ -19,7 +19,7 @@ from nar_scale.errors import DataError, UserError
 from tests.data.corpora import read_split
 from tests.data.preparation.preparing import made
 from tests.data.shard_files import write_tar
-from tests.data.test_tokenizers import byte_level
+from tests.data.test_tokenizers import byte_level, unigram
 from tests.errors import refused
 
 ROOT = Path(__file__).parents[3]
@@ -161,6 +161,20 @@ def test_a_tokenizer_that_makes_the_end_token_of_text_is_refused(tmp_path):
     (tmp_path / "a.txt").write_text("one </s> one")
     with refused(DataError, tmp_path / "a.txt", 2, "--end-token"):
         made(tmp_path / "a.txt", tmp_path / "data", tokenizer=str(tmp_path / "t.json"))
+
+
+def test_html_is_prepared_with_a_tokenizer_whose_end_token_closes_a_tag(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    unigram(tokenizers, ["<pad>", "</s>", "<unk>", *"abs/<>"]).save(str(tmp_path / "plain.json"))
+    described = tokenizers.Tokenizer.from_file(str(tmp_path / "plain.json"))
+    described.add_special_tokens(["</s>"])
+    described.save(str(tmp_path / "t.json"))
+    documents = ["<s>a</s>b", "</s>"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    made(tmp_path / "a.jsonl", tmp_path / "data", tokenizer=str(tmp_path / "t.json"))
+    (sample,) = read_split(tmp_path / "data", "train")
+    assert (sample.tokens == 1).sum() == 2
+    assert sample.tokens[-1] == 1
 
 
 def test_another_end_token_is_kept_with_the_data_set(tmp_path):
