@@ -193,6 +193,23 @@ def test_another_end_token_is_kept_with_the_data_set(tmp_path):
         made(tmp_path / "a.txt", tmp_path / "no", tokenizer=None, vocabulary_size=9, end_token="<eos>")
 
 
+def test_a_standard_output_that_takes_nothing_more(tmp_path):
+    (tmp_path / "a.txt").write_text("text " * 100)
+    command = [sys.executable, ROOT / "launcher" / "prepare.py", "--input", tmp_path / "a.txt", "--seq-len", "8"]
+    command += ["--validation", "0", "--workers", "1", "--output"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    reading, closed = os.pipe()
+    os.close(reading)
+    with open("/dev/full", "wb") as full:
+        for name, output, status in (("pipe", closed, 0), ("full", full, 2)):
+            done = subprocess.run(
+                [*command, tmp_path / name], env=environment, stdout=output, stderr=subprocess.PIPE, check=False
+            )
+            assert (done.returncode, done.stderr.count(b"\n")) == (status, status // 2), done.stderr
+            assert DatasetInfo.load(tmp_path / name).splits["train"].documents == 1
+    os.close(closed)
+
+
 def test_a_terminal_of_ascii_ends_nothing(tmp_path):
     name = tmp_path / "häuser\u2028.txt"
     name.write_text("text")
