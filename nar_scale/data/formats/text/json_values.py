@@ -8,7 +8,7 @@ from typing import BinaryIO, NamedTuple
 
 from nar_scale.data.formats.documents import Documents, Piece, SkippedDocument
 from nar_scale.data.formats.text.decompression import open_content
-from nar_scale.data.formats.text.json_object import object_document, shown
+from nar_scale.data.formats.text.json_object import object_document, remedy_for, shown
 from nar_scale.errors import DataError
 
 BLOCK_BYTES = 1 << 16
@@ -40,7 +40,8 @@ def read(piece: Piece, text_field: str) -> Documents:
                 if found.is_alone and text_field not in found.value:
                     yield SkippedDocument(size, "no text")
                     continue
-                yield object_document(found.value, text_field, size, f"input {piece.file}, object {number}")
+                location = f"input {piece.file}, object {number}"
+                yield object_document(found.value, text_field, size, location, remedy_for(piece.file))
         except DataError:
             raise
         except (ValueError, RecursionError) as error:
