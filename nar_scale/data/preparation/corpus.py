@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nar_scale.data.formats.copies import stem
 from nar_scale.data.formats.inputs import tells_format, unsupported_kind
-from nar_scale.data.preparation.skipped import HIDDEN, Skipped
+from nar_scale.data.preparation.skipped import EXCLUDED, HIDDEN, Skipped
 from nar_scale.errors import DataError
 
 DESCRIPTORS = ("/dev/", "/proc/")  # links that the system makes for open files, whose names tell nothing
@@ -21,7 +21,7 @@ class Corpus:
 
     Attributes:
         files: absolute paths, in the order in which they are read, under the names by which they were found.
-        skipped: files and links in folders that are not read.
+        skipped: files, links and excluded folders in folders that are not read.
         same_stem: pairs of files in one folder that may be copies of each other in two formats.
     """
 
@@ -105,20 +105,25 @@ def _refuse(error: OSError) -> None:
 
 
 def _walk(root: Path, exclude: Sequence[str], unwanted: Set[str], skipped: Skipped) -> Iterator[Path]:
-    def excluded(name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in exclude)
+    def excluded(folder: str, name: str) -> bool:
+        matches = any(fnmatchcase(name, pattern) for pattern in exclude)
+        if matches:
+            skipped.add(EXCLUDED, str(Path(folder, name)))
+        return matches
 
     for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = sorted(
             name
             for name in subfolders
-            if not excluded(name) and not name.startswith(".") and os.path.realpath(Path(folder, name)) not in unwanted
+            if os.path.realpath(Path(folder, name)) not in unwanted
+            and not excluded(folder, name)
+            and not name.startswith(".")
         )
         for link in filter(Path.is_symlink, (Path(folder) / name for name in subfolders)):
             skipped.add("link to a folder", str(link))
         for name in sorted(names):
             file = Path(folder) / name
-            if excluded(name) or os.path.realpath(file) in unwanted:
+            if os.path.realpath(file) in unwanted or excluded(folder, name):
                 continue
             if file.is_file():
                 yield file

@@ -1,8 +1,10 @@
 """Turning a corpus into a data set of WebDataset shards, on one machine or many."""
 
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
 from typing import get_args
 
@@ -107,7 +109,7 @@ def plan_dataset(
         packed: concatenate documents; otherwise each is a sample of its own, and a longer one is cut into several.
         document_ids: write which document each token belongs to, in `documents.npy`.
         as_text: globs on the names of files that are one document of text, whatever they look like.
-        max_skipped: most documents and files, hidden ones aside, that may be left out; None for any number.
+        max_skipped: most documents and files, hidden and excluded ones aside, that may be left out; None for any.
         validation: expected fraction of the documents in the validation split, in `[0, 1)`; 0 writes no such split.
         include: glob on the names of files in folders.
         exclude: globs on the parts of paths below a folder, such as "site-packages".
@@ -248,12 +250,22 @@ def _refuse_tokens_as_bytes(files: Sequence[Path], tokenizer: str | None) -> Non
 
 
 def _refuse_copies(corpus: Corpus, recipe: Recipe) -> None:
-    for first, second in corpus.same_stem[:MAX_COMPARED]:
-        if are_copies(first, second, recipe.text_field, recipe.as_text):
-            raise DataError(
-                f"{first} and {second.name} beside it hold the same documents in two formats; leave out one kind, as "
-                f"by --exclude '*{second.suffix}', or to read both give them by their names"
-            )
+    compared = corpus.same_stem[:MAX_COMPARED]
+    copies = [pair for pair in compared if are_copies(*pair, recipe.text_field, recipe.as_text)]
+    if not copies:
+        return
+    first, second = copies[0]
+    pairs, pairs_of_copies, files = (
+        sum(file.suffix == second.suffix for file in some)
+        for some in ((pair[1] for pair in corpus.same_stem), (pair[1] for pair in copies), corpus.files)
+    )
+    is_kind = len(copies) > 1 and 2 * pairs_of_copies > len(compared) and 2 * pairs > files
+    name = f"*{second.suffix}" if is_kind else escape(second.name)
+    number = f"; {len(copies):,} pairs of {len(compared):,} compared do" if len(copies) > 1 else ""
+    raise DataError(
+        f"{first} and {second.name} beside it hold the same documents in two formats{number}; leave out one, as by "
+        f"--exclude {shlex.quote(name)}, or to read both give them by their names"
+    )
 
 
 def _remove_if_empty(staging: Path) -> None:

@@ -79,7 +79,7 @@ class Plan:
         recipe: how documents become samples.
         work_items: in the order of the inputs.
         skipped: files and links in folders that are not read.
-        max_skipped: most documents and files, hidden ones aside, that may be left out; None for any number.
+        max_skipped: most documents and files, hidden and excluded ones aside, that may be left out; None for any.
         fingerprint: hex digest of the recipe and of name, size and mtime of the inputs.
     """
 

@@ -158,8 +158,28 @@ def test_files_of_one_stem_with_other_content_are_read(tmp_path):
     (root / "sub" / "a.jsonl").write_bytes(jsonl(["three", "four"]))
     assert made(root, tmp_path / "data").splits["train"].documents == 6
     (root / "a.txt.gz").write_bytes(gzip.compress(b"one\n"))
-    with refused(DataError, root / "a.txt", "a.txt.gz", "'*.gz'"):
+    (root / "b.gz").write_bytes(gzip.compress(b"another"))
+    with refused(DataError, root / "a.txt", "--exclude a.txt.gz"):
         made(root, tmp_path / "again")
+    info = made(root, tmp_path / "again", exclude=["a.txt.gz", "su*"], max_skipped=0)
+    assert info.splits["train"].documents == 4
+    assert info.skipped["excluded"] == 2
+    assert find_corpus([root], "*", ["s*"], []).skipped.examples == {"excluded": str(root / "sub")}
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_whole_kind_is_proposed_only_where_most_of_it_are_copies(tmp_path, others):
+    root = tmp_path / "corpus"
+    root.mkdir()
+    for number in range(2):
+        (root / f"[{number}].txt").write_text(f"text {number}")
+        (root / f"[{number}].jsonl").write_bytes(jsonl([f"text {number}"]))
+    for number in range(others):
+        (root / f"other {number}.txt").write_text(f"other {number}")
+    with refused(DataError, root / "[0].jsonl", "'[[]0].txt'" if others else "'*.txt'", "2 pairs of 2"):
+        made(root, tmp_path / "data")
+    exclude = ["[[]0].txt", "[[]1].txt"] if others else ["*.txt"]
+    assert made(root, tmp_path / "data", exclude=exclude).splits["train"].documents == 2 + others
 
 
 @pytest.mark.parametrize("is_folder", [True, False])
