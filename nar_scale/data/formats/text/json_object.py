@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from nar_scale.data.formats.documents import Document, SkippedDocument, quoted_names
+from nar_scale.data.formats.documents import Document, NoTextError, SkippedDocument, quoted_names
 from nar_scale.data.formats.text.decompression import split_name
 from nar_scale.errors import DataError
 
@@ -12,9 +12,18 @@ LETTERS_IN_MESSAGES = 40
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines")  # of names that say what is in the file
 
 
+class LacksText(ValueError):
+    """A value of JSON is no object with the key for the text."""
+
+
+def says_json(file: Path) -> bool:
+    """Return whether a file is JSON by its name; else it may be prose that begins like it."""
+    return split_name(file.name)[0].endswith(SUFFIXES)
+
+
 def remedy_for(file: Path) -> str:
-    """Return what to do about a file that cannot be read as JSON; one that has no name of JSON may be prose."""
-    if split_name(file.name)[0].endswith(SUFFIXES):
+    """Return what to do about a file that cannot be read as JSON."""
+    if says_json(file):
         return REMEDY
     return "correct or remove it, name another text field, or read it as it is with --as-text"
 
@@ -32,7 +41,8 @@ def json_document(
         remedy: what to do about one that is wrong, for messages.
 
     Raises:
-        DataError: it is not JSON, is no object, or has neither a string nor null under the key.
+        NoTextError: it is no object, or has no such key.
+        DataError: it is not JSON, or has neither a string nor null under the key.
     """
     try:
         value = json.loads(content.decode("utf-8"))
@@ -51,6 +61,8 @@ def object_document(
     """Return the document of an object that has been decoded; arguments and errors as in `json_document`."""
     try:
         text = _text_of(value, key)
+    except LacksText as error:
+        raise NoTextError(f"{location}: {error}; {remedy}") from None
     except (ValueError, RecursionError) as error:
         raise DataError(f"{location}: {error}; {remedy}") from None
     if text is None:
@@ -60,9 +72,9 @@ def object_document(
 
 def _text_of(value: object, key: str) -> bytes | None:
     if not isinstance(value, dict):
-        raise ValueError(f"{shown(value)} is not a JSON object")
+        raise LacksText(f"{shown(value)} is not a JSON object")
     if key not in value:
-        raise ValueError(f"no key {key!r}, only {quoted_names(value)}")
+        raise LacksText(f"no key {key!r}, only {quoted_names(value)}")
     text = value[key]
     if text is None:
         return None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nar_scale.data.formats.documents import Document, Documents, Piece, SkippedDocument, quoted_names
+from nar_scale.data.formats.documents import Document, Documents, NoTextError, Piece, SkippedDocument, quoted_names
 from nar_scale.data.formats.text.decompression import open_content, split_name
 from nar_scale.errors import DataError
 
@@ -61,7 +61,7 @@ def read(piece: Piece, text_field: str) -> Documents:
 
 def _column(file: Path, header: list[str], name: str) -> int:
     if header.count(name) != 1:
-        raise DataError(
+        raise (DataError if name in header else NoTextError)(
             f"input {file} has {header.count(name) or 'no'} column {name!r} among {quoted_names(header)}; name one as "
             "the text field, exclude the file, or read it as it is with --as-text"
         )
