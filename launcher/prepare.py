@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -65,6 +63,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--end-token",
         metavar="NAME",
         help="the token of the tokenizer.json that ends a document (default: <|endoftext|>, </s>, [SEP] or <eos>)",
+    )
+    parser.add_argument(
+        "--special-tokens",
+        choices=("text", "ids"),
+        default="text",
+        help="how special tokens of the tokenizer.json that a text spells out are encoded (default: as plain text)",
     )
     parser.add_argument("--vocabulary-size", type=int, metavar="N", help="for input that is tokens of no tokenizer")
     parser.add_argument("--text-field", default="text", metavar="NAME", help="key, column or field of the text")
@@ -197,6 +201,7 @@ def run_verify(arguments: argparse.Namespace) -> str:
 def run_index(arguments: argparse.Namespace) -> str:
     from nar_scale.data import index_shards
     from nar_scale.errors import DataError
+    from nar_scale.logging_setup import write_result
     from nar_scale.text import printable
 
     done = index_shards(arguments.index, arguments.index_directory, shard_cache(arguments), arguments.workers)
@@ -204,7 +209,7 @@ def run_index(arguments: argparse.Namespace) -> str:
     if not faults:
         return report
     if report:
-        print(report)
+        write_result(report)
     if len(faults) > MAX_FAULTS:
         faults = [*faults[:MAX_FAULTS], f"{len(faults) - MAX_FAULTS:,} more are damaged or missing"]
     for fault in faults[:-1]:
@@ -218,10 +223,11 @@ def train_tokenizer_first(arguments: argparse.Namespace) -> None:
         return
     from nar_scale.data import train_tokenizer
     from nar_scale.errors import UserError
+    from nar_scale.logging_setup import write_result
 
     path = Path(arguments.tokenizer)
     if path.exists():
-        print(f"{path} is there already and is used as it is", flush=True)
+        write_result(f"{path} is there already and is used as it is")
         return
     if arguments.part or arguments.merge:
         raise UserError(
@@ -237,7 +243,7 @@ def train_tokenizer_first(arguments: argparse.Namespace) -> None:
         exclude=arguments.exclude,
         as_text=arguments.as_text,
     )
-    print(f"wrote {path}", flush=True)
+    write_result(f"wrote {path}")
 
 
 def settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -246,6 +252,7 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "seq_len": arguments.seq_len,
         "tokenizer": arguments.tokenizer or (None if arguments.vocabulary_size else "byte"),
         "end_token": arguments.end_token,
+        "special_tokens": arguments.special_tokens,
         "vocabulary_size": arguments.vocabulary_size,
         "text_field": arguments.text_field,
         "packed": not arguments.one_document_per_sample,
@@ -297,12 +304,9 @@ def written_at(output: Path) -> int | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    for stream in (sys.stdout, sys.stderr):  # names of files may be in any encoding
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
     arguments = parse_arguments(argv)
     from nar_scale.errors import UserError
-    from nar_scale.logging_setup import set_up_logging
+    from nar_scale.logging_setup import set_up_logging, write_result
     from nar_scale.text import printable
 
     set_up_logging()
@@ -313,9 +317,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"prepare: error: {printable(str(error))}", file=sys.stderr)
         return 2
     try:
-        print(report, flush=True)
-    except BrokenPipeError:  # the reader, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write_result(report)
+    except OSError as error:
+        print(f"prepare: error: cannot write the standard output: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

@@ -68,6 +68,7 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
         samples=state.samples,
         dtype=config.training.precision,
         decode=wrapper.decode_manifest(config.objective, state.end_token),
+        special_tokens=state.special_tokens,
     )
     probe = load_probe(checkpoint)
     with PartitionReader(checkpoint) as reader:

@@ -30,6 +30,7 @@ from nar_scale.checkpoint.store import MANIFEST, list_files, record_files, verif
 from nar_scale.checkpoint.streaming import read_as_it_runs
 from nar_scale.config import Config, dump_config, load_config
 from nar_scale.data import Tokenizer, load_tokenizer
+from nar_scale.data.tokenizers import SpecialTokens
 from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import CheckpointError
 from nar_scale.files import write_atomically
@@ -52,6 +53,8 @@ class ModelInfo:
         samples: sequences consumed.
         dtype: of the forward pass in training.
         decode: how samples are drawn by default.
+        special_tokens: how special tokens that a text spells out are encoded, see `HuggingFaceTokenizer`; "ids" where
+            the file does not say.
     """
 
     vocabulary_size: Annotated[int, Field(ge=1)]
@@ -60,6 +63,7 @@ class ModelInfo:
     samples: int
     dtype: str
     decode: DecodeManifest
+    special_tokens: SpecialTokens = "ids"
 
 
 @dataclass(frozen=True)
@@ -138,7 +142,9 @@ def describe_consolidated(directory: str | Path, verify: bool = True) -> LoadedM
     """
     directory = Path(directory)
     config, info, wrapper = _describe(directory, verify)
-    tokenizer = load_tokenizer(info.tokenizer, directory, info.decode.end_token) if info.tokenizer else None
+    tokenizer = None
+    if info.tokenizer:
+        tokenizer = load_tokenizer(info.tokenizer, directory, info.decode.end_token, info.special_tokens)
     return LoadedModel(wrapper.eval(), config, info, tokenizer)
 
 

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from nar_scale.data.tokenizers import SpecialTokens
 from nar_scale.errors import CheckpointError
 
 STATE_FILE = "state.json"
@@ -31,6 +32,8 @@ class TrainingState:
         skipped_steps: of the steps taken, how many left the weights as they were, for want of a finite gradient.
         roll_backs: how often the run went back to a checkpoint; since the first, `samples` runs ahead of the steps.
         loss_scale: of fp16, as `training.partitions.loss_scale_of` gives it.
+        special_tokens: how special tokens that a text spells out are encoded, see `HuggingFaceTokenizer`; "ids" where
+            the file does not say.
     """
 
     step: int
@@ -48,6 +51,7 @@ class TrainingState:
     skipped_steps: int = 0
     roll_backs: int = 0
     loss_scale: dict[str, float] = field(default_factory=dict)
+    special_tokens: SpecialTokens = "ids"
 
     def save(self, directory: Path) -> None:
         """Write `state.json` into a checkpoint."""

@@ -5,10 +5,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import blake2b
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
+from nar_scale.data.unspelled_tokens import unspelled
 from nar_scale.errors import DataError, UserError
 from nar_scale.files import write_atomically
 from nar_scale.text import printable
@@ -18,6 +19,8 @@ END_TOKEN_TEXT = "\n<|end|>\n"
 UNKNOWN_TOKEN_TEXT = "▒"
 TOKENIZER_FILE = "tokenizer.json"
 NAMES_IN_MESSAGES = 12
+
+SpecialTokens = Literal["text", "ids"]  # what the name of a special token in a text becomes
 
 
 class Tokenizer(Protocol):
@@ -38,8 +41,7 @@ class Tokenizer(Protocol):
     def encode(self, text: bytes) -> np.ndarray:
         """Return the ids of a document, integers `[n]`, without an end token.
 
-        A special token that the text spells out is encoded like any other text. The dtype may be small and the array
-        read-only: take `.astype(np.int64)` before arithmetic or torch.
+        The dtype may be small and the array read-only: take `.astype(np.int64)` before arithmetic or torch.
         """
 
     def count_special_tokens(self, text: bytes) -> int:
@@ -79,13 +81,14 @@ class ByteTokenizer:
 class HuggingFaceTokenizer:
     """A tokenizer read from a Hugging Face `tokenizer.json` file.
 
-    The truncation and padding that the file asks for are switched off: documents are encoded whole. Special tokens
-    that a text spells out are encoded as plain text, so that a document cannot end in its middle.
+    The truncation and padding that the file asks for are switched off: documents are encoded whole.
 
     Args:
         path: the file.
         end_token: name or id of the token that ends a document; by default `<|endoftext|>`, `</s>`, `[SEP]` or
             `<eos>`, the first there is.
+        special_tokens: "text" encodes a special token that a text spells out like any other text, so that a document
+            cannot end in its middle; "ids" as the id of the token, where the file declares it.
 
     Raises:
         UserError: the optional package `tokenizers` is not installed.
@@ -94,7 +97,9 @@ class HuggingFaceTokenizer:
 
     name = TOKENIZER_FILE
 
-    def __init__(self, path: str | Path, end_token: str | int | None = None):
+    def __init__(
+        self, path: str | Path, end_token: str | int | None = None, special_tokens: SpecialTokens = "text"
+    ) -> None:
         self._text = _read_tokenizer_file(Path(path))
         self.fingerprint = blake2b(self._text, digest_size=8).hexdigest()
         self._tokenizer = _parse_tokenizer(self._text, Path(path))
@@ -103,14 +108,23 @@ class HuggingFaceTokenizer:
         name = _end_token_name(vocabulary, special, end_token, path)
         self.end_token: int = vocabulary[name]
         self.vocabulary_size: int = max(vocabulary.values()) + 1
-        self._tokenizer.add_special_tokens([name])  # it may be in the file as an ordinary token
-        self._tokenizer.encode_special_tokens = True  # as text
+        self._encoder = self._tokenizer
+        if special_tokens == "text":
+            self._tokenizer.add_special_tokens([name])  # it may be in the file as an ordinary token
+            self._tokenizer.encode_special_tokens = True  # as text
+            spelled = [token for token in special if vocabulary[token] in self._ids(token)]
+            if spelled:
+                self._encoder = _parse_tokenizer(unspelled(self._tokenizer.to_str(), spelled).encode(), Path(path))
+                self._encoder.encode_special_tokens = True
         self._special = re.compile(b"|".join(re.escape(token.encode()) for token in {*special, name}))
 
     def encode(self, text: bytes) -> np.ndarray:
         """Return the ids of UTF-8 text, int64 `[n]`; bytes that are not UTF-8 become the replacement character."""
-        encoding = self._tokenizer.encode(text.decode("utf-8", errors="replace"), add_special_tokens=False)
-        return np.array(encoding.ids, dtype=np.int64)
+        return np.array(self._ids(text.decode("utf-8", errors="replace")), dtype=np.int64)
+
+    def _ids(self, text: str) -> Sequence[int]:
+        ids: Sequence[int] = self._encoder.encode(text, add_special_tokens=False).ids
+        return ids
 
     def count_special_tokens(self, text: bytes) -> int:
         """Return how often a text spells out a special token; all those that the file has are looked for."""
@@ -125,13 +139,19 @@ class HuggingFaceTokenizer:
         write_atomically(Path(directory) / TOKENIZER_FILE, self._text)
 
 
-def load_tokenizer(spec: str | Path, directory: str | Path = ".", end_token: str | int | None = None) -> Tokenizer:
+def load_tokenizer(
+    spec: str | Path,
+    directory: str | Path = ".",
+    end_token: str | int | None = None,
+    special_tokens: SpecialTokens = "text",
+) -> Tokenizer:
     """Return the tokenizer that `spec` names.
 
     Args:
         spec: "byte", or a Hugging Face `tokenizer.json` file, or a directory that holds one.
         directory: where a relative file name starts; for a stored `Tokenizer.name`, the directory of `save`.
         end_token: name or id of the token of a file that ends a document, see `HuggingFaceTokenizer`.
+        special_tokens: see `HuggingFaceTokenizer`; nothing is taken for a token of bytes.
 
     Raises:
         UserError: the optional package `tokenizers` is needed and not installed, or a name is given for bytes.
@@ -141,8 +161,12 @@ def load_tokenizer(spec: str | Path, directory: str | Path = ".", end_token: str
         if isinstance(end_token, str):
             raise UserError(f"end token {end_token!r} goes with a tokenizer.json: bytes have one of their own, id 256")
         return ByteTokenizer()
-    path = Path(directory) / spec
-    return HuggingFaceTokenizer(path / TOKENIZER_FILE if path.is_dir() else path, end_token)
+    return HuggingFaceTokenizer(tokenizer_file(Path(directory) / spec), end_token, special_tokens)
+
+
+def tokenizer_file(path: str | Path) -> Path:
+    """Return the file that holds a tokenizer, given by its own path or that of its directory."""
+    return Path(path) / TOKENIZER_FILE if Path(path).is_dir() else Path(path)
 
 
 def _end_token_name(

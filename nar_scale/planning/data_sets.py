@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from nar_scale.config import Config, DataConfig, SourceConfig, samples_before
 from nar_scale.data.loading.mixture import MixedOrder, Stage, weights_by_temperature
 from nar_scale.data.loading.sample_order import SampleOrder
 from nar_scale.data.shards.dataset_info import DatasetInfo
+from nar_scale.data.tokenizers import SpecialTokens
 from nar_scale.errors import ConfigError, DataError
 
 # the part of a batch that samples must fill: where they vary in length, and where all are short
@@ -62,10 +64,26 @@ def padding_warnings(
     return [warning for warning in warnings if warning is not None]
 
 
+class Vocabulary(NamedTuple):
+    """The token ids of a run.
+
+    Attributes:
+        size: number of token ids.
+        tokenizer: `byte`, the path of a tokenizer file, which of a data set is relative to it, or None.
+        end_token: ends a document; None if unknown.
+        special_tokens: how special tokens that a text spells out are encoded, see `HuggingFaceTokenizer`.
+    """
+
+    size: int
+    tokenizer: str | None
+    end_token: int | None
+    special_tokens: SpecialTokens
+
+
 def vocabulary_of(
     data: DataConfig, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
-) -> tuple[int, str | None, int | None]:
-    """The number of token ids, the tokenizer as `byte`, a path in the data set or None, and the end token.
+) -> Vocabulary:
+    """Return the vocabulary of the data; special tokens are text if all sources say so.
 
     Raises:
         DataError: the sources differ.
@@ -90,7 +108,8 @@ def vocabulary_of(
     if size is None:
         directories = ", ".join(source.directory for source in sources.values())
         raise ConfigError(f"data.vocabulary_size is needed, as {directories} has no dataset.json")
-    return size, name, end_token
+    forms = {info.special_tokens for info in known.values()}
+    return Vocabulary(size, name, end_token, "text" if forms == {"text"} else "ids")
 
 
 def mixture_of(config: Config, counts: Mapping[str, np.ndarray]) -> MixedOrder:

@@ -45,7 +45,7 @@ def describe_run(config: Config, ranks: int, init_from: Path | None = None) -> s
     sources = config.data.sources or {"": SourceConfig(directory=str(config.data.directory))}
     infos = {name: _find(source.directory, config) for name, source in sources.items()}
     check_lengths(config.model.max_seq_len, sources, infos)
-    vocabulary_size, _, _ = vocabulary_of(config.data, sources, infos)
+    vocabulary_size = vocabulary_of(config.data, sources, infos).size
     with torch.device("meta"):
         wrapper = build_wrapper(config, vocabulary_size)
     memory = estimate_memory(wrapper, config, resolved, ranks)

@@ -215,6 +215,7 @@ def _first_state(config: Config, world: World, engine: ZeroEngine, data: Trainin
         tokenizer=data.tokenizer,
         end_token=data.end_token,
         source_samples=data.consumed(0),
+        special_tokens=data.special_tokens,
     )
 
 

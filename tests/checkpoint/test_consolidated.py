@@ -21,11 +21,12 @@ from nar_scale.checkpoint import (
     save_probe,
     write_partitions,
 )
-from nar_scale.checkpoint.consolidated import write_consolidated
+from nar_scale.checkpoint.consolidated import describe_consolidated, write_consolidated
 from nar_scale.config import dump_config
 from nar_scale.errors import CheckpointError
 from nar_scale.objectives import AutoregressiveWrapper, build_wrapper
 from tests.config.helpers import config_with
+from tests.data.test_tokenizers import byte_level
 from tests.errors import refused
 from tests.objectives.helpers import random_tokens
 
@@ -256,7 +257,7 @@ def test_another_directory_is_told_apart(tmp_path):
         load_consolidated(tmp_path)
 
 
-def finished_run(run, settings=NAR, steps=(10, 20)):
+def finished_run(run, settings=NAR, steps=(10, 20), **state):
     """What training on one rank leaves behind."""
     config, wrapper = built(settings)
     store = CheckpointStore(run / "checkpoints")
@@ -268,7 +269,8 @@ def finished_run(run, settings=NAR, steps=(10, 20)):
             for name, weight in wrapper.named_parameters()
         ]
         write_partitions(writing / partition_file(0), lambda parts=parts: parts)
-        TrainingState(step, step * 8, "f", 0, 8, 1, 0, VOCABULARY, "byte", 256).save(writing)
+        described = {"vocabulary_size": VOCABULARY, "tokenizer": "byte", "end_token": 256, **state}
+        TrainingState(step, step * 8, "f", 0, 8, 1, 0, **described).save(writing)
         (writing / "config.yaml").write_text(dump_config(config))
         save_probe(writing, run_probe(wrapper))
         store.publish(writing, step, record_files(writing, list_files(writing)))
@@ -283,6 +285,26 @@ def test_a_run_is_consolidated(tmp_path, settings):
     assert (loaded.info.step, loaded.info.samples, loaded.info.tokenizer) == (20, 160, "byte")
     tokens = random_tokens(2, 12)
     assert torch.equal(loaded.wrapper.net(tokens), wrapper.eval().net(tokens))
+
+
+@pytest.mark.parametrize("form", ["text", "ids", None])
+def test_prompts_are_encoded_as_the_data_was(tmp_path, form):
+    file = byte_level(tmp_path / "t.json", ["<|endoftext|>"])
+    state = {} if form is None else {"special_tokens": form}  # None: made before this was recorded
+    store, _ = finished_run(tmp_path / "run", steps=(10,), tokenizer=str(file), **state)
+    if form is None:
+        content = json.loads((store.path(10) / "state.json").read_text())
+        del content["special_tokens"]
+        (store.path(10) / "state.json").write_text(json.dumps(content))
+        manifest = store.path(10) / "manifest.json"
+        manifest.write_text(json.dumps(record_files(store.path(10), list_files(store.path(10)))))
+    consolidate(tmp_path / "run", tmp_path / "model", step=10)
+    loaded = load_consolidated(tmp_path / "model")
+    assert (256 in loaded.tokenizer.encode(b"a<|endoftext|>")) == (form != "text")
+    content = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert content.pop("special_tokens") == (form or "ids")
+    (tmp_path / "model" / "model.json").write_text(json.dumps(content))
+    assert 256 in describe_consolidated(tmp_path / "model", verify=False).tokenizer.encode(b"a<|endoftext|>")
 
 
 def test_a_run_without_the_wanted_checkpoint(tmp_path):

@@ -118,6 +118,58 @@ def test_special_tokens_in_text_are_text(tmp_path, special):
     assert tokenizer.decode([tokenizer.end_token]) == "\n<|end|>\n"
 
 
+def unigram(tokenizers, pieces):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram([(piece, -3.0) for piece in pieces], 2, False))
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        tokenizers.pre_tokenizers.Metaspace(),
+        tokenizers.decoders.Metaspace(),
+    )
+    return tokenizer
+
+
+def byte_pairs(tokenizers, pieces):
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, "</", "s>"])}
+    merges = [("<", "/"), ("s", ">"), ("</", "s>")]
+    return tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, merges, unk_token="<unk>"))
+
+
+def words(tokenizers, pieces):
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(dict(zip(pieces, range(99))), unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", [unigram, byte_pairs, words])
+def test_special_tokens_that_are_pieces_of_the_vocabulary_are_text_too(tmp_path, kind):
+    tokenizers = pytest.importorskip("tokenizers")
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", " ", *"abs/<>"]
+    made = kind(tokenizers, pieces)
+    made.add_special_tokens(["<pad>", "</s>", "<unk>", "<extra>"])
+    made.add_tokens(["bab"])
+    made.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 1)])
+    made.save(str(tmp_path / "t.json"))
+    tokenizer = load_tokenizer(tmp_path / "t.json")
+    special = [0, 1, made.token_to_id("<extra>")]
+    text = "a </s> b</s>a<pad> <extra> </s>"
+    ids = tokenizer.encode(text.encode())
+    assert not np.isin(ids, special).any()
+    assert tokenizer.count_special_tokens(text.encode()) == 5
+    plain = made.encode("ab a", add_special_tokens=False).ids
+    assert tokenizer.encode(b"ab a").tolist() == plain
+    assert made.token_to_id("bab") in tokenizer.encode(b"a bab")
+    assert set(special) <= set(load_tokenizer(tmp_path / "t.json", special_tokens="ids").encode(text.encode()))
+    if kind is unigram:
+        assert tokenizer.decode(tokenizer.encode(b"a</s>b")) == "a</s>b"
+    assert "<pad>" in tokenizer.decode([0])
+
+
+def test_special_tokens_in_text_are_ids_where_that_is_wanted(tmp_path):
+    path = byte_level(tmp_path / "t.json", ["<|endoftext|>", "<|im_start|>"])
+    tokenizer = load_tokenizer(path, special_tokens="ids")
+    assert tokenizer.encode(b"a<|endoftext|><|im_start|>").tolist() == [*load_tokenizer(path).encode(b"a"), 256, 257]
+    assert load_tokenizer("byte", special_tokens="ids").encode(b"<|end|>").tolist() == list(b"<|end|>")
+
+
 def test_ordinary_tokens_that_were_added_are_kept(tmp_path):
     tokenizer = load_tokenizer(byte_level(tmp_path / "t.json", ["<eos>"], ["   "]))
     assert tokenizer.encode(b"a   b").tolist()[1:2] == [257]

@@ -597,6 +597,7 @@ def test_what_broke_on_the_way_was_fetched_again(data: Data, two_ranks: TwoRanks
 def test_the_tokenizer_is_fetched_too(data: Data, two_ranks: TwoRanks, tmp_path: Path) -> None:
     tokenizer = data.state("cold", 6).tokenizer
     assert tokenizer is not None
+    assert data.state("cold", 6).special_tokens == "text"
     assert tokenizer.startswith(str(data.run_directory("cold")))  # and not where it may be gone one day
     assert data.server.gets["/web/tokenizer.json"] == 2
     assert Path(tokenizer).read_bytes() == (data.words / "tokenizer.json").read_bytes()

@@ -1,5 +1,7 @@
 """What follows from a configuration and `dataset.json` alone."""
 
+from dataclasses import replace
+
 import pytest
 
 from nar_scale.config import DataConfig, SourceConfig
@@ -31,6 +33,19 @@ def test_a_vocabulary_smaller_than_that_of_the_data_is_refused_at_the_start():
     sources, infos = {"": SourceConfig(directory="data/web")}, {"": info_of(64, 64)}
     for size in (None, 257, 320):  # more may be rounded up
         data = DataConfig(directory="data/web", vocabulary_size=size)
-        assert vocabulary_of(data, sources, infos) == (size or 257, "byte", 256)
+        assert vocabulary_of(data, sources, infos) == (size or 257, "byte", 256, "ids")
     with refused(ConfigError, "data.vocabulary_size", 256, "data/web", 257):
         vocabulary_of(DataConfig(directory="data/web", vocabulary_size=256), sources, infos)
+
+
+@pytest.mark.parametrize(
+    ("forms", "expected"), [(("text", "text"), "text"), (("text", "ids"), "ids"), ((None, "text"), "text"), ((), "ids")]
+)
+def test_special_tokens_are_text_where_they_are_in_all_data_with_a_description(forms, expected):
+    sources = {str(number): SourceConfig(directory=f"data/{number}") for number in range(2)}
+    infos = {
+        name: None if form is None else replace(info_of(64, 64), special_tokens=form)
+        for name, form in zip(sources, forms)
+    }
+    data = DataConfig(directory="data", vocabulary_size=257)
+    assert vocabulary_of(data, sources, infos).special_tokens == expected

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nar_scale.data.formats.documents import Document
+from nar_scale.data.formats.documents import Document, NoTextError
 from nar_scale.data.formats.inputs import CORPUS_SUFFIXES, read_piece, split_into_pieces
 from nar_scale.data.formats.text.decompression import split_name
 
@@ -50,7 +50,10 @@ def _first_documents(file: Path, text_field: str, as_text: Sequence[str]) -> set
         for document in read_piece(piece, text_field, as_text)
         if isinstance(document, Document)
     )
-    return {
-        document.text.strip() if document.text is not None else np.asarray(document.tokens, dtype="<i8").tobytes()
-        for document in islice(found, DOCUMENTS)
-    }
+    try:
+        return {
+            document.text.strip() if document.text is not None else np.asarray(document.tokens, dtype="<i8").tobytes()
+            for document in islice(found, DOCUMENTS)
+        }
+    except NoTextError:  # to be skipped or refused later
+        return set()

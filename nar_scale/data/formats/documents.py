@@ -77,6 +77,10 @@ class SkippedDocument(NamedTuple):
     name: str = ""
 
 
+class NoTextError(DataError):
+    """A table has no column, or an object of JSON no key, for the text."""
+
+
 Documents = Iterator[Document | SkippedDocument]
 
 

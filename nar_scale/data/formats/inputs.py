@@ -60,7 +60,7 @@ def split_into_pieces(file: Path, piece_bytes: int, as_text: Sequence[str] = ())
         DataError: the file cannot be read, is damaged, of a kind that is not read, or not what its suffix says.
         UserError: an optional package is needed and not installed.
     """
-    return _format_of(file, as_text).split(file, piece_bytes)
+    return format_of(file, as_text).split(file, piece_bytes)
 
 
 def read_piece(piece: Piece, text_field: str = DEFAULT_TEXT_FIELD, as_text: Sequence[str] = ()) -> Documents:
@@ -68,7 +68,7 @@ def read_piece(piece: Piece, text_field: str = DEFAULT_TEXT_FIELD, as_text: Sequ
 
     - `.jsonl`, `.ndjson`, `.jsonlines`: one for each line that is not blank, a JSON object.
     - `.json`, and files of other names that begin like JSON: the same, or one for each object of an array.
-    - `.csv`, `.tsv`: one for each row below the header.
+    - `.csv`, `.tsv`: one for each row below the header; a `.tsv` has no quoting.
     - `.parquet`: one for each row.
     - `.tar`: one for each sample, in the layout of WebDataset.
     - `.npy`: one for each row of an array `[rows, ...]`, flattened row by row; an array `[n]` is one document.
@@ -90,7 +90,7 @@ def read_piece(piece: Piece, text_field: str = DEFAULT_TEXT_FIELD, as_text: Sequ
         DataError: the file cannot be read or is damaged, or a document is malformed.
         UserError: an optional package is needed and not installed.
     """
-    return _format_of(piece.file, as_text).read(piece, text_field)
+    return format_of(piece.file, as_text).read(piece, text_field)
 
 
 def is_token_file(file: Path) -> bool:
@@ -112,7 +112,8 @@ def tells_format(file: Path) -> bool:
     return file.suffix.lower() in (*CORPUS_SUFFIXES, *SUFFIXES)
 
 
-def _format_of(file: Path, as_text: Sequence[str]) -> InputFormat:
+def format_of(file: Path, as_text: Sequence[str]) -> InputFormat:
+    """Return the module that reads a file; arguments and errors as in `split_into_pieces`."""
     if any(fnmatchcase(file.name, pattern) for pattern in as_text):
         return plain_text
     if kind := unsupported_kind(file):

@@ -9,6 +9,7 @@ from nar_scale.data.formats.documents import (
     BUFFER_BYTES,
     Document,
     Documents,
+    NoTextError,
     Piece,
     SkippedDocument,
     input_errors,
@@ -79,7 +80,7 @@ def _is_string_column(file: Path, schema: Any, name: str) -> bool:
     import pyarrow
 
     if name not in schema.names:
-        raise DataError(
+        raise NoTextError(
             f"input {file} has no column {name!r}, only {quoted_names(schema.names)}; name one of these as "
             "the text field"
         )

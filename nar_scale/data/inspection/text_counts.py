@@ -29,7 +29,7 @@ def wrong_text_count(found: SplitVerification, stated: SplitInfo, tokenizer: Tok
     if stated.documents > ends or (of_bytes and stated.bytes and stated.documents < ends):
         return f"{stated.documents:,} documents, its shards have {ends:,} end tokens"
     if stated.bytes == 0:
-        return None  # the input was tokens
+        return None  # some of the input was tokens
     if of_bytes:
         text = found.tokens - ends
         return None if stated.bytes == text else f"{stated.bytes:,} bytes of text, its shards have {text:,}"

@@ -1,5 +1,6 @@
 """Finding the files of a corpus in files and folders."""
 
+import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence, Set
@@ -8,10 +9,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from nar_scale.data.formats.copies import stem
+from nar_scale.data.formats.heads import HeadFault
 from nar_scale.data.formats.inputs import tells_format, unsupported_kind
-from nar_scale.data.preparation.skipped import HIDDEN, Skipped
+from nar_scale.data.preparation.skipped import EXCLUDED, HIDDEN, Skipped
 from nar_scale.errors import DataError
+from nar_scale.text import printable
 
+logger = logging.getLogger(__name__)
+
+FILES_IN_MESSAGES = 20
 DESCRIPTORS = ("/dev/", "/proc/")  # links that the system makes for open files, whose names tell nothing
 
 
@@ -21,12 +27,14 @@ class Corpus:
 
     Attributes:
         files: absolute paths, in the order in which they are read, under the names by which they were found.
-        skipped: files and links in folders that are not read.
+        skipped: files, links and excluded folders in folders that are not read.
+        named: those of the files that were given by their names, not found in folders.
         same_stem: pairs of files in one folder that may be copies of each other in two formats.
     """
 
     files: list[Path]
     skipped: Skipped
+    named: Set[Path]
     same_stem: list[tuple[Path, Path]]
 
 
@@ -53,6 +61,7 @@ def find_corpus(
         DataError: an input does not exist or is a pipe, or a folder cannot be read.
     """
     files: dict[str, Path] = {}  # by the real path
+    named = {os.path.realpath(_given_file(path)) for path in inputs if not path.is_dir()}
     skipped = Skipped()
     stems = defaultdict[tuple[str, str], list[Path]](list)
     pairs = []
@@ -73,7 +82,27 @@ def find_corpus(
                     same = stems[str(file.parent), stem(file)]
                     pairs += [(earlier, file) for earlier in same]
                     same.append(file)
-    return Corpus(list(files.values()), skipped, pairs)
+    return Corpus(list(files.values()), skipped, {file for real, file in files.items() if real in named}, pairs)
+
+
+def leave_out_faulty(corpus: Corpus, faults: Sequence[HeadFault]) -> Set[Path]:
+    """Return the files that are left out because they have no text, which are entered in `corpus.skipped`.
+
+    Raises:
+        DataError: other files are faulty, or were given by their names, or there are no others; names them all.
+    """
+    stray = [fault for fault in faults if fault.lacks_text and fault.file not in corpus.named]
+    refused = [fault for fault in faults if fault not in stray]
+    if stray and len(stray) == len(corpus.files):
+        refused = stray
+    if refused:
+        others = [printable(str(fault.file)) for fault in refused[1 : FILES_IN_MESSAGES + 1]]
+        more = f" ({len(refused) - 1:,} more cannot be read: {', '.join(others)})" if others else ""
+        raise DataError(refused[0].reason + more)
+    for fault in stray:
+        corpus.skipped.add("no text", str(fault.file))
+        logger.warning("WARNING: skipped as without text: %s", printable(fault.reason))
+    return {fault.file for fault in stray}
 
 
 def _take(files: dict[str, Path], file: Path) -> bool:
@@ -105,20 +134,25 @@ def _refuse(error: OSError) -> None:
 
 
 def _walk(root: Path, exclude: Sequence[str], unwanted: Set[str], skipped: Skipped) -> Iterator[Path]:
-    def excluded(name: str) -> bool:
-        return any(fnmatchcase(name, pattern) for pattern in exclude)
+    def excluded(folder: str, name: str) -> bool:
+        matches = any(fnmatchcase(name, pattern) for pattern in exclude)
+        if matches:
+            skipped.add(EXCLUDED, str(Path(folder, name)))
+        return matches
 
     for folder, subfolders, names in os.walk(root, onerror=_refuse):
         subfolders[:] = sorted(
             name
             for name in subfolders
-            if not excluded(name) and not name.startswith(".") and os.path.realpath(Path(folder, name)) not in unwanted
+            if os.path.realpath(Path(folder, name)) not in unwanted
+            and not excluded(folder, name)
+            and not name.startswith(".")
         )
         for link in filter(Path.is_symlink, (Path(folder) / name for name in subfolders)):
             skipped.add("link to a folder", str(link))
         for name in sorted(names):
             file = Path(folder) / name
-            if excluded(name) or os.path.realpath(file) in unwanted:
+            if os.path.realpath(file) in unwanted or excluded(folder, name):
                 continue
             if file.is_file():
                 yield file

@@ -119,6 +119,8 @@ def _describe(plan: Plan, records: Records) -> DatasetInfo:
             for what in ("documents", "samples", "tokens", "bytes")
         }
         num_classes = max([num_classes, *(record.classes for record in split_records)])
+        if any(record.token_documents for record in split_records):
+            totals["bytes"] = 0  # else they would be divided by the tokens of the arrays too
         if totals["samples"]:
             splits[name] = SplitInfo(**totals, shards=sum(len(record.shards) for record in split_records))
     skipped = _skipped(plan, records)
@@ -134,6 +136,7 @@ def _describe(plan: Plan, records: Records) -> DatasetInfo:
         skipped={HIDDEN: 0, "binary": 0, "empty": 0, **skipped.counts},
         document_field=DOCUMENTS_FIELD if recipe.document_ids else None,
         num_classes=num_classes or None,
+        special_tokens=recipe.special_tokens,
     )
 
 
@@ -160,7 +163,8 @@ def _report(plan: Plan, records: Records, info: DatasetInfo) -> None:
             skipped,
         )
     if special_tokens := sum(record.special_tokens for record in records.values()):
-        logger.info("special tokens that the text spells out, encoded as plain text: %s", f"{special_tokens:,}")
+        form = "plain text" if info.special_tokens == "text" else "their ids"
+        logger.info("special tokens that the text spells out, encoded as %s: %s", form, f"{special_tokens:,}")
 
 
 def _check_splits(splits: dict[str, SplitInfo], validation: float, skipped: Skipped) -> None:

@@ -1,10 +1,12 @@
 """Turning a corpus into a data set of WebDataset shards, on one machine or many."""
 
-import os
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from glob import escape
 from pathlib import Path
+from typing import get_args
 
 from nar_scale.data.formats.copies import are_copies
 from nar_scale.data.formats.documents import DEFAULT_TEXT_FIELD
@@ -18,7 +20,7 @@ from nar_scale.data.preparation.skipped import Skipped, refuse_too_many
 from nar_scale.data.preparation.staging import discard, plan_directory, remove_done
 from nar_scale.data.preparation.work_item import prepare_work_item, remove_leftovers
 from nar_scale.data.shards.dataset_info import DatasetInfo
-from nar_scale.data.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from nar_scale.data.tokenizers import ByteTokenizer, SpecialTokens, Tokenizer, load_tokenizer, tokenizer_file
 from nar_scale.errors import DataError, UserError
 
 MIN_UNIT_BYTES = 1 << 22
@@ -73,6 +75,7 @@ def plan_dataset(
     seq_len: int,
     tokenizer: str | None = "byte",
     end_token: str | None = None,
+    special_tokens: SpecialTokens = "text",
     vocabulary_size: int | None = None,
     text_field: str = DEFAULT_TEXT_FIELD,
     packed: bool = True,
@@ -99,12 +102,14 @@ def plan_dataset(
         tokenizer: "byte", or a Hugging Face `tokenizer.json` file; None where the input is tokens of no tokenizer.
         end_token: name of the token of the file that ends a document, if it is not one of those of
             `HuggingFaceTokenizer`.
+        special_tokens: "text" or "ids", how special tokens that a text spells out are encoded, see
+            `HuggingFaceTokenizer`.
         vocabulary_size: number of token ids where there is no tokenizer.
         text_field: the key, column or field that holds the text, in formats that have such.
         packed: concatenate documents; otherwise each is a sample of its own, and a longer one is cut into several.
         document_ids: write which document each token belongs to, in `documents.npy`.
         as_text: globs on the names of files that are one document of text, whatever they look like.
-        max_skipped: most documents and files, hidden ones aside, that may be left out; None for any number.
+        max_skipped: most documents and files, hidden and excluded ones aside, that may be left out; None for any.
         validation: expected fraction of the documents in the validation split, in `[0, 1)`; 0 writes no such split.
         include: glob on the names of files in folders.
         exclude: globs on the parts of paths below a folder, such as "site-packages".
@@ -124,15 +129,14 @@ def plan_dataset(
     _check_least(0, max_skipped=max_skipped)
     if not 0 <= validation < 1:
         raise UserError(f"validation is {validation}; give a fraction of the documents, 0 <= fraction < 1")
-    if (tokenizer is None) == (vocabulary_size is None):
-        raise UserError("give a tokenizer, or for input that is tokens of no tokenizer a vocabulary size")
-    encoder = _encoder(tokenizer, end_token)
+    encoder = _encoder(tokenizer, vocabulary_size, end_token, special_tokens)
     recipe = Recipe(
         seq_len=seq_len,
         tokenizer=tokenizer if tokenizer in (None, ByteTokenizer.name) else str(Path(tokenizer).resolve()),
         tokenizer_fingerprint="" if encoder is None else encoder.fingerprint,
         vocabulary_size=int(vocabulary_size or 0) if encoder is None else encoder.vocabulary_size,
         end_token=None if encoder is None else encoder.end_token,
+        special_tokens=special_tokens,
         text_field=text_field,
         validation=validation,
         packed=packed,
@@ -147,8 +151,10 @@ def plan_dataset(
 
 def _corpus(inputs: Sequence[Path], include: str, exclude: Sequence[str], output: Path, recipe: Recipe) -> Corpus:
     """The files to read, checked as far as they can be before they are read."""
-    corpus = find_corpus(inputs, include, exclude, [output, recipe.tokenizer or output], recipe.as_text)
-    corpus = replace(corpus, files=[file for file in corpus.files if os.path.realpath(file) != recipe.tokenizer])
+    own = [] if recipe.tokenizer in (None, ByteTokenizer.name) else [tokenizer_file(str(recipe.tokenizer))]
+    corpus = find_corpus(inputs, include, exclude, [output, *own], recipe.as_text)
+    files = [file for file in corpus.files if file.resolve() not in own]  # those given by name are taken
+    corpus = replace(corpus, files=files)
     if not corpus.files:
         names = ", ".join(map(str, inputs)) or "an empty list of inputs"
         skipped = f", but {corpus.skipped}" if corpus.skipped.counts else ""
@@ -217,9 +223,17 @@ def _check_least(least: int, **values: int | None) -> None:
             raise UserError(f"{name} is {value}; give at least {least}")
 
 
-def _encoder(tokenizer: str | None, end_token: str | None) -> Tokenizer | None:
+def _encoder(
+    tokenizer: str | None, vocabulary_size: int | None, end_token: str | None, special_tokens: SpecialTokens
+) -> Tokenizer | None:
+    if (tokenizer is None) == (vocabulary_size is None):
+        raise UserError("give a tokenizer, or for input that is tokens of no tokenizer a vocabulary size")
+    if special_tokens not in get_args(SpecialTokens):
+        raise UserError(f"special tokens are {special_tokens!r}; give {' or '.join(get_args(SpecialTokens))}")
+    if special_tokens == "ids" and tokenizer in (None, ByteTokenizer.name):
+        raise UserError("special tokens as ids go with a tokenizer.json; without one no text is taken for a token")
     if tokenizer is not None:
-        return load_tokenizer(tokenizer, end_token=end_token)
+        return load_tokenizer(tokenizer, end_token=end_token, special_tokens=special_tokens)
     if end_token is not None:
         raise UserError(f"end token {end_token!r} is the name of a token of a tokenizer; give the tokenizer too")
     return None
@@ -236,12 +250,22 @@ def _refuse_tokens_as_bytes(files: Sequence[Path], tokenizer: str | None) -> Non
 
 
 def _refuse_copies(corpus: Corpus, recipe: Recipe) -> None:
-    for first, second in corpus.same_stem[:MAX_COMPARED]:
-        if are_copies(first, second, recipe.text_field, recipe.as_text):
-            raise DataError(
-                f"{first} and {second.name} beside it hold the same documents in two formats; leave out one kind, as "
-                f"by --exclude '*{second.suffix}', or to read both give them by their names"
-            )
+    compared = corpus.same_stem[:MAX_COMPARED]
+    copies = [pair for pair in compared if are_copies(*pair, recipe.text_field, recipe.as_text)]
+    if not copies:
+        return
+    first, second = copies[0]
+    pairs, pairs_of_copies, files = (
+        sum(file.suffix == second.suffix for file in some)
+        for some in ((pair[1] for pair in corpus.same_stem), (pair[1] for pair in copies), corpus.files)
+    )
+    is_kind = len(copies) > 1 and 2 * pairs_of_copies > len(compared) and 2 * pairs > files
+    name = f"*{second.suffix}" if is_kind else escape(second.name)
+    number = f"; {len(copies):,} pairs of {len(compared):,} compared do" if len(copies) > 1 else ""
+    raise DataError(
+        f"{first} and {second.name} beside it hold the same documents in two formats{number}; leave out one, as by "
+        f"--exclude {shlex.quote(name)}, or to read both give them by their names"
+    )
 
 
 def _remove_if_empty(staging: Path) -> None:

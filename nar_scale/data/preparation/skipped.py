@@ -6,6 +6,8 @@ from nar_scale.errors import DataError
 from nar_scale.text import printable
 
 HIDDEN = "hidden"
+EXCLUDED = "excluded"
+UNCOUNTED = (HIDDEN, EXCLUDED)  # left out by rule or on request
 
 
 @dataclass
@@ -32,8 +34,8 @@ class Skipped:
 
     @property
     def total(self) -> int:
-        """Number of all but hidden files."""
-        return sum(number for reason, number in self.counts.items() if reason != HIDDEN)
+        """Number of all but hidden and excluded files."""
+        return sum(number for reason, number in self.counts.items() if reason not in UNCOUNTED)
 
     def __str__(self) -> str:
         kinds = (

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from nar_scale.data.formats.documents import DEFAULT_TEXT_FIELD, Document
+from nar_scale.data.formats.heads import head_fault
 from nar_scale.data.formats.inputs import is_token_file, read_piece, split_into_pieces
 from nar_scale.data.parallel import progress_bar
-from nar_scale.data.preparation.corpus import find_corpus
+from nar_scale.data.preparation.corpus import find_corpus, leave_out_faulty
 from nar_scale.errors import DataError, UserError
 from nar_scale.files import write_atomically
 
@@ -56,6 +57,10 @@ def train_tokenizer(
     corpus = find_corpus(inputs, include, exclude, [path], as_text)
     files = [file for file in corpus.files if not is_token_file(file) and file.resolve() != path.resolve()]
     pieces = [piece for file in files for piece in split_into_pieces(file, PIECE_BYTES, as_text)]
+    firsts = {piece.file: piece for piece in reversed(pieces)}.values()
+    faults = [fault for piece in firsts if (fault := head_fault(piece, text_field, as_text))]
+    left_out = leave_out_faulty(corpus, faults)
+    pieces = [piece for piece in pieces if piece.file not in left_out]
     available = sum(piece.size for piece in pieces)
     stride = max(-(-available // max_bytes), 1)
 

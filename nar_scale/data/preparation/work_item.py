@@ -22,7 +22,7 @@ from nar_scale.data.preparation.skipped import Skipped
 from nar_scale.data.shards.sample_format import Sample
 from nar_scale.data.shards.shard_index import index_path, make_shard_index
 from nar_scale.data.storage.locks import exclusive_lock, exclusive_lock_if_supported
-from nar_scale.data.tokenizers import Tokenizer, load_tokenizer
+from nar_scale.data.tokenizers import SpecialTokens, Tokenizer, load_tokenizer
 from nar_scale.errors import DataError
 from nar_scale.files import sync_directory
 
@@ -34,13 +34,18 @@ KEY = "{work_item:06d}-{number:07d}"
 
 @dataclass
 class SplitRecord:
-    """What a work item gave to a split: totals, and name, size in bytes and digest of each shard."""
+    """What a work item gave to a split: totals, and name, size in bytes and digest of each shard.
+
+    Attributes:
+        token_documents: of the documents, how many were arrays of tokens.
+    """
 
     documents: int = 0
     samples: int = 0
     tokens: int = 0
     bytes: int = 0
     classes: int = 0
+    token_documents: int = 0
     shards: list[tuple[str, int, str]] = field(default_factory=list)
 
 
@@ -174,7 +179,7 @@ def _encode(document: Document, tokenizer: Tokenizer | None, recipe: Recipe, fil
         if tokenizer is None:
             raise DataError(f"input {file} holds text; give a tokenizer instead of a vocabulary size")
         ids = tokenizer.encode(document.text)
-        if (ids == tokenizer.end_token).any():
+        if recipe.special_tokens == "text" and (ids == tokenizer.end_token).any():
             raise DataError(
                 f"input {file}: the tokenizer makes its end token {tokenizer.end_token} of text in the middle of a "
                 "document; name one that no text is encoded as with --end-token"
@@ -196,12 +201,14 @@ def _encode(document: Document, tokenizer: Tokenizer | None, recipe: Recipe, fil
 
 def recipe_tokenizer(recipe: Recipe) -> Tokenizer | None:
     """Return the tokenizer of a recipe, the same object again in each process; None if there is none."""
-    return None if recipe.tokenizer is None else _load_once(recipe.tokenizer, recipe.end_token)
+    if recipe.tokenizer is None:
+        return None
+    return _load_once(recipe.tokenizer, recipe.end_token, recipe.special_tokens)
 
 
 @lru_cache(maxsize=1)
-def _load_once(spec: str, end_token: int | None) -> Tokenizer:
-    return load_tokenizer(spec, end_token=end_token)
+def _load_once(spec: str, end_token: int | None, special_tokens: SpecialTokens) -> Tokenizer:
+    return load_tokenizer(spec, end_token=end_token, special_tokens=special_tokens)
 
 
 class _SplitWriter:
@@ -217,6 +224,7 @@ class _SplitWriter:
         self.record.documents += 1
         self.record.tokens += len(tokens)
         self.record.bytes += len(document.text or b"")
+        self.record.token_documents += document.text is None
         if document.label is not None:
             self.record.classes = max(self.record.classes, document.label + 1)
         self._collect(self._packer.add(tokens, document.label))

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError, w
 from nar_scale.data.shards.publish_marker import refuse_half_published
 from nar_scale.data.storage.remote import read_small
 from nar_scale.data.storage.urls import is_remote
+from nar_scale.data.tokenizers import SpecialTokens
 from nar_scale.errors import DataError
 from nar_scale.files import write_atomically
 from nar_scale.text import printable
@@ -46,7 +47,7 @@ class SplitInfo:
         documents: number of documents.
         samples: number of samples; all but the last hold `seq_len` tokens.
         tokens: number of tokens, one end token per document included.
-        bytes: size of the source text, 0 if there is none.
+        bytes: size of the text of which the tokens are; 0 if some of them are not of text.
         shards: number of tar files.
     """
 
@@ -78,6 +79,8 @@ class DatasetInfo:
         skipped: files and documents left out, counted by reason ("hidden", "binary", "empty", "no text").
         document_field: the field with the document of each token; None if it was not asked for.
         num_classes: one more than the largest class; None where samples have no class.
+        special_tokens: how special tokens that the text spells out were encoded, see `HuggingFaceTokenizer`; "ids"
+            where the file does not say.
     """
 
     tokenizer: Annotated[str | None, AfterValidator(_known_tokenizer)]
@@ -89,6 +92,7 @@ class DatasetInfo:
     skipped: dict[str, Count]
     document_field: str | None = None
     num_classes: PositiveCount | None = None
+    special_tokens: SpecialTokens = "ids"
 
     @classmethod
     def find(cls, directory: str, storage_options: Mapping[str, Any]) -> "DatasetInfo | None":

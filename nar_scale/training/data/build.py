@@ -33,8 +33,16 @@ from nar_scale.data.formats.npy import decode_npy
 from nar_scale.data.shards.layout import named_shards
 from nar_scale.data.shards.shard_comparison import check_against_info
 from nar_scale.data.storage.urls import is_remote
+from nar_scale.data.tokenizers import SpecialTokens
 from nar_scale.errors import DataError
-from nar_scale.planning.data_sets import check_lengths, mixture_of, padding_warning, padding_warnings, vocabulary_of
+from nar_scale.planning.data_sets import (
+    Vocabulary,
+    check_lengths,
+    mixture_of,
+    padding_warning,
+    padding_warnings,
+    vocabulary_of,
+)
 from nar_scale.training.data.validation import ValidationData
 from nar_scale.training.distributed import World, on_main
 
@@ -53,6 +61,7 @@ class TrainingData:
         summary: the data in a line.
         tokenizer: `byte`, the absolute path of a tokenizer file, or None.
         end_token: ends a document; None if unknown.
+        special_tokens: how special tokens that a text spells out are encoded, see `HuggingFaceTokenizer`.
         sources: the shards to train on by name of the source, "" for a single one; empty for a sequential stream.
         validation: what to evaluate on, by name of the source.
         mixture: the order of several sources; None for one.
@@ -64,6 +73,7 @@ class TrainingData:
     summary: str
     tokenizer: str | None
     end_token: int | None
+    special_tokens: SpecialTokens
     sources: Mapping[str, DatasetIndex]
     validation: Mapping[str, ValidationData]
     mixture: MixedOrder | None
@@ -132,12 +142,13 @@ def open_training_data(config: Config, world: World) -> TrainingData:
     if world.is_main:
         for warning in padding_warnings(config.model.max_seq_len, sources, infos):
             _logger.warning("%s", warning)
-    vocabulary_size, tokenizer, end_token = _vocabulary(config, world, sources, infos)
+    vocabulary = _vocabulary(config, world, sources, infos)
+    tokenizer = vocabulary.tokenizer
     if tokenizer is not None and config.logging.sample_every and config.logging.image_shape is None:
-        on_main(world, lambda: _try_tokenizer(tokenizer, end_token))
+        on_main(world, lambda: _try_tokenizer(tokenizer, vocabulary.end_token))
     sample_format = SampleFormat(
         sequence_length=config.model.max_seq_len,
-        vocabulary_size=vocabulary_size,
+        vocabulary_size=vocabulary.size,
         field=data.field,
         class_field=data.class_field,
         num_classes=config.objective.num_classes,
@@ -151,7 +162,12 @@ def open_training_data(config: Config, world: World) -> TrainingData:
             index = shards.open(source.directory, pattern, infos[name])
             validation[name] = _validation_data(config, world, sample_format, index, infos[name])
     opened = partial(
-        TrainingData, sample_format=sample_format, tokenizer=tokenizer, end_token=end_token, validation=validation
+        TrainingData,
+        sample_format=sample_format,
+        tokenizer=tokenizer,
+        end_token=vocabulary.end_token,
+        special_tokens=vocabulary.special_tokens,
+        validation=validation,
     )
     if data.sequential:
         urls = tuple(on_main(world, lambda: find_sequential_shards(str(data.directory), data.train)))
@@ -241,19 +257,21 @@ def _shard_cache(data: DataConfig) -> ShardCache | None:
 
 def _vocabulary(
     config: Config, world: World, sources: Mapping[str, SourceConfig], infos: Mapping[str, DatasetInfo | None]
-) -> tuple[int, str | None, int | None]:
+) -> Vocabulary:
     """The same, with the tokenizer as `byte`, an absolute path or None."""
     data = config.data
-    size, name, end_token = vocabulary_of(data, sources, infos)
-    if name in (None, "byte"):
-        return size, name, end_token
+    found = vocabulary_of(data, sources, infos)
+    if found.tokenizer in (None, "byte"):
+        return found
     if data.tokenizer:
-        return size, str(Path(data.tokenizer).resolve()), end_token
+        return found._replace(tokenizer=str(Path(data.tokenizer).resolve()))
     directory = next(source.directory for key, source in sources.items() if infos[key] is not None)
     # a remote one into the run directory: a cache may be gone when checkpoints are consolidated
     run_directory = config.training.run_directory
-    fetched = on_main(world, lambda: DatasetInfo.fetch(directory, str(name), data.storage_options, run_directory))
-    return size, fetched, end_token
+    fetched = on_main(
+        world, lambda: DatasetInfo.fetch(directory, str(found.tokenizer), data.storage_options, run_directory)
+    )
+    return found._replace(tokenizer=fetched)
 
 
 def _try_tokenizer(tokenizer: str, end_token: int | None) -> None:

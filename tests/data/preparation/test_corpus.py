@@ -9,12 +9,12 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from nar_scale.data import prepare
+from nar_scale.data import plan_dataset, prepare, train_tokenizer
 from nar_scale.data.preparation.corpus import find_corpus
 from nar_scale.errors import DataError
 from tests.data.corpora import count_documents, read_documents, tree
 from tests.data.formats.reading import jsonl
-from tests.data.preparation.preparing import made
+from tests.data.preparation.preparing import made, plan, write_tokenizer
 from tests.data.shard_files import write_tar
 from tests.errors import refused
 
@@ -158,8 +158,120 @@ def test_files_of_one_stem_with_other_content_are_read(tmp_path):
     (root / "sub" / "a.jsonl").write_bytes(jsonl(["three", "four"]))
     assert made(root, tmp_path / "data").splits["train"].documents == 6
     (root / "a.txt.gz").write_bytes(gzip.compress(b"one\n"))
-    with refused(DataError, root / "a.txt", "a.txt.gz", "'*.gz'"):
+    (root / "b.gz").write_bytes(gzip.compress(b"another"))
+    with refused(DataError, root / "a.txt", "--exclude a.txt.gz"):
         made(root, tmp_path / "again")
+    info = made(root, tmp_path / "again", exclude=["a.txt.gz", "su*"], max_skipped=0)
+    assert info.splits["train"].documents == 4
+    assert info.skipped["excluded"] == 2
+    assert find_corpus([root], "*", ["s*"], []).skipped.examples == {"excluded": str(root / "sub")}
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_a_whole_kind_is_proposed_only_where_most_of_it_are_copies(tmp_path, others):
+    root = tmp_path / "corpus"
+    root.mkdir()
+    for number in range(2):
+        (root / f"[{number}].txt").write_text(f"text {number}")
+        (root / f"[{number}].jsonl").write_bytes(jsonl([f"text {number}"]))
+    for number in range(others):
+        (root / f"other {number}.txt").write_text(f"other {number}")
+    with refused(DataError, root / "[0].jsonl", "'[[]0].txt'" if others else "'*.txt'", "2 pairs of 2"):
+        made(root, tmp_path / "data")
+    exclude = ["[[]0].txt", "[[]1].txt"] if others else ["*.txt"]
+    assert made(root, tmp_path / "data", exclude=exclude).splits["train"].documents == 2 + others
+
+
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_what_is_called_as_a_tokenizer_is_read_like_any_other(tmp_path, monkeypatch, is_folder):
+    root = tmp_path / "corpus"
+    root.mkdir()
+    (root / "a.txt").write_text("one")
+    named = root / "byte"
+    if is_folder:
+        named.mkdir()
+    (named / "b.txt" if is_folder else named).write_text("two")
+    monkeypatch.chdir(root)
+    assert made(root, tmp_path / "data").splits["train"].documents == 2
+
+
+def test_the_files_beside_a_tokenizer_are_read(tmp_path):
+    root = tmp_path / "corpus"
+    (root / "sub").mkdir(parents=True)
+    (root / "sub" / "a.txt").write_text("one")
+    write_tokenizer(root / "sub" / "tokenizer.json")
+    (root / "link.json").symlink_to("sub/tokenizer.json")
+    for number, spec in enumerate((root / "sub", root / "sub" / "tokenizer.json")):
+        inputs = [root, root / "sub" / "tokenizer.json"]
+        info = made(inputs, tmp_path / f"data{number}", tokenizer=str(spec))
+        assert info.splits["train"].documents == 1
+
+
+STRAY = {
+    "a.csv": b"name,count\nx,1\n",
+    "b.tsv.gz": gzip.compress(b"name\tcount\nx\t1\n"),
+    "c.json": b'["words", "alone"]',
+    "d.json": b'[{"name": "x"}, {"name": "y"}]',
+    "e.jsonl": b'{"name": "x"}\n{"name": "y"}\n',
+    "f.parquet": None,
+}
+
+
+def strays(root):
+    """A corpus of one text among tables and JSON of other things."""
+    root.mkdir()
+    (root / "z.txt").write_text("text")
+    for name, content in STRAY.items():
+        if content is None:
+            pyarrow.parquet.write_table(pyarrow.table({"name": ["x"]}), root / name)
+        else:
+            (root / name).write_bytes(content)
+    return root
+
+
+def test_tables_and_json_of_other_things_are_skipped_in_folders(tmp_path):
+    root = strays(tmp_path / "corpus")
+    (root / "z.csv").write_bytes(STRAY["a.csv"])  # the stem of the text
+    info = made(root, tmp_path / "data")
+    assert (info.splits["train"].documents, info.skipped["no text"]) == (1, len(STRAY) + 1)
+    with refused(DataError, "max_skipped is 6", "no text"):
+        made(root, tmp_path / "few", max_skipped=6)
+    (root / "z.txt").unlink()
+    with refused(DataError, root / "a.csv", "'name', 'count'", *(root / name for name in STRAY)):
+        made(root, tmp_path / "none")
+
+
+def test_what_has_no_text_is_refused_by_its_name_before_work_begins(tmp_path):
+    root = strays(tmp_path / "corpus")
+    inputs = [root, *(root / name for name in STRAY)]
+    with refused(DataError, "no column", *(root / name for name in STRAY)):
+        plan_dataset(inputs, tmp_path / "data", seq_len=64, workers=1)
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"a.jsonl": b'{"version": 1}\n{"text": "a"}\n', "b.json": b'[{"id": 1}, {"text": "a"}]'},
+        {"a.txt": b'{"a": 1}\nis how JSON begins.\n', "b.md": b'["a", "b"] is a list.'},
+        {"a.json": b'[{"text": "a"', "b.csv": b'text,b\n"a"b,1\n'},
+        {"a.csv": b"text,text\na,b\n", "b.jsonl": b"no JSON\n"},
+    ],
+)
+def test_what_may_have_text_is_refused_before_work_begins(tmp_path, files):
+    (tmp_path / "corpus").mkdir()
+    for name, content in files.items():
+        (tmp_path / "corpus" / name).write_bytes(content)
+    (tmp_path / "corpus" / "z.txt").write_text("text")
+    with refused(DataError, *(tmp_path / "corpus" / name for name in files)):
+        plan(tmp_path / "corpus", tmp_path / "data")
+
+
+def test_a_tokenizer_is_trained_on_what_has_text(tmp_path):
+    root = strays(tmp_path / "corpus")
+    train_tokenizer([root], 258, tmp_path / "t.json", progress=False)
+    with refused(DataError, root / "a.csv"):
+        train_tokenizer([root / "a.csv"], 258, tmp_path / "u.json", progress=False)
 
 
 def test_names_that_are_not_utf_8(tmp_path):

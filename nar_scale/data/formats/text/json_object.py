@@ -1,15 +1,36 @@
 """The document in a JSON object: what a line, a member of a tar or an element of an array holds."""
 
 import json
+from pathlib import Path
 
-from nar_scale.data.formats.documents import Document, SkippedDocument, quoted_names
+from nar_scale.data.formats.documents import Document, NoTextError, SkippedDocument, quoted_names
+from nar_scale.data.formats.text.decompression import split_name
 from nar_scale.errors import DataError
 
 REMEDY = "correct or remove it, or name another text field"
 LETTERS_IN_MESSAGES = 40
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".jsonlines")  # of names that say what is in the file
 
 
-def json_document(content: bytes, key: str, size: int, location: str) -> Document | SkippedDocument:
+class LacksText(ValueError):
+    """A value of JSON is no object with the key for the text."""
+
+
+def says_json(file: Path) -> bool:
+    """Return whether a file is JSON by its name; else it may be prose that begins like it."""
+    return split_name(file.name)[0].endswith(SUFFIXES)
+
+
+def remedy_for(file: Path) -> str:
+    """Return what to do about a file that cannot be read as JSON."""
+    if says_json(file):
+        return REMEDY
+    return "correct or remove it, name another text field, or read it as it is with --as-text"
+
+
+def json_document(
+    content: bytes, key: str, size: int, location: str, remedy: str = REMEDY
+) -> Document | SkippedDocument:
     """Return the document under a key of a JSON object; null is skipped as "no text".
 
     Args:
@@ -17,27 +38,33 @@ def json_document(content: bytes, key: str, size: int, location: str) -> Documen
         key: the key of a string.
         size: bytes of input that the object took.
         location: where the object is, for messages.
+        remedy: what to do about one that is wrong, for messages.
 
     Raises:
-        DataError: it is not JSON, is no object, or has neither a string nor null under the key.
+        NoTextError: it is no object, or has no such key.
+        DataError: it is not JSON, or has neither a string nor null under the key.
     """
     try:
         value = json.loads(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise DataError(f"{location}: not UTF-8 at its byte {error.start}; {REMEDY}") from None
+        raise DataError(f"{location}: not UTF-8 at its byte {error.start}; {remedy}") from None
     except json.JSONDecodeError as error:
-        raise DataError(f"{location}: not valid JSON ({error.msg} {error.pos} characters in); {REMEDY}") from None
+        raise DataError(f"{location}: not valid JSON ({error.msg} {error.pos} characters in); {remedy}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{location}: {error}; {REMEDY}") from None
-    return object_document(value, key, size, location)
+        raise DataError(f"{location}: {error}; {remedy}") from None
+    return object_document(value, key, size, location, remedy)
 
 
-def object_document(value: object, key: str, size: int, location: str) -> Document | SkippedDocument:
+def object_document(
+    value: object, key: str, size: int, location: str, remedy: str = REMEDY
+) -> Document | SkippedDocument:
     """Return the document of an object that has been decoded; arguments and errors as in `json_document`."""
     try:
         text = _text_of(value, key)
+    except LacksText as error:
+        raise NoTextError(f"{location}: {error}; {remedy}") from None
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{location}: {error}; {REMEDY}") from None
+        raise DataError(f"{location}: {error}; {remedy}") from None
     if text is None:
         return SkippedDocument(size, "no text")
     return Document(text, None, size) if text else SkippedDocument(size, "empty")
@@ -45,9 +72,9 @@ def object_document(value: object, key: str, size: int, location: str) -> Docume
 
 def _text_of(value: object, key: str) -> bytes | None:
     if not isinstance(value, dict):
-        raise ValueError(f"{shown(value)} is not a JSON object")
+        raise LacksText(f"{shown(value)} is not a JSON object")
     if key not in value:
-        raise ValueError(f"no key {key!r}, only {quoted_names(value)}")
+        raise LacksText(f"no key {key!r}, only {quoted_names(value)}")
     text = value[key]
     if text is None:
         return None

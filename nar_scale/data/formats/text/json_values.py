@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from nar_scale.data.formats.documents import Documents, Piece, SkippedDocument
+from nar_scale.data.formats.documents import Documents, NoTextError, Piece, SkippedDocument
 from nar_scale.data.formats.text.decompression import open_content
-from nar_scale.data.formats.text.json_object import object_document, shown
+from nar_scale.data.formats.text.json_object import LacksText, object_document, remedy_for, shown
 from nar_scale.errors import DataError
 
 BLOCK_BYTES = 1 << 16
@@ -36,16 +36,17 @@ def read(piece: Piece, text_field: str) -> Documents:
                 size = content.taken()
                 if not isinstance(found.value, dict):
                     number -= 1
-                    raise ValueError(f"{shown(found.value)} is not a JSON object")
+                    raise LacksText(f"{shown(found.value)} is not a JSON object")
                 if found.is_alone and text_field not in found.value:
                     yield SkippedDocument(size, "no text")
                     continue
-                yield object_document(found.value, text_field, size, f"input {piece.file}, object {number}")
+                location = f"input {piece.file}, object {number}"
+                yield object_document(found.value, text_field, size, location, remedy_for(piece.file))
         except DataError:
             raise
         except (ValueError, RecursionError) as error:
             reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-            raise DataError(
+            raise (NoTextError if isinstance(error, LacksText) else DataError)(
                 f"input {piece.file} begins like JSON, but after {number} objects there is something else ({reason}); "
                 "correct or exclude it, or read it as it is with --as-text"
             ) from None

@@ -13,7 +13,7 @@ from nar_scale.data.formats.documents import (
     input_errors,
 )
 from nar_scale.data.formats.text.decompression import open_content, split_name
-from nar_scale.data.formats.text.json_object import json_document
+from nar_scale.data.formats.text.json_object import json_document, remedy_for
 from nar_scale.errors import DataError
 
 
@@ -66,7 +66,7 @@ def _line_document(
         line = line.removeprefix(codecs.BOM_UTF8)
     if line.isspace() or not line:
         return None
-    return json_document(line, text_field, size, f"input {file}, line at byte {position}")
+    return json_document(line, text_field, size, f"input {file}, line at byte {position}", remedy_for(file))
 
 
 def _seek_first_line(file: BinaryIO, piece: Piece) -> int:

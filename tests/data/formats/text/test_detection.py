@@ -78,6 +78,24 @@ def test_one_object_without_the_key_is_skipped_several_are_refused(tmp_path):
         assert_refused(write(tmp_path / "a.json", b"[" + content + b"]"), "no key 'text', only 'name'")
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"a": 1}\nis how an object of JSON begins.\n',
+        b'{"role": "user"}\n{"role": "user"}\n',
+        b'[{"role": "user"}, {"role": "user"}]',
+        b'{"role": "user"} {"role": "user"}',
+        b'{"text": "a"}\n\xff\n',
+        b'["a", "list"]',
+    ],
+)
+def test_prose_that_begins_like_json_has_a_way_out(tmp_path, content):
+    for name in ("a.txt", "a.md.gz", "a"):
+        stored = COMPRESSORS[".gz"](content) if name.endswith(".gz") else content
+        assert_refused(write(tmp_path / name, stored), "or read it as it is with --as-text")
+        assert texts(read(tmp_path / name, as_text=["a*"])) == [content]
+
+
 def test_null_empty_and_nothing(tmp_path):
     content = b'[{"text": null}, {"text": ""}, {"text": "a"}]'
     assert reasons(read(write(tmp_path / "a.json", content))) == ["no text", "empty"]
