@@ -21,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     # after the arguments have been checked: it takes seconds
     from nar_scale.checkpoint import consolidate
     from nar_scale.errors import UserError
+    from nar_scale.logging_setup import set_up_logging
 
+    set_up_logging()
     try:
         difference = consolidate(options.run, options.output, options.step)
     except UserError as error:

@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     from nar_scale.errors import UserError
     from nar_scale.evaluation import evaluate_dataset
     from nar_scale.files import write_atomically
-    from nar_scale.logging_setup import write_result
+    from nar_scale.logging_setup import set_up_logging, write_result
 
+    set_up_logging()
     try:
         model = load_consolidated(options.checkpoint, options.device, weights=options.weights)
         cache = None

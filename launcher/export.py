@@ -28,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     from nar_scale.checkpoint import load_consolidated
     from nar_scale.errors import ConfigError, UserError
     from nar_scale.interop import export_llama, export_x_transformers
+    from nar_scale.logging_setup import set_up_logging
 
+    set_up_logging()
     try:
         model = load_consolidated(options.checkpoint, weights=options.weights)
         if options.format == "llama":

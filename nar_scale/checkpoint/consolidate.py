@@ -44,7 +44,7 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
     """
     run, output = Path(run), Path(output)
     store = CheckpointStore(run / "checkpoints")
-    chosen = store.newest_good(report=print) if step is None else step
+    chosen = store.newest_good(report=_logger.warning) if step is None else step
     if chosen not in store.steps():
         available = ", ".join(map(str, store.steps())) or "none"
         raise CheckpointError(
