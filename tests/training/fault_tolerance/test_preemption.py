@@ -23,6 +23,8 @@ def status_of(work):
     pid = os.fork()
     if pid == 0:
         signal.alarm(20)
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # other tests of this process may have left handlers
+            signal.signal(number, signal.SIG_DFL)
         set_up_logging()
         try:
             work()
