@@ -42,6 +42,26 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="prepare", description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_content_arguments(parser)
+    add_work_arguments(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.input and arguments.seq_len is None and not (arguments.train_tokenizer and arguments.output is None):
+        parser.error("--input needs --seq-len")
+    if (arguments.digits or (arguments.input and not arguments.train_tokenizer)) and arguments.output is None:
+        parser.error("--output is needed")
+    if not (arguments.input or arguments.digits):
+        for name in ("output", "part", "merge", "overwrite"):
+            if getattr(arguments, name):
+                parser.error(f"--{name} goes with --input: nothing is prepared here")
+    if arguments.part and arguments.merge:
+        parser.error("--merge comes after all parts, in a command of its own")
+    if arguments.train_tokenizer and arguments.tokenizer in (None, "byte"):
+        parser.error("--train-tokenizer needs --tokenizer FILE, the file to write")
+    return arguments
+
+
+def add_content_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say what is done, and what a data set holds."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--input", type=Path, nargs="+", metavar="PATH", help="files and folders")
     source.add_argument("--digits", action="store_true", help="the images that scikit-learn ships, 64 tokens each")
@@ -96,6 +116,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="fail if more documents than this are left out: null, empty or binary (default: any number)",
     )
+
+
+def add_work_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments that say how the work is divided, and where it is kept."""
     parser.add_argument("--samples-per-shard", type=int, default=8192, metavar="N", help="at most (default 8192)")
     parser.add_argument(
         "--unit-bytes", type=int, metavar="N", help="input bytes in a work item (default: about 4 shards)"
@@ -107,20 +131,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache-directory", metavar="DIR", help="for copies of remote shards")
     parser.add_argument("--cache-gib", type=float, default=100, metavar="N", help="of these, at most (default 100)")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set that is already there")
-    arguments = parser.parse_args(argv)
-    if arguments.input and arguments.seq_len is None and not (arguments.train_tokenizer and arguments.output is None):
-        parser.error("--input needs --seq-len")
-    if (arguments.digits or (arguments.input and not arguments.train_tokenizer)) and arguments.output is None:
-        parser.error("--output is needed")
-    if not (arguments.input or arguments.digits):
-        for name in ("output", "part", "merge", "overwrite"):
-            if getattr(arguments, name):
-                parser.error(f"--{name} goes with --input: nothing is prepared here")
-    if arguments.part and arguments.merge:
-        parser.error("--merge comes after all parts, in a command of its own")
-    if arguments.train_tokenizer and arguments.tokenizer in (None, "byte"):
-        parser.error("--train-tokenizer needs --tokenizer FILE, the file to write")
-    return arguments
 
 
 def part(text: str) -> tuple[int, int]:
