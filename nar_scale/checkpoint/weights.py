@@ -6,14 +6,79 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor
 
 from nar_scale.checkpoint.consolidated import CONFIG_FILE, MODEL_FILE, ConsolidatedWeights
-from nar_scale.checkpoint.partitions import PartitionReader
+from nar_scale.checkpoint.partitions import WEIGHT, PartitionReader
 from nar_scale.checkpoint.store import verify_integrity
+from nar_scale.config import load_config
 from nar_scale.errors import CheckpointError
+from nar_scale.model.parameters import full_shape
+from nar_scale.objectives import Objective
 
 _POSITIONS = "pos_emb.weight"
+_TABLES = ("net.token_emb.weight", "net.to_logits.weight")  # a row for each token id
+_NET = "net."
+
+
+class StartingWeights:
+    """The weights that a run of any objective starts from, fitted to its model.
+
+    The weights of the network must have the names and shapes of the model's, with one exception: a model with a mask
+    token may start from an autoregressive one, which has none. The embedding table and the output projection then grow
+    by a row, the mean of the others, so that a mask looks like no token in particular. In the projection it has no
+    effect: the mask is never predicted. What the objective has beside the network (for self-conditioning, classes or a
+    critic) and the checkpoint lacks stays as it was initialised.
+
+    Args:
+        source: the weights of a checkpoint.
+        objective: the model; it may be on the meta device, and ZeRO 3 may have sharded it.
+
+    Attributes:
+        directory: of the checkpoint.
+        kinds: `{"weight"}` for each parameter that the checkpoint gives, an empty set for the others.
+        scalars: an empty dictionary for each parameter, since there is no optimizer state.
+        shapes: the shape of each parameter of the model, by name.
+        grown: names of the parameters that have got a row for the mask token.
+        initial: names of the parameters that stay as they were initialised.
+
+    Raises:
+        CheckpointError: it holds another network, or weights beside it that the model does not have.
+    """
+
+    def __init__(self, source: PartitionReader | ConsolidatedWeights, objective: Objective):
+        self._source = source
+        self.directory = source.directory
+        self.shapes = {name: full_shape(parameter) for name, parameter in objective.named_parameters()}
+        kind = load_config(source.directory / CONFIG_FILE).objective.kind
+        gets_mask = kind == "autoregressive" and objective.mask_id is not None
+        self.grown = [name for name in _TABLES if gets_mask and self._is_one_row_larger(name)]
+        self.initial = [name for name in self.shapes if name not in source.shapes and not name.startswith(_NET)]
+        self.kinds = {name: set() if name in self.initial else {WEIGHT} for name in self.shapes}
+        self.scalars: dict[str, dict[str, float]] = {name: {} for name in self.shapes}
+        fitted = {name: source.shapes[name] if name in self.grown else shape for name, shape in self.shapes.items()}
+        check_same_parameters({name: fitted[name] for name in fitted if name not in self.initial}, source)
+
+    def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
+        """The elements from `start` to `stop` of a flattened parameter, `[stop - start]`; `kind` is `weight`."""
+        if name not in self.grown:
+            return self._source.read(kind, name, start, stop)
+        elements = torch.Size(self._source.shapes[name]).numel()
+        if stop <= elements:
+            return self._source.read(kind, name, start, stop)
+        table = self._source.read(kind, name, 0, elements).view(self._source.shapes[name]).float()
+        return torch.cat((table, table.mean(0, keepdim=True))).flatten()[start:stop]
+
+    def remarks(self) -> list[str]:
+        """What is not taken from the checkpoint as it is, a sentence for each."""
+        grown = f"a row for the mask token, the mean of the others, is added to {', '.join(self.grown)}"
+        initial = f"{', '.join(self.initial)}, which it lacks, start from their initialisation"
+        return [*([grown] if self.grown else []), *([initial] if self.initial else [])]
+
+    def _is_one_row_larger(self, name: str) -> bool:
+        rows, *rest = self._source.shapes.get(name, (0,))
+        return self.shapes.get(name) == (rows + 1, *rest)
 
 
 def check_same_parameters(ours: Mapping[str, tuple[int, ...]], source: PartitionReader | ConsolidatedWeights) -> None:
@@ -22,23 +87,32 @@ def check_same_parameters(ours: Mapping[str, tuple[int, ...]], source: Partition
     for name in [*ours, *theirs]:
         if ours.get(name) != theirs.get(name):
             here, there = ours.get(name, "absent"), theirs.get(name, "absent")
-            remedy = "set the model section as it was"
-            if name.endswith(_POSITIONS) and name in ours and name in theirs:
-                remedy = f"set model.max_seq_len {theirs[name][0]}, since learned positions are as many as were trained"
             raise CheckpointError(
                 f"the weight {name!r} is {here} in the model of this configuration and {there} in {source.directory}; "
-                f"{remedy}, or start anew in another training.run_directory"
+                f"{_remedy(name, ours.get(name), theirs.get(name))}, or start anew in another training.run_directory"
             )
 
 
-def check_weights_fit(module: nn.Module, path: Path) -> None:
-    """Refuse what `start_from_weights` would for a module, which may be on the meta device; only checksums are left.
+def _remedy(name: str, ours: tuple[int, ...] | None, theirs: tuple[int, ...] | None) -> str:
+    if ours is not None and theirs is not None and ours[1:] == theirs[1:]:
+        if name.endswith(_POSITIONS):
+            return f"set model.max_seq_len {theirs[0]}, since learned positions are as many as were trained"
+        if name in _TABLES:
+            return "its rows are token ids: use its data.vocabulary_size, and data of its tokenizer"
+    return "set the model section as it was"
+
+
+def check_weights_fit(objective: Objective, path: Path) -> list[str]:
+    """Refuse what `start_from_weights` would for a model, which may be on the meta device; only checksums are left.
+
+    Returns:
+        the `remarks` of `StartingWeights`.
 
     Raises:
         CheckpointError: as there.
     """
     with open_weights(path, checksums=False) as source:
-        check_same_parameters({name: tuple(p.shape) for name, p in module.named_parameters()}, source)
+        return StartingWeights(source, objective).remarks()
 
 
 @contextmanager
