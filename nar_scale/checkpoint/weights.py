@@ -25,11 +25,12 @@ _NET = "net."
 class StartingWeights:
     """The weights that a run of any objective starts from, fitted to its model.
 
-    The weights of the network must have the names and shapes of the model's, with one exception: a model with a mask
-    token may start from an autoregressive one, which has none. The embedding table and the output projection then grow
-    by a row, the mean of the others, so that a mask looks like no token in particular. In the projection it has no
-    effect: the mask is never predicted. What the objective has beside the network (for self-conditioning, classes or a
-    critic) and the checkpoint lacks stays as it was initialised.
+    The weights of the network must have the names and shapes of the model's, with one exception: an autoregressive
+    model has no mask token, whose row is the last of the embedding table and of the output projection. A model that has
+    one gets as its row the mean of the others, so that a mask looks like no token in particular; in the projection it
+    has no effect, since the mask is never predicted. In the other direction the row is left out. What the objective has
+    beside the network (for self-conditioning, classes or a critic) and the checkpoint lacks stays as it was
+    initialised.
 
     Args:
         source: the weights of a checkpoint.
@@ -40,7 +41,7 @@ class StartingWeights:
         kinds: `{"weight"}` for each parameter that the checkpoint gives, an empty set for the others.
         scalars: an empty dictionary for each parameter, since there is no optimizer state.
         shapes: the shape of each parameter of the model, by name.
-        grown: names of the parameters that have got a row for the mask token.
+        resized: names of the parameters to which the row of the mask token is added, or which lose it.
         initial: names of the parameters that stay as they were initialised.
 
     Raises:
@@ -51,19 +52,20 @@ class StartingWeights:
         self._source = source
         self.directory = source.directory
         self.shapes = {name: full_shape(parameter) for name, parameter in objective.named_parameters()}
-        kind = load_config(source.directory / CONFIG_FILE).objective.kind
-        gets_mask = kind == "autoregressive" and objective.mask_id is not None
-        self.grown = [name for name in _TABLES if gets_mask and self._is_one_row_larger(name)]
+        source_has_mask = load_config(source.directory / CONFIG_FILE).objective.kind != "autoregressive"
+        self._more_rows = (objective.mask_id is not None) - source_has_mask
+        self.resized = [name for name in _TABLES if self._more_rows and name in self.shapes]
         self.initial = [name for name in self.shapes if name not in source.shapes and not name.startswith(_NET)]
         self.kinds = {name: set() if name in self.initial else {WEIGHT} for name in self.shapes}
         self.scalars: dict[str, dict[str, float]] = {name: {} for name in self.shapes}
-        fitted = {name: source.shapes[name] if name in self.grown else shape for name, shape in self.shapes.items()}
-        check_same_parameters({name: fitted[name] for name in fitted if name not in self.initial}, source)
+        expected = {name: shape for name, shape in self.shapes.items() if name not in self.initial}
+        for name in self.resized:
+            rows, dim = self.shapes[name]
+            expected[name] = (rows - self._more_rows, dim)
+        check_same_parameters(expected, source)
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
         """The elements from `start` to `stop` of a flattened parameter, `[stop - start]`; `kind` is `weight`."""
-        if name not in self.grown:
-            return self._source.read(kind, name, start, stop)
         elements = torch.Size(self._source.shapes[name]).numel()
         if stop <= elements:
             return self._source.read(kind, name, start, stop)
@@ -72,13 +74,14 @@ class StartingWeights:
 
     def remarks(self) -> list[str]:
         """What is not taken from the checkpoint as it is, a sentence for each."""
-        grown = f"a row for the mask token, the mean of the others, is added to {', '.join(self.grown)}"
-        initial = f"{', '.join(self.initial)}, which it lacks, start from their initialisation"
-        return [*([grown] if self.grown else []), *([initial] if self.initial else [])]
-
-    def _is_one_row_larger(self, name: str) -> bool:
-        rows, *rest = self._source.shapes.get(name, (0,))
-        return self.shapes.get(name) == (rows + 1, *rest)
+        tables, initial = ", ".join(self.resized), ", ".join(self.initial)
+        if not self.resized:
+            resized = []
+        elif self._more_rows > 0:
+            resized = [f"the mask token's row in {tables} starts as the mean of the others"]
+        else:
+            resized = [f"the mask token's row of {tables} is left out"]
+        return [*resized, *([f"{initial}, which it lacks, start as they were initialised"] if initial else [])]
 
 
 def check_same_parameters(ours: Mapping[str, tuple[int, ...]], source: PartitionReader | ConsolidatedWeights) -> None:
@@ -98,7 +101,7 @@ def _remedy(name: str, ours: tuple[int, ...] | None, theirs: tuple[int, ...] | N
         if name.endswith(_POSITIONS):
             return f"set model.max_seq_len {theirs[0]}, since learned positions are as many as were trained"
         if name in _TABLES:
-            return "its rows are token ids: use its data.vocabulary_size, and data of its tokenizer"
+            return "its rows are token ids, without the mask: use data of its tokenizer, with its data.vocabulary_size"
     return "set the model section as it was"
 
 
