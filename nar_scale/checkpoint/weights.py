@@ -27,10 +27,9 @@ class StartingWeights:
 
     The weights of the network must have the names and shapes of the model's, with one exception: an autoregressive
     model has no mask token, whose row is the last of the embedding table and of the output projection. A model that has
-    one gets as its row the mean of the others, so that a mask looks like no token in particular; in the projection it
-    has no effect, since the mask is never predicted. In the other direction the row is left out. What the objective has
-    beside the network (for self-conditioning, classes or a critic) and the checkpoint lacks stays as it was
-    initialised.
+    one keeps that row as it was initialised; in the projection it has no effect, since the mask is never predicted. In
+    the other direction the row is left out. What the objective has beside the network (for self-conditioning, classes
+    or a critic) and the checkpoint lacks stays as it was initialised, too.
 
     Args:
         source: the weights of a checkpoint.
@@ -41,7 +40,7 @@ class StartingWeights:
         kinds: `{"weight"}` for each parameter that the checkpoint gives, an empty set for the others.
         scalars: an empty dictionary for each parameter, since there is no optimizer state.
         shapes: the shape of each parameter of the model, by name.
-        resized: names of the parameters to which the row of the mask token is added, or which lose it.
+        resized: names of the parameters that have a row for the mask token here or in the checkpoint alone.
         initial: names of the parameters that stay as they were initialised.
 
     Raises:
@@ -65,12 +64,16 @@ class StartingWeights:
         check_same_parameters(expected, source)
 
     def read(self, kind: str, name: str, start: int, stop: int) -> Tensor:
-        """The elements from `start` to `stop` of a flattened parameter, `[stop - start]`; `kind` is `weight`."""
-        elements = torch.Size(self._source.shapes[name]).numel()
-        if stop <= elements:
-            return self._source.read(kind, name, start, stop)
-        table = self._source.read(kind, name, 0, elements).view(self._source.shapes[name]).float()
-        return torch.cat((table, table.mean(0, keepdim=True))).flatten()[start:stop]
+        """The elements from `start` to `stop` of a flattened parameter, as many of them as the checkpoint has.
+
+        Args:
+            kind: is `weight`.
+
+        Returns:
+            `[stop - start]`, or fewer where the row of the mask token is to stay as it is.
+        """
+        stop = min(stop, torch.Size(self._source.shapes[name]).numel())
+        return self._source.read(kind, name, start, stop) if start < stop else torch.empty(0)
 
     def remarks(self) -> list[str]:
         """What is not taken from the checkpoint as it is, a sentence for each."""
@@ -78,7 +81,7 @@ class StartingWeights:
         if not self.resized:
             resized = []
         elif self._more_rows > 0:
-            resized = [f"the mask token's row in {tables} starts as the mean of the others"]
+            resized = [f"the mask token's row of {tables}, which it lacks, starts as it was initialised"]
         else:
             resized = [f"the mask token's row of {tables} is left out"]
         return [*resized, *([f"{initial}, which it lacks, start as they were initialised"] if initial else [])]

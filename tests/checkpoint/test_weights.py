@@ -49,15 +49,12 @@ def test_an_autoregressive_model_gets_a_row_for_the_mask(tmp_path, kind, tied):
     for name, shape in weights.shapes.items():
         assert weights.kinds[name] == {WEIGHT}
         size = torch.Size(shape).numel()
-        whole = weights.read(WEIGHT, name, 0, size)
         cuts = [0, size // 3, size - 5, size]  # one within the row of the mask
         parts = [weights.read(WEIGHT, name, start, stop) for start, stop in pairwise(cuts)]
-        assert torch.cat(parts).equal(whole)
-        rows = len(expected[name])
-        assert whole.view(shape)[:rows].equal(expected[name])
+        for found in (weights.read(WEIGHT, name, 0, size), torch.cat(parts)):
+            assert found.equal(expected[name].flatten())
         if name in weights.resized:
-            assert shape[0] == rows + 1 == objective.mask_id + 1
-            torch.testing.assert_close(whole.view(shape)[-1], expected[name].mean(0))
+            assert shape[0] == len(expected[name]) + 1 == objective.mask_id + 1
     assert EMBEDDINGS in check_weights_fit(objective, tmp_path / "model")[0]
 
 

@@ -50,7 +50,7 @@ def restore_partitions(engine: Any, source: PartitionReader | StartingWeights, i
         if fragment.elements and WEIGHT in source.kinds[name]:
             stop = fragment.start + fragment.elements
             weight = source.read(WEIGHT, name, fragment.start, stop)
-            fragment.of(fragment.master).copy_(weight)
+            fragment.of(fragment.master)[: len(weight)].copy_(weight)
         _restore_state(fragment, name, state, source, ignored)
         on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
         for kind, number in source.scalars[name].items():
