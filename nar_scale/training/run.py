@@ -156,7 +156,9 @@ def _train(
     if step is not None:
         state = _resume(config, engine, data, source, step, state)
     elif start.init_from is not None:
-        start_from_weights(engine, start.init_from)
+        for remark in start_from_weights(engine, start.init_from):
+            if world.is_main:
+                _logger.info("--init-from %s: %s", start.init_from, remark)
     finished = own_step is not None and is_finished(config, store.path(own_step), own_step)
     checkpointer = Checkpointer(store, config, world, state.step)
     checkpointer.start_thread()

@@ -178,7 +178,7 @@ class Outcomes:
 def train_in_one_launch(directory: Path, *cases: tuple[Path, Sequence[str]], ranks: int = 2) -> None:
     """Train (config, overrides) one after the other in a single launch.
 
-    Among overrides `stop_after=STEP` stops there, as if asked to.
+    Among overrides `stop_after=STEP` stops there, as if asked to, and `init_from=DIR` starts from weights.
     """
     listing = directory / "cases.json"
     listing.write_text(json.dumps([[str(config), list(overrides)] for config, overrides in cases]))
