@@ -173,6 +173,8 @@ def _train(
         writer = MetricsWriter(directory, state.step)
         if not finished:
             writer.settings(config, resolved)
+        if step is not None and not finished:
+            writer.event(state.step, "resumed", f"went on from {source.path(step)}")
         _logger.info(_summary(config, world, engine, data, state, directory))
     callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
     context = RunContext(config, world, engine, data, request.activity, StopAgreement(request, world))
