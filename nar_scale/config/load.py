@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from nar_scale.config.key_descriptions import keys_at, nearest_key
+from nar_scale.config.key_descriptions import discriminator_of, keys_at, nearest_key
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
 
@@ -123,16 +123,17 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         owners = [owner for key in keys_at(location)[:1] for owner in key.kinds]
         if owners:
-            return f"{name} belongs to {location[0]}.kind {' or '.join(owners)}, not {kind}; leave it out"
+            kinds = f"{location[0]}.{discriminator_of(location[0])}"
+            return f"{name} belongs to {kinds} {' or '.join(owners)}, not {kind}; leave it out"
         return f"unknown key {name!r}{nearest_key(location, kind)}"
     if problem["type"] == "missing":
         return f"missing key {name!r}"
     if problem["type"] == "union_tag_not_found":
-        return f"missing key '{name}.kind'"
+        return f"missing key '{name}.{discriminator_of(name)}'"
     if problem["type"] == "union_tag_invalid":
-        return (
-            f"{name}.kind: expected one of {problem['ctx']['expected_tags']}, got {problem['input'].get('kind')!r:.60}"
-        )
+        tag = discriminator_of(name) or "kind"
+        found = problem["input"].get(tag)
+        return f"{name}.{tag}: expected one of {problem['ctx']['expected_tags']}, got {found!r:.60}"
     if problem["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return f"{name}: expected a section, with keys of its own, got {problem['input']!r:.60}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -147,6 +148,6 @@ def _explain(problem: Any) -> str:
 def _located(location: Sequence[str | int]) -> tuple[str | None, list[str]]:
     """The kind of the section that a problem is in, if it has several, and the key, without the kind in its middle."""
     names = [str(part) for part in location]
-    if len(names) > 1 and any(key.path == f"{names[0]}.kind" for key in keys_at(names[:1])):
+    if len(names) > 1 and discriminator_of(names[0]):
         return names[1], [names[0], *names[2:]]
     return None, names

@@ -13,6 +13,7 @@ from pydantic import model_validator as validator
 
 from nar_scale.config.sections.checkpoint import CheckpointConfig
 from nar_scale.config.sections.data import DataConfig
+from nar_scale.config.sections.decoding import UNMASKING_SAMPLERS, AutoDecoding, DecodingConfig
 from nar_scale.config.sections.faults import FaultsConfig
 from nar_scale.config.sections.logging import LoggingConfig
 from nar_scale.config.sections.model import ModelConfig
@@ -23,6 +24,15 @@ from nar_scale.config.sections.section import FixedOnResume, Operational, Sectio
 from nar_scale.config.sections.training import TrainingConfig
 from nar_scale.config.sections.zero import ZeroConfig
 
+SAMPLERS_OF_KIND: dict[str, tuple[str, ...]] = {
+    "autoregressive": ("left_to_right",),
+    "non_autoregressive": UNMASKING_SAMPLERS,
+    "block_diffusion": UNMASKING_SAMPLERS,
+}
+"""The samplers that each kind of objective has, the one of `auto` first."""
+
+_MOVED_TO_DECODING = {"steps": "steps", "guidance_scale": "guidance"}
+
 
 class Config(Section):
     """A whole run."""
@@ -30,6 +40,10 @@ class Config(Section):
     model: ModelConfig
     objective: ObjectiveConfig = Field(description="What is learned.")
     data: DataConfig
+    decoding: Annotated[DecodingConfig, Operational()] = Field(
+        default_factory=AutoDecoding,
+        description="How samples are drawn from the model, in training and, by default, from its checkpoints.",
+    )
     optimizer: OptimizerConfig = Field(description="How weights follow from gradients.")
     schedule: ScheduleConfig = Field(
         default_factory=CosineScheduleConfig,
@@ -44,6 +58,35 @@ class Config(Section):
         default={},
         description="Raw DeepSpeed settings, merged over what the other sections derive: they win.",
     )
+
+    @validator(mode="before")
+    @classmethod
+    def _move_decoding_keys(cls, values: Any) -> Any:
+        """Read files of version 0.1 with `objective.steps` and `objective.guidance_scale`."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("objective"), Mapping):
+            return values
+        objective, given = dict(values["objective"]), values.get("decoding", {})
+        moved = {new: objective.pop(old) for old, new in _MOVED_TO_DECODING.items() if old in objective}
+        if not moved or not isinstance(given, Mapping) or objective.get("kind") == "autoregressive":
+            return {**values, "objective": objective}
+        return {**values, "objective": objective, "decoding": {"sampler": "auto", **moved, **given}}
+
+    @validator(mode="before")
+    @classmethod
+    def _fill_in_sampler(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("decoding"), Mapping):
+            return {**values, "decoding": {"sampler": "auto", **values["decoding"]}}
+        return values
+
+    @validator(mode="after")
+    def _sampler_fits(self) -> "Config":
+        samplers = SAMPLERS_OF_KIND[self.objective.kind]
+        if self.decoding.sampler not in ("auto", *samplers):
+            raise ValueError(
+                f"decoding.sampler {self.decoding.sampler} is not for objective.kind {self.objective.kind}; use one of "
+                f"auto, {', '.join(samplers)}"
+            )
+        return self
 
     @validator(mode="after")
     def _objective_fits(self) -> "Config":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -10,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from nar_scale.config import ObjectiveConfig
+from nar_scale.config import SamplerConfig
 from nar_scale.data import Batch
-from nar_scale.decoding import DecodeManifest, Prompts, SamplingOptions, continue_prompts, get_filter, search_beams
+from nar_scale.decoding import Prompts, continue_prompts, get_filter, search_beams, top_k, top_p
 from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, random_subset
@@ -260,19 +261,22 @@ class AutoregressiveWrapper(Objective):
     def sample(
         self,
         given: Tensor,
-        options: SamplingOptions,
+        decoding: SamplerConfig,
         noise: Noise,
         *,
+        length: int | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
     ) -> Samples:
         """Continue prompts, all of one length; see `Objective`."""
+        if decoding.sampler != "left_to_right":
+            raise ConfigError(f"the sampler {decoding.sampler} is not for autoregressive models")
         generated = self.generate(
             given,
-            (options.length or self.max_seq_len) - given.shape[1],
+            (length or self.max_seq_len) - given.shape[1],
             eos_token=end_token,
-            temperature=options.temperature,
-            filter_kwargs={} if options.top_k is None else {"frac_num_tokens": options.top_k},
+            temperature=decoding.temperature,
+            filter_logits_fn=partial(_eligible, decoding.top_k, decoding.top_p),
             return_prompt=False,
             noise=noise,
         )
@@ -282,10 +286,6 @@ class AutoregressiveWrapper(Objective):
             tokens.append(row[:end])
             calls.append(min(end + 1, len(row)))
         return Samples(tokens, calls)
-
-    def decode_manifest(self, config: ObjectiveConfig, end_token: int | None) -> DecodeManifest:
-        """Left to right at temperature 1, up to the end token; see `Objective`."""
-        return DecodeManifest("left_to_right", None, None, 1.0, None, end_token)
 
     def probe_tokens(self, bits: Tensor) -> Tensor:
         """Any tokens; see `Objective`."""
@@ -408,6 +408,11 @@ class AutoregressiveWrapper(Objective):
 
 def _cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), answers, reduction="none")
+
+
+def _eligible(k: int | None, p: float | None, logits: Tensor) -> Tensor:
+    logits = logits if k is None else top_k(logits, k=k)
+    return logits if p is None else top_p(logits, p)
 
 
 def _net(model: nn.Module) -> TransformerWrapper:
