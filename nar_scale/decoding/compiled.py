@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nar_scale.decoding.predictor import Predictor
-from nar_scale.model import StaticKeyValueCache, TransformerWrapper
+from nar_scale.model import KeyValueCache, TransformerWrapper
 
 _CAPACITY_STEP = 64  # capacities are rounded up to this, so that prompts of many lengths share a graph
 
@@ -55,7 +55,7 @@ def _advance(
     tokens: Tensor,
     padding: Tensor,
     mask: Tensor | None,
-    cache: StaticKeyValueCache,
+    cache: KeyValueCache,
     conditions: dict[str, Tensor],
 ) -> Tensor:
     """Take in further tokens, int64 `[batch, n]`, and give the logits of the next, float32 `[batch, num_tokens]`."""
@@ -71,15 +71,15 @@ def _compiled_step(on_gpu: bool) -> Callable[..., Tensor]:
     return torch.compile(_advance, dynamic=False, mode="reduce-overhead" if on_gpu else None)
 
 
-_caches: WeakKeyDictionary[TransformerWrapper, tuple[Any, StaticKeyValueCache]] = WeakKeyDictionary()
+_caches: WeakKeyDictionary[TransformerWrapper, tuple[Any, KeyValueCache]] = WeakKeyDictionary()
 
 
-def _cache_of(net: TransformerWrapper, batch: int, capacity: int) -> StaticKeyValueCache:
+def _cache_of(net: TransformerWrapper, batch: int, capacity: int) -> KeyValueCache:
     """An empty cache; that of the sequences before, if it fits, so that CUDA graphs find their buffers again."""
     weight = net.token_emb.weight
     fits = batch, capacity, weight.device, weight.dtype
     if _caches.get(net, (None,))[0] != fits:
-        _caches[net] = fits, StaticKeyValueCache(capacity, weight.device)
+        _caches[net] = fits, KeyValueCache(capacity, weight.device)
     cache = _caches[net][1]
     cache.clear()
     return cache
