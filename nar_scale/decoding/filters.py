@@ -105,8 +105,26 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     Returns:
         int64 `[...]`; never a token whose logit is -inf.
     """
-    if temperature < _COLDEST:
+    if is_greedy(temperature):
         return logits.argmax(dim=-1)
-    cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    return sample_probabilities((logits.double() / temperature).softmax(dim=-1), uniform)
+
+
+def is_greedy(temperature: float) -> bool:
+    """Whether sampling at this temperature returns the most probable token."""
+    return temperature < _COLDEST
+
+
+def sample_probabilities(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Draw tokens by inverting the cumulative distribution.
+
+    Args:
+        probabilities: float64 `[..., num_tokens]`, not all 0; they need not be normalised.
+        uniform: float64 `[...]` in (0, 1), the only source of randomness.
+
+    Returns:
+        int64 `[...]`; never a token whose probability is 0.
+    """
+    cumulative = probabilities.cumsum(dim=-1)
     threshold = uniform[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold, right=False)[..., 0].clamp(max=logits.shape[-1] - 1)
+    return torch.searchsorted(cumulative, threshold, right=False)[..., 0].clamp(max=probabilities.shape[-1] - 1)
