@@ -104,10 +104,10 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         calls = torch.zeros_like(tokens[:, 0])
         finished: list[Tensor] = []
         for number, block in enumerate(tokens.split(self.block_size, dim=1)):
-            past = cache.length
+            past = cache.longest
 
             def predict_block(tokens: Tensor, embeddings: Tensor | None, past: int = past) -> tuple[Tensor, Tensor]:
-                cache.length = past  # drop the keys and values of the block as it was in the previous call
+                cache.truncate(past)  # drop the keys and values of the block as it was in the previous call
                 return predict(tokens, embeddings, cache=cache)
 
             result = unmask(predict_block, block, steps=steps, noise=noise.derive(number), **options)
