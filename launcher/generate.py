@@ -47,14 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
         choices=["refuse", "skip"],
         help="skip: its result is an error, and the others are generated (default: refuse them all)",
     )
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="0 is greedy (default: 1)")
-    parser.add_argument("--top-k", type=float, default=1.0, metavar="FRACTION", help="keep so much of the vocabulary")
-    parser.add_argument(
-        "--sampler",
-        default="confidence",
-        choices=["confidence", "random"],
-        help="non-autoregressive: reveal the surest tokens first, cooling down, or random ones (default: confidence)",
-    )
+    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy (default: the run's)")
+    parser.add_argument("--top-k", type=int, metavar="N", help="only the N most probable tokens (default: the run's)")
+    parser.add_argument("--sampler", metavar="NAME", help="see decoding.sampler in docs/config.md (default: the run's)")
     parser.add_argument("--steps", type=int, metavar="N", help="non-autoregressive: network calls (default: the run's)")
     parser.add_argument(
         "--guidance", type=float, metavar="X", help="scale of classifier-free guidance, 1 for none (default: the run's)"
@@ -85,13 +80,13 @@ def main(arguments: list[str] | None = None) -> int:
             options.output,
             requests,
             SamplingOptions(
-                options.temperature,
-                options.sampler,
-                options.steps,
-                options.top_k,
-                options.length,
-                options.seed,
-                options.guidance,
+                temperature=options.temperature,
+                sampler=options.sampler,
+                steps=options.steps,
+                top_k=options.top_k,
+                guidance=options.guidance,
+                length=options.length,
+                seed=options.seed,
             ),
             worker=options.worker[0],
             workers=options.worker[1],

@@ -18,6 +18,7 @@ from nar_scale.checkpoint.probe import load_probe
 from nar_scale.checkpoint.state import TrainingState
 from nar_scale.checkpoint.store import CheckpointStore, verify_integrity
 from nar_scale.config import load_config
+from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import CheckpointError, UserError
 from nar_scale.objectives import build_wrapper
 from nar_scale.processes import send_when_parent_ends
@@ -67,7 +68,7 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
         step=state.step,
         samples=state.samples,
         dtype=config.training.precision,
-        decode=wrapper.decode_manifest(config.objective, state.end_token),
+        decode=DecodeManifest.of(config, wrapper.mask_id, state.end_token),
         special_tokens=state.special_tokens,
     )
     probe = load_probe(checkpoint)

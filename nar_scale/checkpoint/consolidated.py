@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -120,7 +120,7 @@ def write_consolidated(
         if average is not None:
             save_weights(writing, average, "ema", shard_bytes, layout)
         (writing / CONFIG_FILE).write_text(dump_config(config))
-        (writing / MODEL_FILE).write_text(json.dumps(asdict(info), indent=2) + "\n")
+        (writing / MODEL_FILE).write_bytes(TypeAdapter(ModelInfo).dump_json(info, indent=2) + b"\n")
         if tokenizer_file is not None:
             shutil.copyfile(tokenizer_file, writing / "tokenizer.json")
         save_probe(writing, probe)

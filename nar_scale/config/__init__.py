@@ -11,9 +11,29 @@ from nar_scale.config.checks import check_run
 from nar_scale.config.deepspeed import resolve_deepspeed_config
 from nar_scale.config.key_descriptions import Key, config_reference
 from nar_scale.config.load import dump_config, load_config, validate_config
-from nar_scale.config.schema import Config, fixed_on_resume, flat_settings, learned_settings
+from nar_scale.config.schema import SAMPLERS_OF_KIND, Config, fixed_on_resume, flat_settings, learned_settings
 from nar_scale.config.sections.checkpoint import CheckpointConfig
 from nar_scale.config.sections.data import DataConfig, SourceConfig
+from nar_scale.config.sections.decoding import (
+    SAMPLERS,
+    UNMASKING_SAMPLERS,
+    AutoDecoding,
+    ConfidenceDecoding,
+    DecodingConfig,
+    EntropyBoundDecoding,
+    EntropyDecoding,
+    FactorDecoding,
+    FirstHittingDecoding,
+    LeftToRightDecoding,
+    MarginDecoding,
+    RandomDecoding,
+    RemaskDecoding,
+    SamplerConfig,
+    SelfSpeculativeDecoding,
+    ThresholdDecoding,
+    UnmaskingConfig,
+    WinoDecoding,
+)
 from nar_scale.config.sections.faults import FaultsConfig
 from nar_scale.config.sections.logging import LoggingConfig
 from nar_scale.config.sections.model import ModelConfig
@@ -35,29 +55,48 @@ from nar_scale.config.sections.training import BatchSizeStage, TrainingConfig
 from nar_scale.config.sections.zero import ZeroConfig
 
 __all__ = [
+    "SAMPLERS",
+    "SAMPLERS_OF_KIND",
+    "UNMASKING_SAMPLERS",
     "AdamWConfig",
+    "AutoDecoding",
     "AutoregressiveConfig",
     "BatchSizeStage",
     "BlockDiffusionConfig",
     "CheckpointConfig",
+    "ConfidenceDecoding",
     "Config",
     "ConstantScheduleConfig",
     "CosineScheduleConfig",
     "DataConfig",
+    "DecodingConfig",
+    "EntropyBoundDecoding",
+    "EntropyDecoding",
+    "FactorDecoding",
     "FaultsConfig",
+    "FirstHittingDecoding",
     "InverseSqrtScheduleConfig",
     "Key",
+    "LeftToRightDecoding",
     "LionConfig",
     "LoggingConfig",
+    "MarginDecoding",
     "ModelConfig",
     "MuonConfig",
     "NonAutoregressiveConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "RandomDecoding",
+    "RemaskDecoding",
+    "SamplerConfig",
     "ScheduleConfig",
+    "SelfSpeculativeDecoding",
     "SourceConfig",
+    "ThresholdDecoding",
     "TrainingConfig",
+    "UnmaskingConfig",
     "WSDScheduleConfig",
+    "WinoDecoding",
     "ZeroConfig",
     "batch_size_at",
     "check_run",

@@ -57,6 +57,12 @@ def keys_at(location: Sequence[str]) -> list[Key]:
     return [key for key in config_reference() if _fits(key.path.split("."), location, len(location))]
 
 
+def discriminator_of(section: str) -> str | None:
+    """The key of a section that names its kind: `kind`, or `sampler` of `decoding`; None if it has no kinds."""
+    paths = {key.path for key in keys_at([section])}
+    return next((name for name in ("kind", "sampler") if f"{section}.{name}" in paths), None)
+
+
 def nearest_key(location: Sequence[str], kind: str | None = None) -> str:
     """The end of a message on an unknown key: a similar one beside it, the same elsewhere, or what is valid there.
 
@@ -113,7 +119,7 @@ def _keys_of(section: dict[str, Any], definitions: dict[str, Any], prefix: str) 
 
 
 def _keys_of_kinds(kinds: list[list[Key]]) -> Iterator[Key]:
-    """The keys of a section of several kinds, `kind` first, each once."""
+    """The keys of a section of several kinds, the one that names the kind first, each once."""
     named = {str(keys[0].allowed): keys for keys in kinds}
     first = [keys[0] for keys in kinds]
     default = next((key for key in first if not key.required), first[0])

@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from nar_scale.config.key_descriptions import keys_at, nearest_key
+from nar_scale.config.former_keys import current_key, move_former_keys
+from nar_scale.config.key_descriptions import discriminator_of, keys_at, nearest_key
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
 
@@ -68,6 +69,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections such as 'model:' and 'training:', found {values!r:.60}")
+    values = _with_present_keys(values, str(path))
     for override in overrides:
         _apply(values, override)
     return validate_config(values, source=str(path), default_run_directory=f"runs/{path.stem}")
@@ -81,6 +83,7 @@ def validate_config(values: dict[str, Any], source: str, default_run_directory: 
     """
     sections = Config.model_fields.keys()
     values = {key: {} if value is None and key in sections else value for key, value in values.items()}
+    values = _with_present_keys(values, source)
     training = values.get("training")
     if default_run_directory and isinstance(training, dict) and training.get("run_directory") is None:
         values = {**values, "training": {**training, "run_directory": default_run_directory}}
@@ -95,6 +98,13 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def _with_present_keys(values: dict[str, Any], source: str) -> dict[str, Any]:
+    try:
+        return move_former_keys(values)
+    except ValueError as error:
+        raise ConfigError(f"{error} (in {source})") from None
+
+
 def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
@@ -105,7 +115,7 @@ def _parse(text: str, source: str) -> Any:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
-    *sections, name = key.split(".")
+    *sections, name = current_key(key).split(".")
     if not separator or not sections or not name:
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
     for section in sections:
@@ -123,16 +133,17 @@ def _explain(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         owners = [owner for key in keys_at(location)[:1] for owner in key.kinds]
         if owners:
-            return f"{name} belongs to {location[0]}.kind {' or '.join(owners)}, not {kind}; leave it out"
+            kinds = f"{location[0]}.{discriminator_of(location[0])}"
+            return f"{name} belongs to {kinds} {' or '.join(owners)}, not {kind}; leave it out"
         return f"unknown key {name!r}{nearest_key(location, kind)}"
     if problem["type"] == "missing":
         return f"missing key {name!r}"
     if problem["type"] == "union_tag_not_found":
-        return f"missing key '{name}.kind'"
+        return f"missing key '{name}.{discriminator_of(name)}'"
     if problem["type"] == "union_tag_invalid":
-        return (
-            f"{name}.kind: expected one of {problem['ctx']['expected_tags']}, got {problem['input'].get('kind')!r:.60}"
-        )
+        tag = discriminator_of(name) or "kind"
+        found = problem["input"].get(tag)
+        return f"{name}.{tag}: expected one of {problem['ctx']['expected_tags']}, got {found!r:.60}"
     if problem["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return f"{name}: expected a section, with keys of its own, got {problem['input']!r:.60}"
     message = problem["msg"].removeprefix("Value error, ")
@@ -147,6 +158,6 @@ def _explain(problem: Any) -> str:
 def _located(location: Sequence[str | int]) -> tuple[str | None, list[str]]:
     """The kind of the section that a problem is in, if it has several, and the key, without the kind in its middle."""
     names = [str(part) for part in location]
-    if len(names) > 1 and any(key.path == f"{names[0]}.kind" for key in keys_at(names[:1])):
+    if len(names) > 1 and discriminator_of(names[0]):
         return names[1], [names[0], *names[2:]]
     return None, names

@@ -11,7 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 
-from nar_scale.config.key_descriptions import Key, config_reference, keys_at, nearest_key
+from nar_scale.config.key_descriptions import Key, config_reference, discriminator_of, keys_at, nearest_key
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
 
@@ -86,7 +86,8 @@ def _default(key: Key) -> str:
 
 
 def _remarks(key: Key) -> list[str]:
-    kinds = [f"only for kind {' and '.join(key.kinds)}"] if key.kinds else []
+    discriminator = discriminator_of(key.path.partition(".")[0])
+    kinds = [f"only for {discriminator} {' and '.join(key.kinds)}"] if key.kinds else []
     return [*kinds, *(["fixed on resume"] if key.fixed_on_resume else [])]
 
 

@@ -6,13 +6,14 @@ start with a configuration is another matter, see `nar_scale/config/checks.py`.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 from pydantic import model_validator as validator
 
 from nar_scale.config.sections.checkpoint import CheckpointConfig
 from nar_scale.config.sections.data import DataConfig
+from nar_scale.config.sections.decoding import SAMPLERS, UNMASKING_SAMPLERS, AutoDecoding, DecodingConfig, SamplerConfig
 from nar_scale.config.sections.faults import FaultsConfig
 from nar_scale.config.sections.logging import LoggingConfig
 from nar_scale.config.sections.model import ModelConfig
@@ -23,6 +24,13 @@ from nar_scale.config.sections.section import FixedOnResume, Operational, Sectio
 from nar_scale.config.sections.training import TrainingConfig
 from nar_scale.config.sections.zero import ZeroConfig
 
+SAMPLERS_OF_KIND: dict[str, tuple[str, ...]] = {
+    "autoregressive": ("left_to_right",),
+    "non_autoregressive": UNMASKING_SAMPLERS,
+    "block_diffusion": UNMASKING_SAMPLERS,
+}
+"""The samplers that each kind of objective has, the one of `auto` first."""
+
 
 class Config(Section):
     """A whole run."""
@@ -30,6 +38,10 @@ class Config(Section):
     model: ModelConfig
     objective: ObjectiveConfig = Field(description="What is learned.")
     data: DataConfig
+    decoding: Annotated[DecodingConfig, Operational()] = Field(
+        default_factory=AutoDecoding,
+        description="How samples are drawn from the model, in training and, by default, from its checkpoints.",
+    )
     optimizer: OptimizerConfig = Field(description="How weights follow from gradients.")
     schedule: ScheduleConfig = Field(
         default_factory=CosineScheduleConfig,
@@ -44,6 +56,37 @@ class Config(Section):
         default={},
         description="Raw DeepSpeed settings, merged over what the other sections derive: they win.",
     )
+
+    @validator(mode="before")
+    @classmethod
+    def _fill_in_sampler(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and isinstance(values.get("decoding"), Mapping):
+            return {**values, "decoding": {"sampler": "auto", **values["decoding"]}}
+        return values
+
+    @validator(mode="after")
+    def _decoding_fits(self) -> "Config":
+        objective, decoding = self.objective, self.decoding
+        samplers = SAMPLERS_OF_KIND[objective.kind]
+        if decoding.sampler not in ("auto", *samplers):
+            raise ValueError(
+                f"decoding.sampler {decoding.sampler} is not for objective.kind {objective.kind}; use one of "
+                f"auto, {', '.join(samplers)}"
+            )
+        default = SAMPLERS[samplers[0]]
+        if decoding.sampler == "auto" and decoding.steps is not None and "steps" not in default.model_fields:
+            raise ValueError(f"decoding.steps is not for objective.kind {objective.kind}; leave it out")
+        if decoding.guidance != 1 and objective.num_classes is None and not objective.prefix_length:
+            raise ValueError("decoding.guidance needs objective.num_classes or objective.prefix_length")
+        return self
+
+    def sampler(self) -> SamplerConfig:
+        """How samples are drawn, with the sampler that `auto` stands for."""
+        if not isinstance(self.decoding, AutoDecoding):
+            return self.decoding
+        name = SAMPLERS_OF_KIND[self.objective.kind][0]
+        given = {key: value for key, value in self.decoding if key in SAMPLERS[name].model_fields and value is not None}
+        return cast(SamplerConfig, SAMPLERS[name].model_validate({**given, "sampler": name}))
 
     @validator(mode="after")
     def _objective_fits(self) -> "Config":

@@ -1,9 +1,11 @@
 """Decoding: logit filters, left-to-right sampling and beam search, iterative unmasking."""
 
-from nar_scale.decoding.filters import FILTERS, contrastive, get_filter, min_p, sample, top_a, top_k, top_p
-from nar_scale.decoding.left_to_right import Prompts, continue_prompts, search_beams
+from nar_scale.decoding.filters import FILTERS, contrastive, eligible, get_filter, min_p, sample, top_a, top_k, top_p
+from nar_scale.decoding.left_to_right import continue_prompts, search_beams
 from nar_scale.decoding.options import DecodeManifest, SamplingOptions
 from nar_scale.decoding.predictor import Predictor
+from nar_scale.decoding.sequences import Prompts, Sequences
+from nar_scale.decoding.speculative import VerificationNoise, Verified, propose, verify
 from nar_scale.decoding.unmask import Sampler, Unmasked, unmask
 
 __all__ = [
@@ -13,15 +15,21 @@ __all__ = [
     "Prompts",
     "Sampler",
     "SamplingOptions",
+    "Sequences",
     "Unmasked",
+    "VerificationNoise",
+    "Verified",
     "continue_prompts",
     "contrastive",
+    "eligible",
     "get_filter",
     "min_p",
+    "propose",
     "sample",
     "search_beams",
     "top_a",
     "top_k",
     "top_p",
     "unmask",
+    "verify",
 ]

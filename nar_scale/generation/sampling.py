@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
 
 from nar_scale.checkpoint import LoadedModel
+from nar_scale.config import SAMPLERS_OF_KIND, SamplerConfig
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
 from nar_scale.generation.encoding import encode_request
@@ -45,21 +46,28 @@ class _Encoded:
     tokens: list[int]
 
 
-def check_options(options: SamplingOptions, model: LoadedModel) -> None:
-    """Refuse options that the model does not have.
+def check_options(options: SamplingOptions, model: LoadedModel) -> SamplerConfig:
+    """The settings that samples are drawn with; options that the model does not have are refused.
 
     Args:
         options: how to sample.
         model: whose weights are not looked at, so that it may be on the meta device.
 
     Raises:
-        UserError: the length is more than the model's, or there is guidance without a condition.
+        UserError: the length is more than the model's, the sampler is for other kinds of models, a setting is out of
+            range, or there is guidance without a condition.
     """
-    if options.guidance not in (None, 1) and not model.wrapper.conditional:
+    decoding = options.resolve(model.info.decode.decoding)
+    samplers = SAMPLERS_OF_KIND[model.config.objective.kind]
+    if decoding.sampler not in samplers:
+        kind = model.config.objective.kind
+        raise UserError(f"--sampler {decoding.sampler} is not for a model of kind {kind}; use {', '.join(samplers)}")
+    if decoding.guidance != 1 and not model.wrapper.conditional:
         raise UserError("--guidance needs a model with objective.num_classes or objective.prefix_length")
     longest = model.wrapper.max_seq_len
     if options.length is not None and options.length > longest:
         raise UserError(f"--length {options.length} exceeds the model's maximum of {longest} tokens")
+    return decoding
 
 
 def generate_samples(
@@ -78,9 +86,7 @@ def generate_samples(
     Raises:
         UserError: a prompt is too long, or of another kind than the model takes; there is guidance without a condition.
     """
-    check_options(options, model)
-    if options.guidance is None:
-        options = replace(options, guidance=model.info.decode.guidance_scale)
+    decoding = check_options(options, model)
     length = options.length or model.wrapper.max_seq_len
     encoded = [_Encoded(request, encode_request(request, model, length)) for request in requests]
     encoded.sort(key=lambda item: (len(item.tokens), item.request.number))
@@ -88,19 +94,22 @@ def generate_samples(
     for _, same_length in groupby(encoded, key=lambda item: len(item.tokens)):
         waiting = list(same_length)
         for start in range(0, len(waiting), batch_size):
-            samples += _generate_batch(model, waiting[start : start + batch_size], options)
+            samples += _generate_batch(model, waiting[start : start + batch_size], decoding, options.seed, length)
     return iter(sorted(samples, key=lambda sample: sample.request.number))
 
 
-def _generate_batch(model: LoadedModel, batch: list[_Encoded], options: SamplingOptions) -> Iterator[Sample]:
+def _generate_batch(
+    model: LoadedModel, batch: list[_Encoded], decoding: SamplerConfig, seed: int, length: int
+) -> Iterator[Sample]:
     device = model.wrapper.net.token_emb.weight.device
     given = torch.tensor([item.tokens for item in batch], device=device)
-    noise = Noise.of_requests(options.seed, torch.tensor([item.request.number for item in batch], device=device))
+    noise = Noise.of_requests(seed, torch.tensor([item.request.number for item in batch], device=device))
     classes = [item.request.class_id for item in batch]
     samples = model.wrapper.sample(
         given,
-        options,
+        decoding,
         noise,
+        length=length,
         classes=None if None in classes else torch.tensor(classes, device=device),
         end_token=model.info.decode.end_token,
     )

@@ -78,6 +78,7 @@ def generate(
         raise UserError("the batch size, the part size and the number of requests must be at least 1")
     output, checkpoint, device = Path(output), Path(checkpoint), find_device(device)
     model = describe_consolidated(checkpoint)
+    decoding = check_options(options, model)
     requests = _check(requests, model, options, skip_faults)
     load_weights(model, checkpoint, device, kind=weights)
     manifest = {
@@ -86,8 +87,9 @@ def generate(
         "requests": _digest(json.dumps([request.as_dict() for request in requests]).encode()),
         "count": len(requests),
         "part_size": part_size,
-        "model": {"step": model.info.step, "steps": model.info.decode.steps, "schedule": model.info.decode.schedule},
-        "sampling": options.as_dict(),
+        "model": {"step": model.info.step, "schedule": model.info.decode.schedule},
+        "decoding": decoding.model_dump(mode="json"),
+        "sampling": {"length": options.length, "seed": options.seed},
     }
     claim_output(output, manifest)
     paths = []
@@ -104,7 +106,6 @@ def _check(
     requests: Sequence[Request], model: LoadedModel, options: SamplingOptions, skip_faults: bool
 ) -> list[Request]:
     """The requests with their classes and faults, which are counted if they are not refused."""
-    check_options(options, model)
     requests = check_requests(requests, model, options.length or model.wrapper.max_seq_len)
     faults = sum(request.fault is not None for request in requests)
     if faults and not skip_faults:

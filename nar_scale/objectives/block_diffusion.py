@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nar_scale.config import ObjectiveConfig
-from nar_scale.decoding import DecodeManifest, Unmasked, unmask
+from nar_scale.decoding import Unmasked, unmask
 from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Noise
 from nar_scale.model import WHOLE, KeyValueCache, SequenceParallelContext, TransformerWrapper
@@ -52,10 +50,6 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         super().__init__(net, mask_id=mask_id, **options)
         self.block_size = block_size
         self.parts = net.max_seq_len // block_size
-
-    def decode_manifest(self, config: ObjectiveConfig, end_token: int | None) -> DecodeManifest:
-        """Block after block, each step by step; see `Objective`."""
-        return replace(super().decode_manifest(config, end_token), block_size=self.block_size)
 
     def _check_generation(
         self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float, compile: bool
@@ -110,10 +104,10 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         calls = torch.zeros_like(tokens[:, 0])
         finished: list[Tensor] = []
         for number, block in enumerate(tokens.split(self.block_size, dim=1)):
-            past = cache.length
+            past = cache.longest
 
             def predict_block(tokens: Tensor, embeddings: Tensor | None, past: int = past) -> tuple[Tensor, Tensor]:
-                cache.length = past  # drop the keys and values of the block as it was in the previous call
+                cache.truncate(past)  # drop the keys and values of the block as it was in the previous call
                 return predict(tokens, embeddings, cache=cache)
 
             result = unmask(predict_block, block, steps=steps, noise=noise.derive(number), **options)

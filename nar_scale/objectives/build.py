@@ -41,7 +41,6 @@ def build_wrapper(config: Config, vocabulary_size: int) -> Objective:
         return AutoregressiveWrapper(net, mask_prob=objective.mask_prob, add_attn_z_loss=objective.attention_z_loss)
     options: dict[str, Any] = {
         "mask_id": vocabulary_size,
-        "steps": objective.steps,
         "no_replace_prob": objective.no_replace_prob,
         "random_token_prob": objective.random_token_prob,
         "schedule": objective.schedule,

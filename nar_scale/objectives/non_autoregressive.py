@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_scale.config import ObjectiveConfig
+from nar_scale.config import ConfidenceDecoding, RandomDecoding, SamplerConfig
 from nar_scale.data import Batch
-from nar_scale.decoding import DecodeManifest, Sampler, SamplingOptions, Unmasked, unmask
+from nar_scale.decoding import Sampler, Unmasked, unmask
 from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Masking, Noise, choose_masked, get_schedule, mask_tokens, masked_counts
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
@@ -270,38 +270,30 @@ class NonAutoregressiveWrapper(Denoiser):
     def sample(
         self,
         given: Tensor,
-        options: SamplingOptions,
+        decoding: SamplerConfig,
         noise: Noise,
         *,
+        length: int | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
     ) -> Samples:
         """Fill in the masks of sequences of one length; see `Objective`."""
+        if not isinstance(decoding, ConfidenceDecoding | RandomDecoding):
+            raise ConfigError(f"the sampler {decoding.sampler} is not for non-autoregressive models")
+        kept = self.net.num_tokens if decoding.top_k is None else decoding.top_k
         result = self.generate(
             prompt=given,
-            start_temperature=options.temperature,
-            filter_thres=_FILTER_THRES if options.top_k is None else 1 - options.top_k,
-            sampler=options.sampler,
-            steps=options.steps,
+            start_temperature=decoding.temperature,
+            filter_thres=max(0.0, 1 - kept / self.net.num_tokens),
+            sampler=decoding.sampler,
+            steps=given.shape[1] if decoding.steps is None else decoding.steps,
             noise=noise,
             classes=classes,
-            guidance_scale=1.0 if options.guidance is None else options.guidance,
+            guidance_scale=decoding.guidance,
             return_network_calls=True,
         )
         tokens, network_calls = cast(Unmasked, result)
         return Samples(tokens.tolist(), network_calls.tolist())
-
-    def decode_manifest(self, config: ObjectiveConfig, end_token: int | None) -> DecodeManifest:
-        """Step by step, by confidence or by the critic; see `Objective`."""
-        return DecodeManifest(
-            sampler="confidence" if self.token_critic is None else "critic",
-            steps=self.steps,
-            schedule=config.schedule,
-            temperature=1.0,
-            mask_id=self.mask_id,
-            end_token=end_token,
-            guidance_scale=config.guidance_scale,
-        )
 
     def _check_generation(
         self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float, compile: bool

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from nar_scale.config import ObjectiveConfig
+from nar_scale.config import SamplerConfig
 from nar_scale.data import Batch
-from nar_scale.decoding import DecodeManifest, SamplingOptions
 from nar_scale.masking import Noise
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
 from nar_scale.objectives.terms import LossTerms
@@ -115,9 +114,10 @@ class Objective(nn.Module, ABC):
     def sample(
         self,
         given: Tensor,
-        options: SamplingOptions,
+        decoding: SamplerConfig,
         noise: Noise,
         *,
+        length: int | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
     ) -> Samples:
@@ -125,22 +125,15 @@ class Objective(nn.Module, ABC):
 
         Args:
             given: int64 `[batch, n]`, made by `start_from` or by filling gaps with `mask_id`.
-            options: how to sample; its seed is that of `noise`, and without `guidance` there is none.
+            decoding: how to sample; its stop texts are for those who know the tokenizer.
             noise: the source of all randomness, a stream for each sequence.
+            length: tokens of a sequence with its prompt, of a model that generates left to right; None for the longest.
             classes: int64 `[batch]`, of a model with `num_classes`.
             end_token: ends a sequence of a model that generates left to right.
 
         Raises:
+            ConfigError: a sampler or a setting that is not for this kind of model.
             ValueError: sequences that are too long, or a class that the model does not have.
-        """
-
-    @abstractmethod
-    def decode_manifest(self, config: ObjectiveConfig, end_token: int | None) -> DecodeManifest:
-        """How samples are drawn from the model by default.
-
-        Args:
-            config: what the model was built from.
-            end_token: ends a document; None if it is unknown.
         """
 
     @abstractmethod

@@ -15,7 +15,6 @@ class AutoregressiveConfig(Kind):
     schedule: ClassVar[None] = None
     num_classes: ClassVar[None] = None
     prefix_length: ClassVar[int] = 0
-    guidance_scale: ClassVar[float] = 1.0
 
     kind: Annotated[Literal["autoregressive"], FixedOnResume()] = Field(
         description="Predicts each token from those before it, with a `Decoder`.",
@@ -45,10 +44,6 @@ class _MaskedConfig(Kind):
         default="exact",
         description="Mask exactly the scheduled number of tokens, or each token with that probability.",
     )
-    steps: Annotated[PositiveInt, Unit("network calls")] = Field(
-        default=18,
-        description="Network calls for a generated sequence, unless the generation worker is given another number.",
-    )
     num_classes: Annotated[PositiveInt | None, FixedOnResume(), Unit("classes")] = Field(
         default=None,
         description="Number of classes that the model is conditional on; `data.class_field` names that of a sample.",
@@ -61,10 +56,6 @@ class _MaskedConfig(Kind):
         default=0.0,
         description="Fraction of the sequences trained without class and prefix, which guidance needs.",
     )
-    guidance_scale: NonNegativeFloat = Field(
-        default=1.0,
-        description="Strength of classifier-free guidance in decoding; 1 for none.",
-    )
     no_replace_prob: Probability = Field(
         default=0.0,
         description="Fraction of the masked tokens left as they are (BERT), in half of the sequences.",
@@ -75,10 +66,10 @@ class _MaskedConfig(Kind):
     )
 
     @validator(mode="after")
-    def _guidance_has_a_condition(self) -> "_MaskedConfig":
+    def _dropped_conditions_exist(self) -> "_MaskedConfig":
         conditional = self.num_classes is not None or self.prefix_length > 0
-        if not conditional and (self.condition_drop_prob or self.guidance_scale != 1):
-            raise ValueError("condition_drop_prob and guidance_scale need num_classes or prefix_length")
+        if not conditional and self.condition_drop_prob:
+            raise ValueError("condition_drop_prob needs num_classes or prefix_length")
         return self
 
 

@@ -10,7 +10,7 @@ import torch
 from nar_scale.checkpoint import TrainingState
 from nar_scale.config import Config
 from nar_scale.data import load_tokenizer
-from nar_scale.decoding import SamplingOptions
+from nar_scale.decoding import DecodeManifest
 from nar_scale.evaluation import image_grid
 from nar_scale.masking import Noise
 from nar_scale.training.callbacks.callback import Callback, RunView
@@ -59,16 +59,10 @@ def generate_tokens(engine: ZeroEngine, config: Config, state: TrainingState) ->
     objective = engine.module
     numbers = torch.arange(config.logging.samples, device=objective.net.token_emb.weight.device)
     given = objective.start_from([], objective.max_seq_len, state.end_token)
-    options = SamplingOptions(
-        # the most probable pixels first would draw nearly the same image again and again
-        sampler="confidence" if config.logging.image_shape is None else "random",
-        top_k=None,
-        guidance=objective.decode_manifest(config.objective, state.end_token).guidance_scale,
-    )
     with engine.gathered():
         return objective.sample(
             numbers.new_tensor(given).expand(len(numbers), -1),
-            options,
+            DecodeManifest.of(config, objective.mask_id, state.end_token).decoding,
             Noise.of_requests(state.seed, numbers),
             classes=None if objective.num_classes is None else numbers % objective.num_classes,
         ).tokens
