@@ -16,6 +16,7 @@ from nar_scale.checkpoint.streaming import read_as_it_runs
 from nar_scale.config import Config, validate_config
 from nar_scale.data import Tokenizer, load_tokenizer
 from nar_scale.data.tokenizers import TOKENIZER_FILE, SpecialTokens
+from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import CheckpointError, DataError, UserError
 from nar_scale.interop.llama_config import LLAMA_CONFIG_FILE, LlamaConfig, read_llama_config
 from nar_scale.interop.llama_weights import LlamaWeights
@@ -76,7 +77,7 @@ def import_llama(
         step=0,
         samples=0,
         dtype=config.training.precision,
-        decode=wrapper.decode_manifest(config.objective, last),
+        decode=DecodeManifest.of(config, None, last),
         special_tokens=special_tokens,
     )
     return write_consolidated(
