@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nar_scale.errors import UserError
-from nar_scale.evaluation.masked_continuation import Question, greedy_answers, score_questions
+from nar_scale.evaluation.masked_continuation import Question, decode_greedily, score_questions
 from nar_scale.objectives import BlockDiffusionWrapper, Objective, evaluating
 from nar_scale.objectives.denoiser import Denoiser
 
@@ -113,10 +113,10 @@ def _score_by_masks(
             questions.append(question)
             owners.append(number)
     log_probs = _log_probs(objective)
-    estimates = score_questions(questions, log_probs, mask_samples, seed, batch_size)
-    greedy = greedy_answers(questions, log_probs, batch_size)
+    greedy = decode_greedily(questions, log_probs, batch_size)
+    estimates = score_questions(questions, greedy, log_probs, mask_samples, seed, batch_size)
     totals = [[0.0, 0.0, 1.0] for _ in pairs]
-    for owner, (nats, error), matches in zip(owners, estimates, greedy):
+    for owner, (nats, error), (matches, _) in zip(owners, estimates, greedy):
         totals[owner][0] -= nats
         totals[owner][1] += error * error
         totals[owner][2] *= matches

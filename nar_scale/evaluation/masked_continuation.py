@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,19 +47,37 @@ class _Row:
     factor: float
 
 
+class Greedy(NamedTuple):
+    """What comes of filling in the most certain token first.
+
+    Attributes:
+        matches: whether the result is the true tokens.
+        nats: the cross-entropy of all tokens from the first pass, in which all are masked.
+    """
+
+    matches: bool
+    nats: float
+
+
 def score_questions(
-    questions: Sequence[Question], log_probs: LogProbs, samples: int, seed: int, batch_size: int
+    questions: Sequence[Question],
+    greedy: Sequence[Greedy],
+    log_probs: LogProbs,
+    samples: int,
+    seed: int,
+    batch_size: int,
 ) -> list[tuple[float, float]]:
     """The bound of each question, in nats, and its standard error over the choice of masks.
 
     Args:
         questions: what is scored.
+        greedy: of `decode_greedily`, which has made the pass with all tokens masked.
         log_probs: of the model.
         samples: sets of masked tokens for each question, at most.
         seed: of the masks.
         batch_size: sequences in a forward pass.
     """
-    values: list[list[float]] = [[] for _ in questions]
+    values: list[list[float]] = [[first.nats / len(q.positions)] for q, first in zip(questions, greedy)]
     exact = [2 ** len(question.positions) - 1 <= samples for question in questions]
 
     def rows() -> Iterator[_Row]:
@@ -70,11 +89,11 @@ def score_questions(
     for batch in _batches(rows(), questions, batch_size):
         for row, losses in zip(batch, _losses(batch, questions, log_probs)):
             values[row.question].append(row.factor * losses)
-    return [(sum(parts), 0.0) if whole else _mean_and_error(parts) for parts, whole in zip(values, exact)]
+    return [(sum(parts), 0.0) if whole else _mean_and_error(parts[1:]) for parts, whole in zip(values, exact)]
 
 
-def greedy_answers(questions: Sequence[Question], log_probs: LogProbs, batch_size: int) -> list[bool]:
-    """Whether filling in the most certain token first, one a call, gives the true tokens of each question.
+def decode_greedily(questions: Sequence[Question], log_probs: LogProbs, batch_size: int) -> list[Greedy]:
+    """Fill in the most certain token first, one a call, until one is not the true token.
 
     Args:
         questions: what is asked.
@@ -82,6 +101,7 @@ def greedy_answers(questions: Sequence[Question], log_probs: LogProbs, batch_siz
         batch_size: sequences in a forward pass.
     """
     right = [True] * len(questions)
+    nats: dict[int, float] = {}
     hidden = {number: question.positions for number, question in enumerate(questions)}
     while hidden:
         remaining: dict[int, Tensor] = {}
@@ -89,19 +109,21 @@ def greedy_answers(questions: Sequence[Question], log_probs: LogProbs, batch_siz
         for batch in _batches(waiting, questions, batch_size):
             answers = _answers(batch, questions, log_probs)
             for row, log_prob in zip(batch, answers.split([len(row.hidden) for row in batch])):
+                true = questions[row.question].tokens[row.hidden]
+                nats.setdefault(row.question, -float(log_prob.gather(1, true[:, None]).sum()))
                 best, tokens = log_prob.max(dim=-1)
                 place = int(best.argmax())
-                right[row.question] = bool(tokens[place] == questions[row.question].tokens[row.hidden[place]])
+                right[row.question] = bool(tokens[place] == true[place])
                 if right[row.question] and len(row.hidden) > 1:
                     remaining[row.question] = row.hidden[torch.arange(len(row.hidden)) != place]
         hidden = remaining
-    return right
+    return [Greedy(right[number], nats[number]) for number in range(len(questions))]
 
 
 def _all_sets(question: Question) -> Iterator[tuple[Tensor, float]]:
-    """Every set of masked tokens; the sum over them is the bound."""
+    """Every set of masked tokens but the whole; the sum over them and the whole is the bound."""
     m = len(question.positions)
-    for k in range(1, m + 1):
+    for k in range(1, m):
         for chosen in combinations(range(m), k):
             yield question.positions[list(chosen)], 1 / (k * math.comb(m, k))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from nar_scale.errors import UserError
 from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy
@@ -106,12 +106,23 @@ def _draw_samples(axes: Sequence[Axes], report: Report, text: TextQuality) -> No
     _draw_cost(by_time, report, lambda point: point.tokens_per_second, quality, text)
     by_time.set_xlabel(f"tokens/s ({report.machine})")
     for each in (by_calls, by_time):
-        each.set_xscale("log")
+        _use_powers(each, "x")
         each.set_ylabel(label)
-        each.set_title("at the entropy nearest to that of the text")
+        each.set_title("at the entropy nearest to that of the text (numbers: steps)")
     if scored:
         for each in (by_entropy, by_calls, by_time):
-            each.set_yscale("log")
+            _use_powers(each, "y")
+
+
+def _use_powers(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_frontier(axes: Axes, report: Report, value: _Number, label: str, text: TextQuality) -> None:
@@ -130,7 +141,7 @@ def _draw_frontier(axes: Axes, report: Report, value: _Number, label: str, text:
             )
     own = text.generative_perplexity if value is _perplexity else text.known_words
     if own is not None:
-        axes.plot([text.entropy], [own], marker="*", markersize=14, color="black", linestyle="", label="evaluated text")
+        axes.plot([text.entropy], [own], marker="*", markersize=11, color="black", linestyle="", label="evaluated text")
     axes.set_xlabel("entropy of a sample, nats")
     axes.set_ylabel(label)
     axes.legend(fontsize=7)
@@ -138,18 +149,16 @@ def _draw_frontier(axes: Axes, report: Report, value: _Number, label: str, text:
 
 def _draw_cost(axes: Axes, report: Report, cost: _Number, quality: _Number, text: TextQuality) -> None:
     for model, colour in zip(report.models, _cycle(_COLOURS, len(report.models))):
-        points = sorted(at_entropy(model.points, text.entropy), key=cost)
-        values = [quality(point) for point in points]
-        axes.plot([cost(point) for point in points], values, marker="o", linewidth=1, color=colour, label=model.name)
-        for point, value in zip(points, values):
+        near = at_entropy(model.points, text.entropy)
+        for sampler, marker in zip(dict.fromkeys(point.setting.sampler for point in near), _MARKERS):
+            points = sorted((point for point in near if point.setting.sampler == sampler), key=cost)
+            name = model.name if sampler is None else f"{model.name}, {sampler}"
+            costs, values = [cost(point) for point in points], [quality(point) for point in points]
+            axes.plot(costs, values, marker=marker, linewidth=1, color=colour, label=name)
+        for point in near:
             if point.setting.steps is not None:
-                axes.annotate(
-                    str(point.setting.steps),
-                    (cost(point), value),
-                    fontsize=7,
-                    xytext=(4, 4),
-                    textcoords="offset points",
-                )
+                place = (cost(point), quality(point))
+                axes.annotate(str(point.setting.steps), place, (4, 4), textcoords="offset points", fontsize=7)
     own = text.generative_perplexity if quality is _perplexity else text.known_words
     if own is not None:
         axes.axhline(own, color="black", linewidth=1, linestyle=":", label="evaluated text")
