@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
@@ -22,6 +23,7 @@ _HANDLED = {"until", "max_gen_toks", "do_sample", "temperature"}
 _logger = logging.getLogger(__name__)
 
 
+@register_model("nar_scale")
 class NarScaleLM(TemplateLM):
     """A consolidated checkpoint as a model of lm-evaluation-harness; of any kind.
 
@@ -93,7 +95,8 @@ class NarScaleLM(TemplateLM):
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, in nats, cut into windows that the model takes.
 
-        Each text begins after an end token; each further window sees the last token of the one before.
+        Each text begins after an end token. Each further window sees the last token of the one before, and the last
+        window as many as fit.
         """
         longest = self._model.wrapper.max_seq_len - (0 if self._model.wrapper.net.causal else 1)
         windows: list[tuple[list[int], list[int]]] = []
