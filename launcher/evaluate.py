@@ -98,6 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="sequences of the training text that are searched for generated words (default: 200000; 0: none)",
     )
+    samples.add_argument("--mauve", action="store_true", help="measure MAUVE too, under the reference model")
     return parser
 
 
@@ -161,6 +162,7 @@ def _write_report(options: argparse.Namespace, data: DataOptions) -> None:
         options.seed,
         options.reference_checkpoint,
         options.training_samples,
+        options.mauve,
     )
     report = make_report(options.checkpoint, data, samples, options.device, options.weights)
     files = write_report(report, options.report)

@@ -7,14 +7,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from nar_scale.data import Tokenizer
+from nar_scale.data import Batch, Tokenizer
 from nar_scale.errors import DataError, UserError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood, ratio_error
 from nar_scale.evaluation.reencoding import padded_batch
-from nar_scale.objectives import Objective
+from nar_scale.objectives import Objective, evaluating
 
 _NO_ANSWER = -100
 
@@ -29,10 +31,15 @@ class Reference(ABC):
 
     name: str
     end_token: int
+    _batch_size: int
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, without an end token."""
+
+    @abstractmethod
+    def _last_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """The last layer's output at the last token of each sequence, float32 `[batch, dim]`."""
 
     @abstractmethod
     def _likelihood(self, windows: Sequence[Sequence[int]]) -> Likelihood:
@@ -73,6 +80,25 @@ class Reference(ABC):
             raise DataError("the samples hold no text that could be scored")
         return self._likelihood(windows)
 
+    def features(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """What a left-to-right model makes of each sequence: the last layer's output at its last token.
+
+        Args:
+            sequences: token ids, as `join` returns them; of each the last window counts.
+
+        Returns:
+            float32 `[sequences, dim]`.
+
+        Raises:
+            UserError: the model does not read left to right.
+        """
+        if not self._left_to_right:
+            raise UserError(f"MAUVE needs a reference model that reads left to right, which {self.name} does not")
+        windows = [list(self._windows(list(sequence)))[-1] if sequence else [self.end_token] for sequence in sequences]
+        parts = [windows[start : start + self._batch_size] for start in range(0, len(windows), self._batch_size)]
+        with torch.no_grad():
+            return np.concatenate([self._last_states(part).cpu().numpy() for part in parts])
+
     def _windows(self, tokens: list[int]) -> Iterator[list[int]]:
         # left to right, the last token of a window is the first of the next one, which is not predicted there
         overlap = int(self._left_to_right)
@@ -112,6 +138,13 @@ class CheckpointReference(Reference):
     @property
     def _left_to_right(self) -> bool:
         return self._objective.net.causal
+
+    def _last_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        net = self._objective.net
+        batch = padded_batch(rows, max(map(len, rows))).to(net.token_emb.weight.device)
+        with evaluating(self._objective):
+            states = net(batch.tokens, return_embeddings=True)
+        return _at_last(states, batch)
 
     def _likelihood(self, windows: Sequence[Sequence[int]]) -> Likelihood:
         batches = (
@@ -167,6 +200,10 @@ class TransformersReference(Reference):
     def _left_to_right(self) -> bool:
         return True
 
+    def _last_states(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        batch = padded_batch(rows, max(map(len, rows))).to(self._device)
+        return _at_last(self._model(batch.tokens, output_hidden_states=True).hidden_states[-1], batch)
+
     @torch.no_grad()
     def _likelihood(self, windows: Sequence[Sequence[int]]) -> Likelihood:
         sums = torch.zeros(5, dtype=torch.float64)
@@ -183,3 +220,8 @@ class TransformersReference(Reference):
         total, tokens, *moments = sums.tolist()
         error = ratio_error(total, tokens, moments)
         return Likelihood(total / tokens, error, int(tokens), len(windows), "exact", None, "exact NLL, left to right")
+
+
+def _at_last(states: Tensor, batch: Batch) -> Tensor:
+    """States `[batch, n, dim]` at the last token of each row, float32 `[batch, dim]`."""
+    return states[torch.arange(len(states), device=states.device), batch.lengths - 1].float()

@@ -10,6 +10,7 @@ from nar_scale.data import Tokenizer
 from nar_scale.evaluation import Reference, count_text, known_share
 from nar_scale.evaluation.reencoding import join_documents
 from nar_scale.evaluation.text_statistics import inner_words
+from nar_scale.reporting.mauve import measure_mauve
 from nar_scale.reporting.sampling import SampleSet, Setting
 
 Encode = Callable[[Sequence[str]], list[int]]
@@ -31,6 +32,7 @@ class TextQuality:
         known_words: share of the words of at least three letters that occur in the training text; None if it was not
             read, or there are no words.
         words: number of these words.
+        mauve: against the evaluated text, see `measure_mauve`; None where it was not asked for.
     """
 
     samples: int
@@ -43,6 +45,7 @@ class TextQuality:
     repetition: float
     known_words: float | None
     words: int
+    mauve: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,11 @@ def words_in(texts: Sequence[Sequence[str]]) -> list[str]:
 
 
 def measure_texts(
-    texts: Sequence[Sequence[str]], reference: Reference | None, tokenizer: Tokenizer, known: Set[str] | None
+    texts: Sequence[Sequence[str]],
+    reference: Reference | None,
+    tokenizer: Tokenizer,
+    known: Set[str] | None,
+    human: Sequence[Sequence[str]] | None = None,
 ) -> TextQuality:
     """Measure texts.
 
@@ -79,16 +86,20 @@ def measure_texts(
         reference: scores them; None for no generative perplexity.
         tokenizer: whose tokens the entropy is in where there is no reference.
         known: the words among `words_in` that occur in the training text; None if it was not read.
+        human: as many other texts, for MAUVE under the reference; None to leave it out.
 
     Raises:
         DataError: there is no text to score.
+        UserError: MAUVE cannot be measured.
     """
     encode: Encode = reference.join if reference else lambda documents: join_documents(documents, tokenizer)
     tokens = [encode(documents) for documents in texts]
     counts = count_text(tokens, ["\n".join(documents) for documents in texts])
     words = words_in(texts)
-    perplexity = error = bits_per_byte = None
+    perplexity = error = bits_per_byte = mauve = None
     if reference is not None:
+        if human is not None:
+            mauve = measure_mauve(reference, tokens, [reference.join(documents) for documents in human])
         likelihood = reference.likelihood(tokens)
         perplexity, error = likelihood.perplexity, likelihood.perplexity * likelihood.standard_error
         size = sum(len(document.encode()) for documents in texts for document in documents)
@@ -104,16 +115,21 @@ def measure_texts(
         counts.repetition,
         None if known is None else known_share(words, known),
         len(words),
+        mauve,
     )
 
 
 def measure_samples(
-    samples: SampleSet, reference: Reference | None, tokenizer: Tokenizer, known: Set[str] | None
+    samples: SampleSet,
+    reference: Reference | None,
+    tokenizer: Tokenizer,
+    known: Set[str] | None,
+    human: Sequence[Sequence[str]] | None = None,
 ) -> FrontierPoint:
     """Measure the samples of one setting; arguments as in `measure_texts`."""
     return FrontierPoint(
         samples.setting,
-        measure_texts(samples.documents, reference, tokenizer, known),
+        measure_texts(samples.documents, reference, tokenizer, known, human),
         samples.network_calls / len(samples.documents),
         samples.tokens / samples.network_calls,
         samples.tokens / samples.seconds,

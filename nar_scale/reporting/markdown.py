@@ -100,6 +100,7 @@ def _samples(report: Report, text: TextQuality) -> Iterator[str]:
 
 
 def _points(points: Sequence[tuple[ModelReport, FrontierPoint]], text: TextQuality) -> Iterator[str]:
+    mauve = any(point.quality.mauve is not None for _, point in points)
     rows = [
         (
             model.name,
@@ -109,16 +110,16 @@ def _points(points: Sequence[tuple[ModelReport, FrontierPoint]], text: TextQuali
             f"{point.quality.tokens_per_sample:.0f}",
             f"{point.tokens_per_call:.2f}",
             f"{point.tokens_per_second:,.0f}",
-            *_quality(point.quality),
+            *_quality(point.quality, mauve),
         )
         for model, point in points
     ]
-    rows.append(("evaluated text", "", "", "", f"{text.tokens_per_sample:.0f}", "", "", *_quality(text)))
+    rows.append(("evaluated text", "", "", "", f"{text.tokens_per_sample:.0f}", "", "", *_quality(text, mauve)))
     head = ("model", "sampler", "steps", "temperature", "tokens", "tokens/call", "tokens/s")
-    yield from _table((*head, *_QUALITY_HEAD), rows)
+    yield from _table((*head, *_QUALITY_HEAD, *(("MAUVE",) if mauve else ())), rows)
 
 
-def _quality(quality: TextQuality) -> tuple[str, ...]:
+def _quality(quality: TextQuality, mauve: bool) -> tuple[str, ...]:
     perplexity, error = quality.generative_perplexity, quality.generative_perplexity_error
     return (
         "" if perplexity is None else f"{perplexity:.2f} ± {error:.2f}",
@@ -126,6 +127,7 @@ def _quality(quality: TextQuality) -> tuple[str, ...]:
         *(f"{share:.3f}" for share in quality.distinct.values()),
         f"{quality.repetition:.3f}",
         "" if quality.known_words is None else f"{quality.known_words:.1%} of {quality.words:,}",
+        *(("" if quality.mauve is None else f"{quality.mauve:.3f}",) if mauve else ()),
     )
 
 

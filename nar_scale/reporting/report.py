@@ -43,6 +43,7 @@ class SampleOptions:
             layout; None for no generative perplexity.
         training_samples: sequences of the training text that are searched for the words of the samples, at most; 0 for
             none.
+        mauve: whether MAUVE is measured under the reference model.
     """
 
     count: int = 64
@@ -52,6 +53,7 @@ class SampleOptions:
     seed: int = 0
     reference: str | None = None
     training_samples: int = 200_000
+    mauve: bool = False
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def _measure(
     split = data.open(source, data.split)
     tokenizer = split.tokenizer()
     texts = [[tokenizer.decode(part) for part in parts] for parts in _pieces(split, samples.count)]
+    human = texts if samples.mauve else None
     known: set[str] | None = None
     if samples.training_samples:
         wanted = {word for sets in drawn for one in sets for word in words_in(one.documents)} | set(words_in(texts))
@@ -202,7 +205,7 @@ def _measure(
             training = data.open(name, "train")
             known |= find_words(wanted - known, training, samples.training_samples, data.progress)
     for model, sets in zip(models, drawn):
-        model.points.extend(measure_samples(one, reference, tokenizer, known) for one in sets)
+        model.points.extend(measure_samples(one, reference, tokenizer, known, human) for one in sets)
     return measure_texts(texts, reference, tokenizer, known)
 
 
@@ -216,6 +219,8 @@ def _pieces(split: Split, count: int) -> Iterator[list[list[int]]]:
 def _check(samples: SampleOptions) -> None:
     if samples.count < 0 or samples.training_samples < 0:
         raise UserError("the numbers of samples cannot be negative; 0 leaves them out")
+    if samples.mauve and samples.reference is None:
+        raise UserError("MAUVE is measured under a reference model; name one with --reference-checkpoint")
     if not samples.temperatures or not samples.samplers:
         raise UserError("samples need at least one temperature and one sampler")
 

@@ -73,6 +73,7 @@ def test_transformers_scores_an_exported_model_as_this_library_does(tmp_path):
     assert (result.tokens, result.sequences, result.kind) == (expected.tokens, expected.sequences, "exact")
     assert result.nats_per_token == pytest.approx(expected.nats_per_token, rel=1e-5)
     assert result.standard_error == pytest.approx(expected.standard_error, rel=1e-3)
+    assert theirs.features(sequences) == pytest.approx(ours.features(sequences), abs=1e-4)
 
 
 def test_a_directory_that_transformers_cannot_read_is_refused(tmp_path):

@@ -132,9 +132,21 @@ def test_models_with_other_tokenizers_are_compared_on_the_same_text(given, tmp_p
     assert anew["likelihood"]["bits_per_byte"] > 0
 
 
+def test_mauve_is_measured_when_asked_for(given, tmp_path):
+    reference = ["--reference-checkpoint", str(given / "ar"), "--mauve"]
+    samples = ["--samples", "24", "--temperatures", "1", "--training-samples", "0"]
+    assert main([*arguments(given, "ar"), "--report", str(tmp_path), *samples, *reference]) == 0
+    content = json.loads((tmp_path / "report.json").read_text())
+    (point,) = content["models"][0]["points"]
+    assert 0 < point["quality"]["mauve"] <= 1
+    assert content["validation_text"]["mauve"] is None
+    assert "| MAUVE |" in (tmp_path / "report.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
+        (["--mauve"], ["MAUVE", "--reference-checkpoint"]),
         (["--reference-checkpoint", "nowhere"], ["nowhere", "model.json", "config.json"]),
         (["--samples", "-1"], ["negative"]),
         (["--temperatures", "-0.5"], ["temperature", -0.5]),
