@@ -152,7 +152,7 @@ def _write_likelihood(options: argparse.Namespace, data: DataOptions) -> int:
 
 def _write_report(options: argparse.Namespace, data: DataOptions) -> None:
     from nar_scale.logging_setup import write_result
-    from nar_scale.reporting import SampleOptions, make_report, write_report
+    from nar_scale.reporting import SampleOptions, make_report, prepare_directory, write_report
 
     samples = SampleOptions(
         options.samples,
@@ -164,6 +164,7 @@ def _write_report(options: argparse.Namespace, data: DataOptions) -> None:
         options.training_samples,
         options.mauve,
     )
+    prepare_directory(options.report)
     report = make_report(options.checkpoint, data, samples, options.device, options.weights)
     files = write_report(report, options.report)
     lines = [f"{model.name}: {model.likelihood}" for model in report.models]

@@ -5,7 +5,7 @@ Above generation, since samples are drawn here, and therefore apart from `evalua
 
 from nar_scale.reporting.likelihoods import DataOptions, describe_likelihood, measure_likelihoods
 from nar_scale.reporting.report import Report, SampleOptions, make_report
-from nar_scale.reporting.write import write_report
+from nar_scale.reporting.write import prepare_directory, write_report
 
 __all__ = [
     "DataOptions",
@@ -14,5 +14,6 @@ __all__ = [
     "describe_likelihood",
     "make_report",
     "measure_likelihoods",
+    "prepare_directory",
     "write_report",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from nar_scale.errors import UserError
 from nar_scale.evaluation import Reference
@@ -25,10 +26,20 @@ def measure_mauve(
     Raises:
         UserError: the optional package is not installed, or the reference model does not read left to right.
     """
+    mauve = import_mauve()
+    features = reference.features(generated), reference.features(human)
+    result = mauve.compute_mauve(p_features=features[0], q_features=features[1], seed=seed, verbose=False)
+    return float(result.mauve)
+
+
+def import_mauve() -> Any:
+    """The module `mauve`.
+
+    Raises:
+        UserError: the optional package is not installed.
+    """
     try:
         import mauve
     except ImportError as error:
         raise UserError(f"MAUVE needs an optional package ({error.name}): pip install 'nar_scale[mauve]'") from error
-    features = reference.features(generated), reference.features(human)
-    result = mauve.compute_mauve(p_features=features[0], q_features=features[1], seed=seed, verbose=False)
-    return float(result.mauve)
+    return mauve

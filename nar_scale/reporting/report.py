@@ -26,6 +26,7 @@ from nar_scale.evaluation import (
 from nar_scale.evaluation.reencoding import cut_documents
 from nar_scale.reporting.frontier import FrontierPoint, TextQuality, measure_samples, measure_texts, words_in
 from nar_scale.reporting.likelihoods import DataOptions, describe_likelihood, measure_any_likelihoods
+from nar_scale.reporting.mauve import import_mauve
 from nar_scale.reporting.sampling import SampleSet, draw_samples, settings_of
 
 
@@ -137,6 +138,8 @@ def make_report(
     reference = None
     if samples.reference is not None and samples.count:
         reference = load_reference(samples.reference, device, data.batch_size)
+    searched = samples.count and samples.training_samples
+    training = [data.open(name, "train") for name in data.sources] if searched else []
     models, drawn = [], []
     for name, checkpoint in zip(_names(checkpoints), checkpoints):
         model = load_consolidated(checkpoint, device, weights=weights)
@@ -160,7 +163,7 @@ def make_report(
         )
     text = None
     if samples.count:
-        text = _measure(models, drawn, reference, data, samples)
+        text = _measure(models, drawn, reference, training, data, samples)
     name_of_reference = None if reference is None else reference.name
     return Report(dict(data.sources), data.split, name_of_reference, samples.seed, _machine(device), models, text)
 
@@ -188,6 +191,7 @@ def _measure(
     models: Sequence[ModelReport],
     drawn: Sequence[Sequence[SampleSet]],
     reference: Reference | None,
+    training: Sequence[Split],
     data: DataOptions,
     samples: SampleOptions,
 ) -> TextQuality:
@@ -198,12 +202,11 @@ def _measure(
     texts = [[tokenizer.decode(part) for part in parts] for parts in _pieces(split, samples.count)]
     human = texts if samples.mauve else None
     known: set[str] | None = None
-    if samples.training_samples:
+    if training:
         wanted = {word for sets in drawn for one in sets for word in words_in(one.documents)} | set(words_in(texts))
         known = set()
-        for name in data.sources:
-            training = data.open(name, "train")
-            known |= find_words(wanted - known, training, samples.training_samples, data.progress)
+        for each in training:
+            known |= find_words(wanted - known, each, samples.training_samples, data.progress)
     for model, sets in zip(models, drawn):
         model.points.extend(measure_samples(one, reference, tokenizer, known, human) for one in sets)
     return measure_texts(texts, reference, tokenizer, known)
@@ -221,6 +224,8 @@ def _check(samples: SampleOptions) -> None:
         raise UserError("the numbers of samples cannot be negative; 0 leaves them out")
     if samples.mauve and samples.reference is None:
         raise UserError("MAUVE is measured under a reference model; name one with --reference-checkpoint")
+    if samples.mauve:
+        import_mauve()
     if not samples.temperatures or not samples.samplers:
         raise UserError("samples need at least one temperature and one sampler")
 

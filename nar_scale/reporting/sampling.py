@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from nar_scale.decoding import Sampler
 from nar_scale.errors import UserError
 from nar_scale.evaluation.reencoding import cut_documents
 from nar_scale.generation import SamplingOptions, check_requests, generate_samples, samples_from_scratch
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,10 @@ class Setting:
     temperature: float
     sampler: str | None = None
     steps: int | None = None
+
+    def __str__(self) -> str:
+        steps = "left to right" if self.steps is None else f"{self.sampler}, {self.steps} steps"
+        return f"{steps}, temperature {self.temperature:g}"
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ def draw_samples(model: LoadedModel, setting: Setting, count: int, seed: int, ba
     start = time.perf_counter()
     samples = list(generate_samples(model, requests, options, batch_size))
     seconds = time.perf_counter() - start
+    _logger.info("%d samples in %.1f s: %s", count, seconds, setting)
     end_token, decode = model.info.decode.end_token, model.tokenizer.decode
     return SampleSet(
         setting,

@@ -8,14 +8,27 @@ from pathlib import Path
 from nar_scale.errors import UserError
 from nar_scale.files import write_atomically
 from nar_scale.reporting.markdown import render_markdown
-from nar_scale.reporting.picture import draw_picture
+from nar_scale.reporting.picture import draw_picture, import_figure
 from nar_scale.reporting.report import Report
 
 JSON_FILE, MARKDOWN_FILE, PICTURE_FILE = "report.json", "report.md", "report.png"
 
 
+def prepare_directory(directory: str | Path) -> None:
+    """Find out whether a report can be written, before it is made.
+
+    Raises:
+        UserError: the directory cannot be made, or matplotlib is not installed.
+    """
+    import_figure()
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write the report into {directory}: {error.strerror}") from error
+
+
 def write_report(report: Report, directory: str | Path) -> list[Path]:
-    """Write a report into a directory, which is made if it does not exist; older files of these names are replaced.
+    """Write a report into a directory of `prepare_directory`; older files of these names are replaced.
 
     Returns:
         the files.
@@ -30,7 +43,6 @@ def write_report(report: Report, directory: str | Path) -> list[Path]:
     }
     directory = Path(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
             write_atomically(directory / name, content)
     except OSError as error:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 from PIL import Image
@@ -156,6 +157,33 @@ def test_mauve_is_measured_when_asked_for(given, tmp_path):
 def test_what_makes_no_sense_is_refused_in_a_line(given, tmp_path, capsys, change, named):
     assert main([*arguments(given, "ar"), "--report", str(tmp_path), *change]) == 2
     assert_names(capsys.readouterr().err.splitlines()[-1], *named)
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "more"),
+    [("matplotlib.figure", "report", []), ("mauve", "mauve", ["--mauve", "--reference-checkpoint"])],
+)
+def test_an_extra_that_is_missing_is_named_before_anything_is_measured(
+    given, tmp_path, capsys, monkeypatch, module, extra, more
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    command = [
+        *arguments(given, "ar"),
+        "--report",
+        str(tmp_path / "report"),
+        *more,
+        *([str(given / "ar")] if more else []),
+    ]
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert_names(line, f"'nar_scale[{extra}]'")
+    assert not list((tmp_path).glob("*/*"))
+
+
+def test_a_report_that_cannot_be_written_is_refused_first(given, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([*arguments(given, "ar"), "--report", str(tmp_path / "file" / "report")]) == 2
+    assert_names(capsys.readouterr().err.removesuffix("\n"), tmp_path / "file" / "report")
 
 
 def test_sources_and_checkpoints_have_names_of_their_own(given, tmp_path, capsys):
