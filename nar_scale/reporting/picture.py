@@ -28,7 +28,7 @@ def draw_picture(report: Report) -> bytes:
     """
     figure_of = import_figure()
     rows = 1 if report.validation_text is None else 3
-    figure = figure_of(figsize=(12, 4.2 * rows), layout="constrained", dpi=110)
+    figure = figure_of(figsize=(13, 4.2 * rows), layout="constrained", dpi=110)
     axes = figure.subplots(rows, 2, squeeze=False)
     _draw_likelihoods(axes[0, 0], report)
     _draw_by_fraction(axes[0, 1], report)
@@ -101,6 +101,7 @@ def _draw_samples(axes: Sequence[Axes], report: Report, text: TextQuality) -> No
     by_entropy.set_title("quality and diversity, along temperatures")
     _draw_frontier(by_words, report, _known_words, "share of known words", text)
     by_words.set_title("known words and diversity")
+    by_words.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))  # for both: no place in them is free
     _draw_cost(by_calls, report, lambda point: point.tokens_per_call, quality, text)
     by_calls.set_xlabel("tokens a network call")
     _draw_cost(by_time, report, lambda point: point.tokens_per_second, quality, text)
@@ -144,7 +145,6 @@ def _draw_frontier(axes: Axes, report: Report, value: _Number, label: str, text:
         axes.plot([text.entropy], [own], marker="*", markersize=11, color="black", linestyle="", label="evaluated text")
     axes.set_xlabel("entropy of a sample, nats")
     axes.set_ylabel(label)
-    axes.legend(fontsize=7)
 
 
 def _draw_cost(axes: Axes, report: Report, cost: _Number, quality: _Number, text: TextQuality) -> None:
