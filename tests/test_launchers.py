@@ -57,6 +57,7 @@ def choices_of(script, option):
         ("generate", "weights", WeightKind),
         ("evaluate", "weights", WeightKind),
         ("export", "weights", WeightKind),
+        ("harness", "weights", WeightKind),
     ],
 )
 def test_choices_are_those_of_the_library(script, option, kind):
@@ -98,6 +99,7 @@ VALID = {
     "consolidate": ["--run", "x", "--output", "x"],
     "evaluate": ["--checkpoint", "x", "--data", "x", "--output", "x"],
     "generate": ["--checkpoint", "x", "--num-samples", "1", "--output", "x"],
+    "harness": ["--checkpoint", "x", "--tasks", "x", "--output", "x"],
     "export": ["--checkpoint", "x", "--format", "llama", "--output", "x"],
     "import": ["x", "--format", "llama", "--output", "x"],
 }
