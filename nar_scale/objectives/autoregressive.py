@@ -19,7 +19,7 @@ from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, random_subset
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerOutput, TransformerWrapper
 from nar_scale.objectives.documents import check_documents, continues, document_positions, within_documents
-from nar_scale.objectives.objective import Objective, Samples, evaluating
+from nar_scale.objectives.objective import Objective, Samples, evaluating, without_padding
 from nar_scale.objectives.predicted import PredictedTokens, slots_for
 from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
 
@@ -43,6 +43,8 @@ class AutoregressiveWrapper(Objective):
     Raises:
         ConfigError: an `Encoder`, or a `mask_prob` outside [0, 1).
     """
+
+    samples_padded = True
 
     def __init__(
         self,
@@ -135,7 +137,7 @@ class AutoregressiveWrapper(Objective):
     def generate(
         self,
         prompts: Tensor | list[Tensor],
-        seq_len: int,
+        seq_len: int | Tensor,
         eos_token: int | None = None,
         temperature: float = 1.0,
         prompt_lens: Tensor | None = None,
@@ -154,7 +156,7 @@ class AutoregressiveWrapper(Objective):
 
         Args:
             prompts: int64 `[batch, n]` or `[n]`, or a list of `[n_i]` of different lengths.
-            seq_len: tokens to generate for each prompt, at most.
+            seq_len: tokens to generate for each prompt, at most; or int64 `[batch]`, a number for each.
             eos_token: ends a sequence; what follows it is `pad_value`.
             temperature: divides the logits; 0 for the most probable token at each step.
             prompt_lens: int64 `[batch]`, true lengths of prompts that are padded on the right.
@@ -182,14 +184,19 @@ class AutoregressiveWrapper(Objective):
         """
         if compile and not cache_kv:
             raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
-        _check_sampling(seq_len, temperature)
+        seq_lens = seq_len if isinstance(seq_len, Tensor) else None
+        longest = int(seq_len.max()) if isinstance(seq_len, Tensor) else seq_len
+        _check_sampling(longest if seq_lens is None else int(seq_lens.min()), temperature)
         given = self._prompts(prompts, prompt_lens)
+        if seq_lens is not None and (compile or seq_lens.shape != given.tokens.shape[:1]):
+            raise ValueError(f"seq_len has the shape {list(seq_lens.shape)}; give one for each prompt, without compile")
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
         with evaluating(self, *(model for model, _ in amateurs)):
             generated = continue_prompts(
                 self.net,
                 given,
-                seq_len,
+                longest,
+                seq_lens=seq_lens,
                 noise=noise or Noise.draw(len(given.tokens), given.tokens.device),
                 temperature=temperature,
                 filters=() if amateurs else _filters(filter_logits_fn, filter_kwargs),
@@ -270,23 +277,28 @@ class AutoregressiveWrapper(Objective):
         noise: Noise,
         *,
         length: int | None = None,
+        lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
+        callback: Callable[[Tensor, int], None] | None = None,
     ) -> Samples:
-        """Continue prompts, all of one length; see `Objective`."""
+        """Continue prompts; see `Objective`."""
         if decoding.sampler != "left_to_right":
             raise ConfigError(f"the sampler {decoding.sampler} is not for autoregressive models")
+        room = (length or self.max_seq_len) - (given.shape[1] if lengths is None else lengths)
         generated = self.generate(
             given,
-            (length or self.max_seq_len) - given.shape[1],
+            room,
+            prompt_lens=lengths,
             eos_token=end_token,
             temperature=decoding.temperature,
             filter_logits_fn=eligible(decoding.top_k, decoding.top_p),
             return_prompt=False,
             noise=noise,
+            callback=callback,
         )
         tokens, calls = [], []
-        for row in generated.tolist():
+        for row in without_padding(generated, None if lengths is None else room):
             end = row.index(end_token) if end_token in row else len(row)
             tokens.append(row[:end])
             calls.append(min(end + 1, len(row)))
