@@ -40,6 +40,8 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         ConfigError: arguments that contradict each other.
     """
 
+    samples_padded = False  # padding would share a block with tokens
+
     def __init__(self, net: TransformerWrapper, *, mask_id: int, block_size: int, **options: Any):
         if block_size < 1 or net.max_seq_len % block_size:
             raise ConfigError(f"max_seq_len {net.max_seq_len} is not a multiple of block_size {block_size}")

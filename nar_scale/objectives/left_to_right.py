@@ -16,7 +16,7 @@ from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import TransformerWrapper
-from nar_scale.objectives.objective import Objective, Samples, evaluating
+from nar_scale.objectives.objective import Objective, Samples, evaluating, without_padding
 
 FilterChoice = str | LogitFilter | Sequence[LogitFilter] | None
 
@@ -33,12 +33,13 @@ class LeftToRightGenerator(Objective):
     net: TransformerWrapper
     max_seq_len: int
     pad_value: int
+    samples_padded = True
 
     @torch.no_grad()
     def generate(
         self,
         prompts: Tensor | list[Tensor],
-        seq_len: int,
+        seq_len: int | Tensor,
         eos_token: int | None = None,
         temperature: float = 1.0,
         prompt_lens: Tensor | None = None,
@@ -60,7 +61,7 @@ class LeftToRightGenerator(Objective):
 
         Args:
             prompts: int64 `[batch, n]` or `[n]`, or a list of `[n_i]` of different lengths.
-            seq_len: tokens to generate for each prompt, at most.
+            seq_len: tokens to generate for each prompt, at most; or int64 `[batch]`, a number for each.
             eos_token: ends a sequence; what follows it is `pad_value`.
             temperature: divides the logits; 0 for the most probable token at each step.
             prompt_lens: int64 `[batch]`, true lengths of prompts that are padded on the right.
@@ -94,8 +95,14 @@ class LeftToRightGenerator(Objective):
         """
         if compile and not cache_kv:
             raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
-        _check_sampling(seq_len, temperature)
+        seq_lens = seq_len if isinstance(seq_len, Tensor) else None
+        longest = int(seq_len.max()) if isinstance(seq_len, Tensor) else seq_len
+        _check_sampling(longest if seq_lens is None else int(seq_lens.min()), temperature)
         given = self._prompts(prompts, prompt_lens)
+        if seq_lens is not None and (compile or draft is not None or seq_lens.shape != given.tokens.shape[:1]):
+            raise ValueError(
+                f"seq_len has the shape {list(seq_lens.shape)}; give one for each prompt, without compile and draft"
+            )
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
         settings: dict[str, Any] = {
             "noise": noise or Noise.draw(len(given.tokens), given.tokens.device),
@@ -110,15 +117,15 @@ class LeftToRightGenerator(Objective):
         if draft is None:
             with evaluating(self, *(model for model, _ in amateurs)):
                 rivals = [(_net(model), settings) for model, settings in amateurs]
-                settings |= {"amateurs": rivals, "use_cache": cache_kv, "compile": compile}
-                generated = continue_prompts(self.net, given, seq_len, **settings)
+                settings |= {"amateurs": rivals, "use_cache": cache_kv, "compile": compile, "seq_lens": seq_lens}
+                generated = continue_prompts(self.net, given, longest, **settings)
         else:
             if amateurs or compile or not cache_kv:
                 raise ValueError("draft goes without amateur_model and compile, and with cache_kv; leave one out")
             model = self._draft_model(draft, draft_tokens)
             with evaluating(self, *([] if model is None else [model])):
                 generated, calls = speculate(
-                    self.net, given, seq_len, draft=model, draft_tokens=draft_tokens, **settings
+                    self.net, given, longest, draft=model, draft_tokens=draft_tokens, **settings
                 )
         if calls is None and return_network_calls:
             calls = _lengths(generated, eos_token)
@@ -193,25 +200,30 @@ class LeftToRightGenerator(Objective):
         noise: Noise,
         *,
         length: int | None = None,
+        lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
+        callback: Callable[[Tensor, int], None] | None = None,
     ) -> Samples:
-        """Continue prompts, all of one length; see `Objective`."""
+        """Continue prompts; see `Objective`."""
         if decoding.sampler != "left_to_right":
             raise ConfigError(f"the sampler {decoding.sampler} is not for autoregressive models")
+        room = (length or self.max_seq_len) - (given.shape[1] if lengths is None else lengths)
         generated, calls = self.generate(
             given,
-            (length or self.max_seq_len) - given.shape[1],
+            room,
+            prompt_lens=lengths,
             eos_token=end_token,
             temperature=decoding.temperature,
             filter_logits_fn=eligible(decoding.top_k, decoding.top_p),
             return_prompt=False,
             noise=noise,
+            callback=callback,
             return_network_calls=True,
         )
-        lengths = _lengths(generated, end_token).tolist()
-        tokens = [row[:length] for row, length in zip(generated.tolist(), lengths)]
-        return Samples([row[:-1] if row[-1:] == [end_token] else row for row in tokens], calls.tolist())
+        most = calls.clamp(max=room)
+        tokens = without_padding(generated, most)
+        return Samples([row[:-1] if row[-1:] == [end_token] else row for row in tokens], most.tolist())
 
     def _prompts(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> Prompts:
         return Prompts.of(prompts, lengths, self.net.num_tokens, self.net.token_emb.weight.device)

@@ -20,7 +20,7 @@ from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
 from nar_scale.objectives.critic import critic_loss, draw_answers
 from nar_scale.objectives.denoiser import Denoiser
 from nar_scale.objectives.documents import check_documents, within_documents
-from nar_scale.objectives.objective import Samples, evaluating
+from nar_scale.objectives.objective import Samples, evaluating, without_padding
 from nar_scale.objectives.predicted import PredictedTokens, losses_by_masked_fraction, slots_for
 from nar_scale.objectives.terms import Losses, LossTerms, length_mask, on_device, require, sequence_moments
 
@@ -59,6 +59,8 @@ class NonAutoregressiveWrapper(Denoiser):
     Raises:
         ConfigError: arguments that contradict each other.
     """
+
+    samples_padded = True
 
     def __init__(
         self,
@@ -278,10 +280,12 @@ class NonAutoregressiveWrapper(Denoiser):
         noise: Noise,
         *,
         length: int | None = None,
+        lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
+        callback: Callable[[Tensor, int], None] | None = None,
     ) -> Samples:
-        """Fill in the masks of sequences of one length; see `Objective`."""
+        """Fill in the masks of sequences; see `Objective`."""
         if not isinstance(decoding, ConfidenceDecoding | RandomDecoding):
             raise ConfigError(f"the sampler {decoding.sampler} is not for non-autoregressive models")
         kept = self.net.num_tokens if decoding.top_k is None else decoding.top_k
@@ -295,9 +299,10 @@ class NonAutoregressiveWrapper(Denoiser):
             classes=classes,
             guidance_scale=decoding.guidance,
             return_network_calls=True,
+            **({} if lengths is None else {"mask": length_mask(lengths, given.shape[1])}),
         )
         tokens, network_calls = cast(Unmasked, result)
-        return Samples(tokens.tolist(), network_calls.tolist())
+        return Samples(without_padding(tokens, lengths), network_calls.tolist())
 
     def _check_generation(
         self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float, compile: bool

@@ -7,10 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import cast
 
 from nar_scale.checkpoint import LoadedModel
-from nar_scale.decoding import Sampler
 from nar_scale.errors import UserError
 from nar_scale.evaluation.reencoding import cut_documents
 from nar_scale.generation import SamplingOptions, check_requests, generate_samples, samples_from_scratch
@@ -114,7 +112,7 @@ def _options(setting: Setting, seed: int) -> SamplingOptions:
     """The only place where the options of a sampler are made."""
     return SamplingOptions(
         temperature=setting.temperature,
-        sampler=cast(Sampler, setting.sampler or "confidence"),
+        sampler=setting.sampler,
         steps=setting.steps,
         seed=seed,
     )
