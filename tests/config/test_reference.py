@@ -109,7 +109,7 @@ def test_every_value_is_limited_where_it_can_be():
         ("model.window", {"type": "integer or null", "default": None, "required": False, "fixed_on_resume": True}),
         ("optimizer.kind", {"default": "adamw", "allowed": "adamw, lion, muon", "kinds": (), "fixed_on_resume": True}),
         ("objective.kind", {"required": True, "allowed": "autoregressive, non_autoregressive, block_diffusion"}),
-        ("objective.loss", {"allowed": "mdlm, maskgit", "kinds": ("non_autoregressive", "block_diffusion")}),
+        ("objective.loss", {"allowed": "weighted, unweighted", "kinds": ("non_autoregressive", "block_diffusion")}),
         ("optimizer.betas", {"type": "list of 2 numbers", "default": [0.9, 0.95], "allowed": ">= 0 and < 1"}),
         ("optimizer.eps", {"kinds": ("adamw", "muon"), "default": 1e-8}),
         ("data.sources", {"type": "mapping to sections", "default": {}}),
