@@ -27,15 +27,16 @@ PLAYS = (
     "tempest",
 )
 _SPEAKER = re.compile(r"([A-Z][A-Za-z ,'&-]{1,30})\.")
+_BEGINNING = re.compile(r"(?m)^(?:ACT|SCENE) [I1]\b")
 _HEADING = re.compile(r"(ACT|SCENE|PROLOGUE|EPILOGUE)\b")
 
 
 def speeches(play: str) -> list[str]:
     """The speeches of a play in the form of Project Gutenberg, each as `Name:` and its lines."""
-    play = play.replace("\r", "")
-    first_act = re.search(r"(?m)^(ACT|SCENE) I\b", play)
     found = []
-    for paragraph in re.split(r"\n\s*\n", re.sub(r"\[[^\]]*\]", "", play[first_act.start() if first_act else 0 :]).replace("_", "")):
+    _, *acts = _BEGINNING.split(play, maxsplit=1)
+    without_directions = re.sub(r"\[[^\]]*\]", "", "".join(acts)).replace("_", "")
+    for paragraph in re.split(r"\n\s*\n", without_directions):
         lines = [line.strip() for line in paragraph.split("\n") if line.strip()]
         speaker = _SPEAKER.fullmatch(lines[0]) if len(lines) > 1 else None
         if speaker and not _HEADING.match(lines[0]):
