@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # runs from anywhere
-from nar_scale.config import Config, load_config
+from nar_scale.config import Config, load_config, steps_of_run
 from nar_scale.data import Batch
 from nar_scale.evaluation import Likelihood, evaluate_likelihood
 from nar_scale.objectives import Objective, build_wrapper
@@ -57,7 +57,7 @@ def train(config: Config, text: Tensor, symbols: int, seed: int) -> Objective:
     wrapper = build_wrapper(config, symbols).train()
     optimizer = build_optimizer(wrapper, config.optimizer)
     peaks = [group["lr"] for group in optimizer.param_groups]
-    steps, size, length = config.training.steps, config.training.global_batch_size, window_length(config)
+    steps, size, length = steps_of_run(config), config.training.global_batch_size, window_length(config)
     for step in range(steps):
         factor = learning_rate_factor(config.schedule, step, steps)
         for group, peak in zip(optimizer.param_groups, peaks):

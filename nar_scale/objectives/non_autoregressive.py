@@ -33,8 +33,7 @@ class NonAutoregressiveWrapper(Denoiser):
     """Trains an `Encoder` to predict masked tokens and generates by unmasking step by step.
 
     Mask-Predict (arXiv:1904.09324) and MaskGIT (arXiv:2202.04200); with the MDLM weight (arXiv:2406.07524)
-    the loss is an upper bound on the negative log-likelihood in nats per token. In eval mode it is that bound, whatever
-    the training loss.
+    the loss is an upper bound on the negative log-likelihood in nats per token, as it always is in eval mode.
 
     Args:
         net: a `TransformerWrapper` around an `Encoder`.
@@ -109,11 +108,10 @@ class NonAutoregressiveWrapper(Denoiser):
 
     @property
     def _weighted(self) -> bool:
-        """Whether the loss is weighted into the bound now."""
         return self.use_simple_mdlm_loss_weight or not self.training
 
     def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
-        """The number of maskable tokens (in an unweighted loss, of masked ones) and of the critic's; see `Objective`."""
+        """The number of maskable (without weights: masked) tokens and of the critic's; see `Objective`."""
         present = length_mask(batch.lengths, batch.tokens.shape[1])
         maskable = self._maskable(present, None)
         generator = maskable.sum()
@@ -449,6 +447,4 @@ class NonAutoregressiveWrapper(Denoiser):
 
     def _loss_weights(self, masked: MaskedBatch, predicted: PredictedTokens) -> Tensor:
         """What the cross-entropy of each masked token weighs, float32 `[slots]`; 0 in empty slots."""
-        if not self._weighted:
-            return predicted.filled.float()
-        return predicted.spread(masked.weights.float())
+        return predicted.spread(masked.weights.float()) if self._weighted else predicted.filled.float()
