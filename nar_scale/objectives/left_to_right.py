@@ -73,13 +73,12 @@ class LeftToRightGenerator(Objective):
             cache_kv: keep keys and values of earlier tokens.
             return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
-            compile: run each step but the first through `torch.compile`, on GPUs as one CUDA graph; the first call for
-                a number of prompts and a length, rounded up to a multiple of 64, then takes up to minutes.
-            callback: is called after each step with what has been generated so far, int64 `[batch, n]`, `pad_value`
-                after ends, and the number of the step, from 1.
+            compile: run steps through `torch.compile`, on GPUs as CUDA graphs; the first call for a number of prompts
+                and a length, rounded up to a multiple of 64, then takes up to minutes.
+            callback: is called after each step with what has been generated, int64 `[batch, n]`, and its number, from 1.
             draft: a smaller model with the same vocabulary, or `prompt_lookup` for what followed the last tokens where
-                they stood before: drafts of several tokens are then verified in one call, which leaves the distribution
-                as it is (speculative sampling, arXiv:2211.17192), and with `prompt_lookup` the tokens too.
+                they stood before; drafts are verified in one call, which leaves the distribution as it is, and with
+                `prompt_lookup` the tokens too (arXiv:2211.17192).
             draft_tokens: tokens of a draft.
             return_network_calls: also return the network calls in which each sequence grew.
             conditions: further arguments of the network, with a row for each prompt: `context` and `context_mask`, and
@@ -93,17 +92,16 @@ class LeftToRightGenerator(Objective):
             ValueError: no prompt, an empty one or one with tokens that are not in the vocabulary, a negative
                 temperature, conditions that do not fit, or options that exclude each other.
         """
-        if compile and not cache_kv:
-            raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
         seq_lens = seq_len if isinstance(seq_len, Tensor) else None
         longest = int(seq_len.max()) if isinstance(seq_len, Tensor) else seq_len
         _check_sampling(longest if seq_lens is None else int(seq_lens.min()), temperature)
+        amateurs = _pair(amateur_model, contrastive_decode_kwargs)
+        _check_combination(compile, cache_kv, draft is not None, bool(amateurs))
         given = self._prompts(prompts, prompt_lens)
         if seq_lens is not None and (compile or draft is not None or seq_lens.shape != given.tokens.shape[:1]):
             raise ValueError(
                 f"seq_len has the shape {list(seq_lens.shape)}; give one for each prompt, without compile and draft"
             )
-        amateurs = _pair(amateur_model, contrastive_decode_kwargs)
         settings: dict[str, Any] = {
             "noise": noise or Noise.draw(len(given.tokens), given.tokens.device),
             "temperature": temperature,
@@ -113,26 +111,17 @@ class LeftToRightGenerator(Objective):
             "conditions": conditions,
             "callback": callback,
         }
-        calls = None
         if draft is None:
-            with evaluating(self, *(model for model, _ in amateurs)):
-                rivals = [(_net(model), settings) for model, settings in amateurs]
-                settings |= {"amateurs": rivals, "use_cache": cache_kv, "compile": compile, "seq_lens": seq_lens}
+            settings |= {"amateurs": amateurs, "use_cache": cache_kv, "compile": compile, "seq_lens": seq_lens}
+            with evaluating(self, *(amateur for amateur, _ in amateurs)):
                 generated = continue_prompts(self.net, given, longest, **settings)
-        else:
-            if amateurs or compile or not cache_kv:
-                raise ValueError("draft goes without amateur_model and compile, and with cache_kv; leave one out")
-            model = self._draft_model(draft, draft_tokens)
-            with evaluating(self, *([] if model is None else [model])):
-                generated, calls = speculate(
-                    self.net, given, longest, draft=model, draft_tokens=draft_tokens, **settings
-                )
-        if calls is None and return_network_calls:
             calls = _lengths(generated, eos_token)
+        else:
+            generated, calls = self._from_drafts(given, longest, draft, draft_tokens, settings)
         if return_prompt and isinstance(prompts, Tensor) and prompt_lens is None:
             generated = torch.cat((given.tokens, generated), dim=1)
         if _is_single(prompts):
-            generated, calls = generated[0], None if calls is None else calls[0]
+            generated, calls = generated[0], calls[0]
         return (generated, calls) if return_network_calls else generated
 
     @torch.no_grad()
@@ -228,6 +217,13 @@ class LeftToRightGenerator(Objective):
     def _prompts(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> Prompts:
         return Prompts.of(prompts, lengths, self.net.num_tokens, self.net.token_emb.weight.device)
 
+    def _from_drafts(
+        self, given: Prompts, seq_len: int, draft: nn.Module | str, draft_tokens: int, settings: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        net = self._draft_model(draft, draft_tokens)
+        with evaluating(self, *([] if net is None else [net])):
+            return speculate(self.net, given, seq_len, draft=net, draft_tokens=draft_tokens, **settings)
+
     def _draft_model(self, draft: nn.Module | str, draft_tokens: int) -> TransformerWrapper | None:
         if draft_tokens < 1:
             raise ValueError(f"draft_tokens cannot be {draft_tokens}; give at least 1")
@@ -267,6 +263,13 @@ def _lengths(generated: Tensor, end_token: int | None) -> Tensor:
     return (ends.cumsum(dim=1) - ends == 0).sum(dim=1)
 
 
+def _check_combination(compile: bool, cache_kv: bool, drafts: bool, amateurs: bool) -> None:
+    if compile and not cache_kv:
+        raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
+    if drafts and (amateurs or compile or not cache_kv):
+        raise ValueError("draft goes without amateur_model and compile, and with cache_kv; leave one out")
+
+
 def _is_single(prompts: Tensor | list[Tensor]) -> bool:
     return isinstance(prompts, Tensor) and prompts.ndim == 1
 
@@ -277,11 +280,11 @@ def _net(model: nn.Module) -> TransformerWrapper:
 
 def _pair(
     models: nn.Module | Sequence[nn.Module] | None, settings: dict[str, float] | Sequence[dict[str, float]] | None
-) -> list[tuple[nn.Module, dict[str, float]]]:
+) -> list[tuple[TransformerWrapper, dict[str, float]]]:
     if models is None:
         return []
     models = [models] if isinstance(models, nn.Module) else list(models)
     settings = [settings or {}] * len(models) if settings is None or isinstance(settings, dict) else list(settings)
     if len(models) != len(settings):
         raise ValueError(f"{len(models)} amateur models but {len(settings)} contrastive_decode_kwargs")
-    return list(zip(models, settings))
+    return [(_net(model), each) for model, each in zip(models, settings)]
