@@ -15,4 +15,5 @@ __all__ = [
     "draw_answers",
     "first_end",
     "unmask_blocks",
+    "watch_tokens",
 ]
