@@ -38,7 +38,7 @@ def test_cached_is_uncached(sampler, rotary):
 
     def watch(_, arguments, options, output):
         cache = options["cache"]
-        seen.append((arguments[0].clone(), cache.length - arguments[0].shape[1], output.clone()))
+        seen.append((arguments[0].clone(), cache.longest - arguments[0].shape[1], output.clone()))
 
     handle = wrapper.net.register_forward_hook(watch, with_kwargs=True)
     decoding = settings(sampler, temperature=3.0)

@@ -68,8 +68,7 @@ class Unmasker(Denoiser):
             sampler: by name, see `nar_scale.config.sections.decoding`, or as settings, in the place of temperature,
                 filter, steps and guidance given here: `ThresholdDecoding(sampler="threshold", threshold=0.8)`.
             sampler_options: settings of a sampler that is given by name, such as `{"threshold": 0.8}`.
-            steps: network calls at most. If None, the wrapper's number, but as many as they need for `threshold`,
-                `factor`, `entropy_bound` and `wino`.
+            steps: network calls at most; if None, the wrapper's number, or as many as `_UNSCHEDULED` samplers need.
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
             classes: int64 `[batch]`, with `num_classes`.
             documents: int64, of the shape of `prompt`, to fill in several documents at once; as in `forward`.
@@ -84,8 +83,7 @@ class Unmasker(Denoiser):
             int64 `[batch_size, max_seq_len]` or, for one sequence, `[max_seq_len]`; never a mask token.
 
         Raises:
-            UserError: an unknown sampler, a setting that it does not have, or one out of range.
-            ConfigError: a sampler that does not fill in masks, or that the network has no attention for.
+            UserError: a sampler or a setting that is unknown, out of range or not for this model.
             ValueError: a prompt that is empty, too long or holds ids that do not exist; classes or documents that do
                 not fit; guidance without a condition; documents or `compile` with block diffusion.
         """
@@ -96,12 +94,11 @@ class Unmasker(Denoiser):
         if prompt is None:
             prompt = torch.full((1 if batch_size is None else batch_size, self.max_seq_len), self.mask_id)
         tokens = prompt.to(device)[None] if prompt.ndim == 1 else prompt.to(device)
+        classes = None if classes is None else classes.to(device).view(-1)
+        documents = None if documents is None else documents.to(device).view(-1, documents.shape[-1])
         settings = {"compile": compile, "noise_level_scale": noise_level_scale, "callback": callback, **net_kwargs}
-        if classes is not None:
-            settings["classes"] = classes.to(device).view(-1)
-        if documents is not None:
-            settings["documents"] = documents.to(device).view(-1, documents.shape[-1])
-        result = self._fill_in(tokens, decoding, noise or Noise.draw(len(tokens), device), **settings)
+        noise = noise or Noise.draw(len(tokens), device)
+        result = self._fill_in(tokens, decoding, noise, classes=classes, documents=documents, **settings)
         if single:
             result = Unmasked(result.tokens[0], result.network_calls[0])
         return result if return_network_calls else result.tokens
