@@ -75,7 +75,7 @@ class LeftToRightGenerator(Objective):
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
             compile: run steps through `torch.compile`, on GPUs as CUDA graphs; the first call for a number of prompts
                 and a length, rounded up to a multiple of 64, then takes up to minutes.
-            callback: is called after each step with what has been generated, int64 `[batch, n]`, and its number, from 1.
+            callback: is called after each step with what there is, int64 `[batch, n]`, and its number, from 1.
             draft: a smaller model with the same vocabulary, or `prompt_lookup` for what followed the last tokens where
                 they stood before; drafts are verified in one call, which leaves the distribution as it is, and with
                 `prompt_lookup` the tokens too (arXiv:2211.17192).
@@ -120,8 +120,7 @@ class LeftToRightGenerator(Objective):
             generated, calls = self._from_drafts(given, longest, draft, draft_tokens, settings)
         if return_prompt and isinstance(prompts, Tensor) and prompt_lens is None:
             generated = torch.cat((given.tokens, generated), dim=1)
-        if _is_single(prompts):
-            generated, calls = generated[0], calls[0]
+        generated, calls = (generated[0], calls[0]) if _is_single(prompts) else (generated, calls)
         return (generated, calls) if return_network_calls else generated
 
     @torch.no_grad()
