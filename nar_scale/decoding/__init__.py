@@ -5,7 +5,7 @@ from nar_scale.decoding.left_to_right import continue_prompts, search_beams
 from nar_scale.decoding.options import DecodeManifest, SamplingOptions
 from nar_scale.decoding.predictor import Predictor
 from nar_scale.decoding.sequences import Prompts, Sequences
-from nar_scale.decoding.speculative import VerificationNoise, Verified, propose, verify
+from nar_scale.decoding.speculative import VerificationNoise, Verified, propose, speculate, verify
 from nar_scale.decoding.unmask import Sampler, Unmasked, unmask
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "propose",
     "sample",
     "search_beams",
+    "speculate",
     "top_a",
     "top_k",
     "top_p",

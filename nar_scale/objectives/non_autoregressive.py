@@ -284,6 +284,7 @@ class NonAutoregressiveWrapper(Denoiser):
         """Fill in the masks of sequences; see `Objective`."""
         if not isinstance(decoding, ConfidenceDecoding | RandomDecoding):
             raise ConfigError(f"the sampler {decoding.sampler} is not for non-autoregressive models")
+        padding: dict[str, Any] = {} if lengths is None else {"mask": length_mask(lengths, given.shape[1])}
         kept = self.net.num_tokens if decoding.top_k is None else decoding.top_k
         result = self.generate(
             prompt=given,
@@ -295,7 +296,7 @@ class NonAutoregressiveWrapper(Denoiser):
             classes=classes,
             guidance_scale=decoding.guidance,
             return_network_calls=True,
-            **({} if lengths is None else {"mask": length_mask(lengths, given.shape[1])}),
+            **padding,
         )
         tokens, network_calls = cast(Unmasked, result)
         return Samples(without_padding(tokens, lengths), network_calls.tolist())
