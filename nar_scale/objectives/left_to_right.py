@@ -85,22 +85,16 @@ class LeftToRightGenerator(Objective):
                 `prepend_embeds` as in `forward`, which are not returned.
 
         Returns:
-            int64 `[batch, n + seq_len]` (shorter if all sequences have ended), without the prompt
-            `[batch, seq_len]`; and with `return_network_calls` int64 `[batch]`.
+            int64 `[batch, n + seq_len]`, without the prompt `[batch, seq_len]`, or shorter; and the calls, `[batch]`.
 
         Raises:
-            ValueError: no prompt, an empty one or one with tokens that are not in the vocabulary, a negative
-                temperature, conditions that do not fit, or options that exclude each other.
+            ValueError: prompts, lengths, a temperature or conditions that do not fit, or options that exclude others.
         """
-        seq_lens, longest = (seq_len, int(seq_len.max())) if isinstance(seq_len, Tensor) else (None, seq_len)
-        _check_sampling(longest if seq_lens is None else int(seq_lens.min()), temperature)
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
         _check_combination(compile, cache_kv, draft is not None, bool(amateurs))
         given = self._prompts(prompts, prompt_lens)
-        if seq_lens is not None and (compile or draft is not None or seq_lens.shape != given.tokens.shape[:1]):
-            raise ValueError(
-                f"seq_len of shape {list(seq_lens.shape)} is for {len(given.tokens)} prompts, without compile and draft"
-            )
+        longest, seq_lens = _limits(seq_len, len(given.tokens), plain=not compile and draft is None)
+        _check_sampling(longest, temperature)
         settings: dict[str, Any] = {
             "noise": noise or Noise.draw(len(given.tokens), given.tokens.device),
             "temperature": temperature,
@@ -247,6 +241,17 @@ def _filters(which: FilterChoice, settings: dict[str, Any] | None) -> Sequence[L
     if which is None and settings:
         raise ValueError(f"filter_kwargs {settings} were given without a filter; name one or leave them out")
     return [] if which is None else [partial(get_filter(which), **(settings or {}))]
+
+
+def _limits(seq_len: int | Tensor, batch: int, plain: bool) -> tuple[int, Tensor | None]:
+    """The tokens to generate at most, and int64 `[batch]` for each prompt if they differ."""
+    if not isinstance(seq_len, Tensor):
+        return seq_len, None
+    if seq_len.shape != (batch,) or bool((seq_len < 0).any()):
+        raise ValueError(f"seq_len {seq_len.tolist()} is not a number of tokens for each of {batch} prompts")
+    if not plain:
+        raise ValueError("a seq_len for each prompt is for generation without compile and without a draft")
+    return int(seq_len.max()), seq_len
 
 
 def _check_sampling(seq_len: int, temperature: float) -> None:
