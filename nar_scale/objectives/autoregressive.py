@@ -37,8 +37,6 @@ class AutoregressiveWrapper(LeftToRightGenerator):
         ConfigError: an `Encoder`, or a `mask_prob` outside [0, 1).
     """
 
-    samples_padded = True
-
     def __init__(
         self,
         net: TransformerWrapper,

@@ -75,7 +75,7 @@ class LeftToRightGenerator(Objective):
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
             compile: run steps through `torch.compile`, on GPUs as CUDA graphs; the first call for a number of prompts
                 and a length, rounded up to a multiple of 64, then takes up to minutes.
-            callback: is called after each step with what there is, int64 `[batch, n]`, and its number, from 1.
+            callback: is called after each step with what has been generated, int64 `[batch, n]`, and its number from 1.
             draft: a smaller model with the same vocabulary, or `prompt_lookup` for what followed the last tokens where
                 they stood before; drafts are verified in one call, which leaves the distribution as it is, and with
                 `prompt_lookup` the tokens too (arXiv:2211.17192).
@@ -85,23 +85,16 @@ class LeftToRightGenerator(Objective):
                 `prepend_embeds` as in `forward`, which are not returned.
 
         Returns:
-            int64 `[batch, n + seq_len]` (shorter if all sequences have ended), without the prompt
-            `[batch, seq_len]`; and with `return_network_calls` int64 `[batch]`.
+            int64 `[batch, n + seq_len]`, without the prompt `[batch, seq_len]`, or shorter; and the calls, `[batch]`.
 
         Raises:
-            ValueError: no prompt, an empty one or one with tokens that are not in the vocabulary, a negative
-                temperature, conditions that do not fit, or options that exclude each other.
+            ValueError: prompts, lengths, a temperature or conditions that do not fit, or options that exclude others.
         """
-        seq_lens = seq_len if isinstance(seq_len, Tensor) else None
-        longest = int(seq_len.max()) if isinstance(seq_len, Tensor) else seq_len
-        _check_sampling(longest if seq_lens is None else int(seq_lens.min()), temperature)
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
         _check_combination(compile, cache_kv, draft is not None, bool(amateurs))
         given = self._prompts(prompts, prompt_lens)
-        if seq_lens is not None and (compile or draft is not None or seq_lens.shape != given.tokens.shape[:1]):
-            raise ValueError(
-                f"seq_len has the shape {list(seq_lens.shape)}; give one for each prompt, without compile and draft"
-            )
+        longest, seq_lens = _limits(seq_len, len(given.tokens), plain=not compile and draft is None)
+        _check_sampling(longest, temperature)
         settings: dict[str, Any] = {
             "noise": noise or Noise.draw(len(given.tokens), given.tokens.device),
             "temperature": temperature,
@@ -112,9 +105,9 @@ class LeftToRightGenerator(Objective):
             "callback": callback,
         }
         if draft is None:
-            settings |= {"amateurs": amateurs, "use_cache": cache_kv, "compile": compile, "seq_lens": seq_lens}
+            settings |= {"amateurs": amateurs, "use_cache": cache_kv, "compile": compile}
             with evaluating(self, *(amateur for amateur, _ in amateurs)):
-                generated = continue_prompts(self.net, given, longest, **settings)
+                generated = continue_prompts(self.net, given, longest, seq_lens=seq_lens, **settings)
             calls = _lengths(generated, eos_token)
         else:
             generated, calls = self._from_drafts(given, longest, draft, draft_tokens, settings)
@@ -206,12 +199,12 @@ class LeftToRightGenerator(Objective):
             filter_logits_fn=eligible(decoding.top_k, decoding.top_p),
             return_prompt=False,
             noise=noise,
-            callback=callback,
             return_network_calls=True,
+            callback=callback,
         )
-        most = calls.clamp(max=room)
-        tokens = without_padding(generated, most)
-        return Samples([row[:-1] if row[-1:] == [end_token] else row for row in tokens], most.tolist())
+        tokens = without_padding(generated, _lengths(generated, end_token).clamp(max=room))
+        ended = [row[:-1] if row[-1:] == [end_token] else row for row in tokens]
+        return Samples(ended, calls.clamp(max=room).tolist())
 
     def _prompts(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> Prompts:
         return Prompts.of(prompts, lengths, self.net.num_tokens, self.net.token_emb.weight.device)
@@ -247,6 +240,17 @@ def _filters(which: FilterChoice, settings: dict[str, Any] | None) -> Sequence[L
     if which is None and settings:
         raise ValueError(f"filter_kwargs {settings} were given without a filter; name one or leave them out")
     return [] if which is None else [partial(get_filter(which), **(settings or {}))]
+
+
+def _limits(seq_len: int | Tensor, batch: int, plain: bool) -> tuple[int, Tensor | None]:
+    """The tokens to generate at most, and int64 `[batch]` for each prompt if they differ."""
+    if not isinstance(seq_len, Tensor):
+        return seq_len, None
+    if seq_len.shape != (batch,) or bool((seq_len < 0).any()):
+        raise ValueError(f"seq_len {seq_len.tolist()} is not a number of tokens for each of {batch} prompts")
+    if not plain:
+        raise ValueError("a seq_len for each prompt is for generation without compile and without a draft")
+    return int(seq_len.max()), seq_len
 
 
 def _check_sampling(seq_len: int, temperature: float) -> None:
