@@ -13,7 +13,6 @@ import pytest
 
 from launcher._command import run as command
 from nar_scale.checkpoint import WeightKind
-from nar_scale.decoding import Sampler
 from nar_scale.first_rank import seconds_after_first_rank
 from tests.errors import assert_names
 
@@ -53,7 +52,6 @@ def choices_of(script, option):
 @pytest.mark.parametrize(
     ("script", "option", "kind"),
     [
-        ("generate", "sampler", Sampler),
         ("generate", "weights", WeightKind),
         ("evaluate", "weights", WeightKind),
         ("export", "weights", WeightKind),
