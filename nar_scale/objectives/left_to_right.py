@@ -92,16 +92,10 @@ class LeftToRightGenerator(Objective):
             ValueError: no prompt, an empty one or one with tokens that are not in the vocabulary, a negative
                 temperature, conditions that do not fit, or options that exclude each other.
         """
-        seq_lens = seq_len if isinstance(seq_len, Tensor) else None
-        longest = int(seq_len.max()) if isinstance(seq_len, Tensor) else seq_len
-        _check_sampling(longest if seq_lens is None else int(seq_lens.min()), temperature)
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
         _check_combination(compile, cache_kv, draft is not None, bool(amateurs))
         given = self._prompts(prompts, prompt_lens)
-        if seq_lens is not None and (compile or draft is not None or seq_lens.shape != given.tokens.shape[:1]):
-            raise ValueError(
-                f"seq_len has the shape {list(seq_lens.shape)}; give one for each prompt, without compile and draft"
-            )
+        longest, seq_lens = _asked(seq_len, len(given.tokens), temperature, compile or draft is not None)
         settings: dict[str, Any] = {
             "noise": noise or Noise.draw(len(given.tokens), given.tokens.device),
             "temperature": temperature,
@@ -260,6 +254,19 @@ def _lengths(generated: Tensor, end_token: int | None) -> Tensor:
     """Tokens of each sequence up to its first end token, int64 `[batch]`."""
     ends = (generated == (-1 if end_token is None else end_token)).long()
     return (ends.cumsum(dim=1) - ends == 0).sum(dim=1)
+
+
+def _asked(seq_len: int | Tensor, batch: int, temperature: float, alike: bool) -> tuple[int, Tensor | None]:
+    """The largest number of tokens to generate, and that of each prompt where they differ, which `alike` forbids."""
+    if not isinstance(seq_len, Tensor):
+        _check_sampling(seq_len, temperature)
+        return seq_len, None
+    if alike or seq_len.shape != (batch,):
+        raise ValueError(
+            f"seq_len has the shape {list(seq_len.shape)}; give one for each prompt, without compile and draft"
+        )
+    _check_sampling(int(seq_len.min()), temperature)
+    return int(seq_len.max()), seq_len
 
 
 def _check_combination(compile: bool, cache_kv: bool, drafts: bool, amateurs: bool) -> None:
