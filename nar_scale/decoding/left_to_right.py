@@ -82,10 +82,7 @@ def continue_prompts(
         if eos_token is not None:
             drawn = drawn.masked_fill(ended, pad_value)
         sequences.append(drawn)
-        if len(rows) == len(generated):
-            generated[:, step] = drawn
-        else:
-            generated[rows, step] = drawn
+        generated[rows, step] = drawn
         if callback is not None:
             callback(generated[:, : step + 1], step + 1)
         at_limit = step + 1 in last_steps
