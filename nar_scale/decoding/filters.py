@@ -129,6 +129,8 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor | None, filters: Se
     if first is not top_k and getattr(first, "func", None) is not top_k:
         return sample(filtered(logits, filters), temperature, uniform)
     k = kept_by_top_k(logits.shape[-1], **getattr(first, "keywords", {}))
+    if k == logits.shape[-1]:  # as without a filter
+        return sample(filtered(logits, filters[1:]), temperature, uniform)
     # on CPUs ordering what was selected takes as long as selecting it; on GPUs how it stands is not defined otherwise
     values, indices = logits.topk(k, dim=-1, sorted=logits.is_cuda)
     drawn = sample(filtered(values, filters[1:]), temperature, uniform)

@@ -320,7 +320,7 @@ def test_configs_fit_the_json_schema(path):
         ("optimizer.kind", "sgd", ".optimizer"),
         ("optimizer.muon_momentum", 0.9, ".optimizer"),
         ("optimizer.betas", [0.9], ".optimizer"),
-        ("objective.kind", "autoregressive", None),
+        ("objective.kind", "non_autoregressive", None),
         ("schedule.kind", "wsd", None),
         ("logging.image_shape", [3, 0], ".logging.image_shape"),
         ("logging.image_shape", [3, 4], None),
@@ -330,7 +330,7 @@ def test_configs_fit_the_json_schema(path):
     ],
 )
 def test_the_json_schema_refuses_what_the_loader_refuses(key, value, place):
-    values = read(REPOSITORY / "configs" / "quickstart_nar.yaml")
+    values = {**read(REPOSITORY / "configs" / "quickstart_ar.yaml"), "optimizer": {"learning_rate": 1e-3}}
     section, _, name = key.partition(".")
     values[section] = {**values.get(section, {}), name: value} if name else value
     assert refused_by_schema(values) == ([] if place is None else [place])

@@ -77,7 +77,6 @@ def test_model_keys_reach_the_layers():
 @pytest.mark.parametrize("kind", ["non_autoregressive", "block_diffusion"])
 def test_objective_keys_reach_the_wrapper(kind):
     options = {
-        "steps": 7,
         "no_replace_prob": 0.1,
         "random_token_prob": 0.2,
         "masking": "bernoulli",
