@@ -30,6 +30,7 @@ class Likelihood:
         sequences: number of sequences.
         kind: `exact`, `bound` or `not a likelihood`.
         bytes_per_token: mean length of the text behind a token, in bytes; None if it is unknown.
+        bound_nats_per_token: the upper bound of a `hybrid` model's diffusion side (over all tokens); None for others.
     """
 
     nats_per_token: float
@@ -38,6 +39,7 @@ class Likelihood:
     sequences: int
     kind: str
     bytes_per_token: float | None = None
+    bound_nats_per_token: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -53,7 +55,8 @@ class Likelihood:
 
     def __str__(self) -> str:
         compression = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.3f} bits/byte"
-        return f"{self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token ({self.kind}){compression}"
+        bound = "" if self.bound_nats_per_token is None else f", diffusion bound {self.bound_nats_per_token:.4f}"
+        return f"{self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token ({self.kind}{bound}){compression}"
 
 
 @torch.no_grad()
@@ -82,18 +85,28 @@ def evaluate_likelihood(
         DataError: there is no token to evaluate.
     """
     loss_terms = loss_terms or objective.loss_terms
-    totals = torch.zeros(6, dtype=torch.float64, device=device)
+    totals = torch.zeros(8, dtype=torch.float64, device=device)
     with evaluating(objective):
         for batch in batches:
             terms = loss_terms(batch.to(device), seed=seed)
             sequences = (batch.lengths > 0).sum().to(device)
             totals[:3] += torch.stack((terms.sums[0], terms.counts[0], sequences)).double()
-            totals[3:] += terms.moments.double()
-    total, tokens, sequences, loss_squared, loss_times_count, count_squared = reduce(totals).tolist()
+            totals[3:6] += terms.moments.double()
+            if objective.bound_term is not None:
+                totals[6:] += torch.stack((terms.sums, terms.counts))[:, objective.bound_term].double()
+    total, tokens, sequences, loss_squared, loss_times_count, count_squared, *bound = reduce(totals).tolist()
     if tokens == 0:
         raise DataError("there is no token to evaluate; check the data, and that the limit is above 0")
     nats = total / tokens
     # the nats are a ratio of sums over sequences: their error is the spread of loss - nats * count (delta method)
     spread = max(loss_squared - 2 * nats * loss_times_count + nats * nats * count_squared, 0.0)
     error = math.sqrt(spread) / tokens
-    return Likelihood(nats, error, int(tokens), int(sequences), objective.likelihood_kind, bytes_per_token)
+    return Likelihood(
+        nats,
+        error,
+        int(tokens),
+        int(sequences),
+        objective.likelihood_kind,
+        bytes_per_token,
+        bound_nats_per_token=bound[0] / bound[1] if bound[1] else None,
+    )

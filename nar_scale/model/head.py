@@ -23,7 +23,12 @@ class Head(Linear):
     Args:
         input_scale: of the embeddings, for a weight that is shared with an embedding table.
         chunk_size: tokens times vocabulary that are projected at a time; one token at least.
+
+    Attributes:
+        excluded: a token that is never an answer: its logits are -inf; None for no such token.
     """
+
+    excluded: int | None = None
 
     def __init__(self, dim: int, num_tokens: int, input_scale: float = 1.0, chunk_size: int = CHUNK_SIZE):
         super().__init__(dim, num_tokens)
@@ -53,4 +58,7 @@ class Head(Linear):
         return torch.cat([checkpoint(run, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
     def _project(self, embeddings: Tensor) -> Tensor:
-        return super().forward(embeddings if self.input_scale == 1 else embeddings * self.input_scale)
+        logits = super().forward(embeddings if self.input_scale == 1 else embeddings * self.input_scale)
+        if self.excluded is not None:
+            logits[..., self.excluded] = -torch.inf
+        return logits

@@ -195,6 +195,7 @@ class AttentionLayers(nn.Module):
         *,
         documents: Tensor | None = None,
         rule: Rule | None = None,
+        causal: bool | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         sequence_parallel: SequenceParallelContext = WHOLE,
@@ -209,6 +210,7 @@ class AttentionLayers(nn.Module):
             with_z_loss: also return the attention z-loss.
             documents: int64 `[batch, keys]`; a token attends only to its own document.
             rule: which queries may attend to which keys, by their indices, in addition.
+            causal: whether a token sees only itself and the past; None for what the stack is made for.
             context: `[batch, m, dim_context]`, with `cross_attend`.
             context_mask: bool `[batch, m]`, true where the context may be attended.
             sequence_parallel: this rank's part of the sequences, which `x` and `positions` are of; `mask`, `documents`
@@ -229,7 +231,8 @@ class AttentionLayers(nn.Module):
         past = cache.length if cache is not None else 0
         capacity = cache.capacity if isinstance(cache, StaticKeyValueCache) else None
         queries = x.shape[1] * sequence_parallel.size
-        visibility = Visibility(queries, past, self.causal, self.window, mask, documents, rule, capacity)
+        causal = self.causal if causal is None else causal
+        visibility = Visibility(queries, past, causal, self.window, mask, documents, rule, capacity)
         angles = self.rotary.angles(positions) if self.rotary else None
         if angles is not None and positions.ndim == 2:
             angles = (angles[0][:, None], angles[1][:, None])

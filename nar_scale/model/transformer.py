@@ -100,6 +100,7 @@ class TransformerWrapper(nn.Module):
         cache: KeyValueCache | StaticKeyValueCache | None = None,
         documents: Tensor | None = None,
         rule: Rule | None = None,
+        causal: bool | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         return_embeddings: bool = False,
@@ -120,6 +121,7 @@ class TransformerWrapper(nn.Module):
             cache: keys and values of earlier tokens, extended in place.
             documents: int64 `[batch, keys]`; a token attends only to its own document.
             rule: which queries may attend to which keys, by their indices, in addition (`Visibility.rule`).
+            causal: whether a token sees only itself and the past; None for what `attn_layers` are made for.
             context: `[batch, m, dim_context]` for cross-attention.
             context_mask: bool `[batch, m]`, true where the context may be attended.
             return_embeddings: return `[batch, n, dim]` instead of logits.
@@ -153,6 +155,7 @@ class TransformerWrapper(nn.Module):
             with_z_loss,
             documents=documents,
             rule=rule,
+            causal=causal,
             context=context,
             context_mask=context_mask,
             sequence_parallel=sequence_parallel,

@@ -178,7 +178,7 @@ class AutoregressiveWrapper(Objective):
         if compile and not cache_kv:
             raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
         ragged = isinstance(prompts, list) or prompt_lens is not None
-        aligned, single = self._align(prompts, prompt_lens)
+        aligned, single = self.align(prompts, prompt_lens)
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
         with evaluating(self, *(model for model, _ in amateurs)):
             generated = continue_prompts(
@@ -233,7 +233,7 @@ class AutoregressiveWrapper(Objective):
             ConfigError: more beams than tokens in the vocabulary.
             ValueError: an empty prompt.
         """
-        aligned, single = self._align(prompts, prompt_lens)
+        aligned, single = self.align(prompts, prompt_lens)
         with evaluating(self):
             tokens, scores = search_beams(
                 self.net,
@@ -276,7 +276,7 @@ class AutoregressiveWrapper(Objective):
             (length or self.max_seq_len) - given.shape[1],
             eos_token=end_token,
             temperature=decoding.temperature,
-            filter_logits_fn=partial(_eligible, decoding.top_k, decoding.top_p),
+            filter_logits_fn=partial(eligible, decoding.top_k, decoding.top_p),
             return_prompt=False,
             noise=noise,
         )
@@ -295,7 +295,8 @@ class AutoregressiveWrapper(Objective):
         """The logits; see `Objective`."""
         return {"logits": self.net(tokens)}
 
-    def _align(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> tuple[Prompts, bool]:
+    def align(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> tuple[Prompts, bool]:
+        """Prompts in one tensor, and whether it was a single one; arguments as those of `generate`."""
         device = self.net.token_emb.weight.device
         if isinstance(prompts, list):
             if not prompts:
@@ -358,7 +359,7 @@ class AutoregressiveWrapper(Objective):
         found = PredictedTokens.of(predicted, sequence_parallel, slots)
         embeddings = found.select_local(output.embeddings)
         answers = found.answers(targets)
-        losses = self.net.to_logits(embeddings, _cross_entropy, answers)
+        losses = self.net.to_logits(embeddings, cross_entropy, answers)
         sums = [losses.sum()]
         weights = [1.0]
         if self.add_attn_z_loss:
@@ -406,11 +407,13 @@ class AutoregressiveWrapper(Objective):
         return (self.net.to_next_embed_pred(embeddings) - truth).abs().mean(dim=-1)
 
 
-def _cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
+    """In nats, float32 `[tokens]`, from logits `[tokens, num_tokens]` and the true tokens, int64 `[tokens]`."""
     return F.cross_entropy(logits.float(), answers, reduction="none")
 
 
-def _eligible(k: int | None, p: float | None, logits: Tensor) -> Tensor:
+def eligible(k: int | None, p: float | None, logits: Tensor) -> Tensor:
+    """The filter of `top_k` and `top_p` of `nar_scale.config.SamplerConfig`; None for those that are not asked for."""
     logits = logits if k is None else top_k(logits, k=k)
     return logits if p is None else top_p(logits, p)
 

@@ -1,0 +1,140 @@
+"""Drafts that a network verifies itself give what it gives left to right."""
+
+from functools import partial
+from itertools import product
+
+import pytest
+import torch
+
+from nar_scale.decoding import Distribution, top_k, top_p, verify
+from nar_scale.masking import Noise
+from nar_scale.model import Decoder
+from nar_scale.objectives import HybridWrapper
+from tests.masking.helpers import chi_square_excess, requests
+from tests.model.helpers import small_net
+from tests.objectives.helpers import random_tokens
+
+MASK_ID, N, ROWS = 10, 48, 20_000
+
+
+def hybrid(block_size=4, **net):
+    return HybridWrapper(small_net(Decoder, max_seq_len=N, **net), mask_id=MASK_ID, block_size=block_size).eval()
+
+
+def tiny(block_size=2):
+    """A real network of three tokens and the mask, whose distributions are not too sharp to be told apart."""
+    net = small_net(Decoder, num_tokens=4, max_seq_len=8)
+    with torch.no_grad():
+        net.to_logits.weight.mul_(0.3)
+    return HybridWrapper(net, mask_id=3, block_size=block_size).eval()
+
+
+@torch.no_grad()
+def joint_of(wrapper, prompt, count, distribution):
+    """The probability of each continuation, from the network's distributions left to right."""
+    joint = []
+    for answer in product(range(3), repeat=count):
+        p = distribution.of(wrapper.net(torch.tensor([[*prompt, *answer]])))[0, len(prompt) - 1 : -1]
+        joint.append(p.gather(-1, torch.tensor(answer)[:, None]).prod())
+    return torch.stack(joint).double()
+
+
+@pytest.mark.parametrize("block_size", [2, 4, 8])
+@pytest.mark.parametrize(
+    ("temperature", "logit_filter", "draft_temperature"),
+    [
+        (1.0, None, None),
+        (0.7, None, 2.0),
+        (1.5, partial(top_k, k=2), None),
+        (1.0, partial(top_p, thres=0.7), 0.5),
+        (1.0, None, 0.0),
+    ],
+)
+def test_the_distribution_is_that_of_left_to_right_sampling(block_size, temperature, logit_filter, draft_temperature):
+    wrapper, prompt, count = tiny(block_size), [0, 2], 4
+    result = wrapper.generate(
+        torch.tensor(prompt).expand(ROWS, -1),
+        count,
+        temperature=temperature,
+        filter_logits_fn=logit_filter,
+        draft_temperature=draft_temperature,
+        noise=requests(ROWS),
+        return_network_calls=True,
+    )
+    number = (result.tokens * 3 ** torch.arange(count - 1, -1, -1)).sum(dim=1)
+    filtered = Distribution(temperature, logit_filter or (lambda logits: logits))
+    joint = joint_of(wrapper, prompt, count, filtered)
+    assert joint.sum().item() == pytest.approx(1.0)
+    assert not bool((joint[number] == 0).any())
+    possible = joint > 0
+    renumbered = possible.cumsum(dim=0)[number] - 1
+    assert chi_square_excess(renumbered, joint[possible]) < 4
+    assert 1 < count * ROWS / int(result.network_calls.sum()) < count  # some drafts are accepted, and some are not
+
+
+def test_verification_is_exact_for_any_proposal():
+    generator = torch.Generator().manual_seed(0)
+    target = torch.rand(3, 5, generator=generator, dtype=torch.float64) ** 3
+    proposal = torch.rand(2, 5, generator=generator, dtype=torch.float64) ** 3
+    proposal[0, 1] = target[1, 2] = 0
+    target, proposal = (each / each.sum(dim=-1, keepdim=True) for each in (target, proposal))
+    noise = requests(ROWS)
+    p, q = target.expand(ROWS, -1, -1), proposal.expand(ROWS, -1, -1)
+    drafted = torch.stack([torch.multinomial(row, ROWS, True, generator=generator) for row in proposal], dim=1)
+    accepted, token = verify(
+        p, q, drafted, torch.full((ROWS,), 2), noise.derive(0).uniform(2), noise.derive(1).uniform(3)
+    )
+    first = torch.where(accepted > 0, drafted[:, 0], token)
+    assert chi_square_excess(first, target[0]) < 4
+    second = torch.where(accepted > 1, drafted[:, 1], token)[accepted > 0]
+    assert chi_square_excess(second, target[1]) < 4
+    assert chi_square_excess(token[accepted > 1], target[2]) < 4
+    rate = torch.minimum(target[0], proposal[0]).sum()
+    assert (accepted > 0).double().mean().item() == pytest.approx(rate.item(), abs=0.02)
+    short = verify(p, q, drafted, torch.zeros(ROWS, dtype=torch.int64), *(noise.derive(2).uniform(m) for m in (2, 3)))
+    assert int(short.accepted.max()) == 0
+    assert chi_square_excess(short.token, target[0]) < 4
+
+
+@pytest.mark.parametrize("net", [{}, {"rotary": False, "kv_heads": 1}, {"tie_embedding": True, "qk_norm": True}])
+@pytest.mark.parametrize("block_size", [2, 4, 16])
+def test_greedy_tokens_are_those_of_left_to_right_decoding(block_size, net):
+    wrapper, prompts = hybrid(block_size, **net), random_tokens(6, 9)
+    expected = wrapper.autoregressive.generate(prompts, N - 9, temperature=0.0)
+    assert torch.equal(wrapper.generate(prompts, N - 9, temperature=0.0), expected)
+    assert torch.equal(wrapper.generate(prompts, N - 9, temperature=0.0, draft_temperature=3.0), expected)
+    assert torch.equal(wrapper.generate(prompts[0], 5, temperature=0.0), expected[0, :14])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_prompt_gives_the_same_alone_and_in_a_batch(temperature):
+    wrapper = hybrid()
+    prompts = [random_tokens(1, length, seed=length)[0] for length in (3, 9, 1, 20)]
+    settings = {"temperature": temperature, "eos_token": 8, "return_network_calls": True}
+    together = wrapper.generate(prompts, 25, noise=requests(4), **settings)
+    for row, prompt in enumerate(prompts):
+        alone = wrapper.generate([prompt], 25, noise=Noise.of_requests(0, torch.tensor([row])), **settings)
+        assert [each[0].tolist() for each in alone] == [each[row].tolist() for each in together]
+    assert len(together.network_calls.unique()) > 1
+
+
+def test_nothing_follows_the_end_token():
+    wrapper, prompts = hybrid(), random_tokens(30, 5)
+    whole = wrapper.generate(prompts, 30, noise=requests(30), return_network_calls=True)
+    cut = wrapper.generate(prompts, 30, noise=requests(30), eos_token=8, return_network_calls=True)
+    for before, after, length in zip(whole.tokens.tolist(), cut.tokens.tolist(), cut.lengths.tolist()):
+        kept = before.index(8) + 1 if 8 in before else 30
+        assert length == kept
+        assert after == before[:kept] + [0] * (30 - kept)
+    assert bool((cut.network_calls <= whole.network_calls).all())
+    assert bool((cut.network_calls < whole.network_calls).any())
+
+
+def test_calls_are_no_more_than_tokens():
+    wrapper = hybrid()
+    result = wrapper.generate(random_tokens(5, 2), 40, noise=requests(5), temperature=4.0, return_network_calls=True)
+    assert result.lengths.tolist() == [40] * 5
+    assert bool((result.network_calls <= 40).all())
+    assert bool((result.network_calls >= 40 / 4).all())
+    nothing = wrapper.generate(random_tokens(5, 2), 0, return_network_calls=True)
+    assert [each.sum().item() for each in nothing] == [0, 0, 0]
