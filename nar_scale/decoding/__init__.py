@@ -1,28 +1,32 @@
 """Decoding: logit filters, left-to-right sampling and beam search, iterative unmasking."""
 
-from nar_scale.decoding.filters import FILTERS, contrastive, get_filter, min_p, sample, top_a, top_k, top_p
-from nar_scale.decoding.left_to_right import Prompts, continue_prompts, search_beams
+from nar_scale.decoding.filters import FILTERS, contrastive, eligible, get_filter, min_p, sample, top_a, top_k, top_p
+from nar_scale.decoding.left_to_right import continue_prompts, search_beams
 from nar_scale.decoding.options import DecodeManifest, SamplingOptions
 from nar_scale.decoding.predictor import Predictor
-from nar_scale.decoding.self_speculation import Continued, Distribution, speculate
-from nar_scale.decoding.speculative import Verified, verify
+from nar_scale.decoding.self_speculation import Continued, speculate
+from nar_scale.decoding.sequences import Prompts, Sequences
+from nar_scale.decoding.speculative import VerificationNoise, Verified, propose, verify
 from nar_scale.decoding.unmask import Sampler, Unmasked, unmask
 
 __all__ = [
     "FILTERS",
     "Continued",
     "DecodeManifest",
-    "Distribution",
     "Predictor",
     "Prompts",
     "Sampler",
     "SamplingOptions",
+    "Sequences",
     "Unmasked",
+    "VerificationNoise",
     "Verified",
     "continue_prompts",
     "contrastive",
+    "eligible",
     "get_filter",
     "min_p",
+    "propose",
     "sample",
     "search_beams",
     "speculate",

@@ -6,7 +6,8 @@ A filter maps logits `[..., num_tokens]` to logits of the same shape, in which t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,12 +26,16 @@ def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) ->
         frac_num_tokens: keeps `ceil(frac_num_tokens * num_tokens)` logits where `k` is not given.
         k: number of tokens to keep.
     """
-    num_tokens = logits.shape[-1]
-    k = min(k or math.ceil(frac_num_tokens * num_tokens), num_tokens)
-    if k == num_tokens:
+    k = kept_by_top_k(logits.shape[-1], frac_num_tokens, k)
+    if k == logits.shape[-1]:
         return logits
-    values, indices = logits.topk(max(k, 1), dim=-1)
+    values, indices = logits.topk(k, dim=-1)
     return torch.full_like(logits, -math.inf).scatter(-1, indices, values)
+
+
+def kept_by_top_k(num_tokens: int, frac_num_tokens: float = 0.1, k: int | None = None) -> int:
+    """How many of the logits `top_k` keeps, at least one; arguments as there."""
+    return max(1, min(k or math.ceil(frac_num_tokens * num_tokens), num_tokens))
 
 
 def top_p(logits: Tensor, thres: float = 0.9) -> Tensor:
@@ -80,6 +85,16 @@ def get_filter(name: str | LogitFilter | None) -> LogitFilter:
     return FILTERS[name]
 
 
+def eligible(k: int | None, p: float | None) -> list[LogitFilter]:
+    """The filters that keep the `k` most probable tokens, and of these the ones that together reach probability `p`.
+
+    Args:
+        k: number of tokens; None for all.
+        p: probability in (0, 1]; None for all.
+    """
+    return [*([] if k is None else [partial(top_k, k=k)]), *([] if p is None else [partial(top_p, thres=p)])]
+
+
 def contrastive(expert_logits: Tensor, amateur_logits: Tensor, alpha: float = 0.1, beta: float = 0.5) -> Tensor:
     """Logits of contrastive decoding: (1 + beta) expert - beta amateur (arXiv:2309.09117, appendix A, algorithm 2).
 
@@ -94,6 +109,35 @@ def contrastive(expert_logits: Tensor, amateur_logits: Tensor, alpha: float = 0.
     return difference.masked_fill(expert_logits < cutoff, -math.inf)
 
 
+def draw(logits: Tensor, temperature: float, uniform: Tensor | None, filters: Sequence[LogitFilter] = ()) -> Tensor:
+    """Draw a token from filtered logits.
+
+    What the first filter excludes is not looked at again if it is `top_k` (or a `partial` of it).
+
+    Args:
+        logits: `[batch, num_tokens]`.
+        temperature: divides the logits; 0 for the most probable token, and then there is no filter.
+        uniform: float64 `[batch]` in (0, 1); None at temperature 0.
+        filters: are applied one after another.
+
+    Returns:
+        int64 `[batch]`.
+    """
+    if uniform is None:
+        return logits.argmax(dim=-1)
+    first = filters[0] if filters else None
+    if first is not top_k and getattr(first, "func", None) is not top_k:
+        for logit_filter in filters:
+            logits = logit_filter(logits)
+        return sample(logits, temperature, uniform)
+    k = kept_by_top_k(logits.shape[-1], **getattr(first, "keywords", {}))
+    # on CPUs ordering what was selected takes as long as selecting it; on GPUs how it stands is not defined otherwise
+    values, indices = logits.topk(k, dim=-1, sorted=logits.is_cuda)
+    for logit_filter in filters[1:]:
+        values = logit_filter(values)
+    return indices.gather(-1, sample(values, temperature, uniform)[..., None])[..., 0]
+
+
 def sample(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     """Draw tokens by inverting the cumulative distribution in float64.
 
@@ -105,8 +149,26 @@ def sample(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:
     Returns:
         int64 `[...]`; never a token whose logit is -inf.
     """
-    if temperature < _COLDEST:
+    if is_greedy(temperature):
         return logits.argmax(dim=-1)
-    cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
+    return sample_probabilities((logits.double() / temperature).softmax(dim=-1), uniform)
+
+
+def is_greedy(temperature: float) -> bool:
+    """Whether sampling at this temperature returns the most probable token."""
+    return temperature < _COLDEST
+
+
+def sample_probabilities(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Draw tokens by inverting the cumulative distribution.
+
+    Args:
+        probabilities: float64 `[..., num_tokens]`, not all 0; they need not be normalised.
+        uniform: float64 `[...]` in (0, 1), the only source of randomness.
+
+    Returns:
+        int64 `[...]`; never a token whose probability is 0.
+    """
+    cumulative = probabilities.cumsum(dim=-1)
     threshold = uniform[..., None] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, threshold, right=False)[..., 0].clamp(max=logits.shape[-1] - 1)
+    return torch.searchsorted(cumulative, threshold, right=False)[..., 0].clamp(max=probabilities.shape[-1] - 1)

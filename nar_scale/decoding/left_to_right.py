@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nar_scale.decoding.compiled import CompiledPredictor
-from nar_scale.decoding.filters import LogitFilter, contrastive, sample
+from nar_scale.decoding.filters import LogitFilter, contrastive, draw
 from nar_scale.decoding.predictor import Predictor
+from nar_scale.decoding.sequences import Prompts, Sequences
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import TransformerWrapper
 
+Callback = Callable[[Tensor, int], None]
+"""Is called after each step with the tokens that have been generated so far, int64 `[batch, n]`, and the number of the
+call of the network, from 1."""
 
-@dataclass
-class Prompts:
-    """A batch of prompts of different lengths, aligned at their ends.
-
-    Attributes:
-        tokens: int64 `[batch, n]`, padded on the left.
-        padding: int64 `[batch]`, the number of padding tokens of each row.
-    """
-
-    tokens: Tensor
-    padding: Tensor
-
-    @classmethod
-    def align(cls, tokens: Tensor, lengths: Tensor | None, pad_value: int) -> Prompts:
-        """Align prompts that are padded on the right.
-
-        Args:
-            tokens: int64 `[batch, n]`.
-            lengths: int64 `[batch]`, the length of each prompt; None if all have n tokens.
-            pad_value: the token that fills up the rows on the left.
-        """
-        if lengths is None:
-            return cls(tokens, torch.zeros(len(tokens), dtype=torch.int64, device=tokens.device))
-        padding = tokens.shape[1] - lengths
-        source = torch.arange(tokens.shape[1], device=tokens.device) - padding[:, None]
-        aligned = tokens.gather(1, source.clamp(min=0)).masked_fill(source < 0, pad_value)
-        return cls(aligned, padding)
+_LEAVING = 0.25  # part of a batch that must have ended for the others to go on alone, since moving them takes time
 
 
 def continue_prompts(
@@ -53,16 +29,18 @@ def continue_prompts(
     *,
     noise: Noise,
     temperature: float,
-    logit_filter: LogitFilter,
-    filter_kwargs: dict[str, Any],
+    filters: Sequence[LogitFilter],
     eos_token: int | None,
     pad_value: int,
     amateurs: Sequence[tuple[TransformerWrapper, dict[str, float]]] = (),
     use_cache: bool = True,
     compile: bool = False,
-    conditions: dict[str, Tensor] | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
+    callback: Callback | None = None,
 ) -> Tensor:
     """Sample up to `seq_len` tokens after each prompt.
+
+    Sequences that have ended leave the batch, unless it is compiled for its size.
 
     Args:
         net: a causal network.
@@ -70,54 +48,60 @@ def continue_prompts(
         seq_len: tokens to generate at most.
         noise: the source of all randomness, a stream for each prompt.
         temperature: divides the logits; 0 for the most probable token at each step.
-        logit_filter: is applied to the logits, see `filters`.
-        filter_kwargs: arguments of the filter.
+        filters: are applied to the logits one after another, see `filters.draw`.
         eos_token: ends a sequence; when all sequences have ended, generation stops.
         pad_value: follows the end token.
         amateurs: networks for contrastive decoding, with the arguments of `contrastive` for each.
         use_cache: whether keys and values are kept.
-        compile: whether each network runs as a `CompiledPredictor`.
+        compile: whether each network runs in compiled steps.
         conditions: further arguments of the network, tensors with a batch dimension; `prepend_embeds` stand before
             each prompt.
+        callback: watches; tokens that are not there yet are `pad_value`.
 
     Returns:
         int64 `[batch, generated]`, with `generated` at most `seq_len`, without the prompts.
     """
-    tokens, start = prompts.tokens, prompts.tokens.shape[1]
-
-    def predictor(net: TransformerWrapper, conditions: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
-        plain = _predictor(net, prompts, use_cache and not compile, conditions)
-        return CompiledPredictor(plain, start + seq_len) if compile else plain
-
-    expert = predictor(net, conditions or {})
-    rivals = [(predictor(amateur, {}), settings) for amateur, settings in amateurs]
+    device = prompts.tokens.device
+    sequences = Sequences(prompts, seq_len)
+    options: dict[str, Any] = {"use_cache": use_cache, "compile": compile}
+    expert = Predictor(net, sequences, conditions=conditions, **options)
+    rivals = [(Predictor(amateur, sequences, **options), settings) for amateur, settings in amateurs]
     uniform = noise.uniform_of_streams(0 if temperature == 0 else seq_len)
-    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    interval = _interval(tokens.device)
+    generated = torch.full((len(prompts.tokens), seq_len), pad_value, device=device)
+    rows = torch.arange(len(generated), device=device)
+    ended = torch.zeros_like(rows, dtype=torch.bool)
+    interval = _interval(device)
     for step in range(seq_len):
-        logits = expert(tokens)
+        logits = expert()
         for rival, settings in rivals:
-            logits = contrastive(logits, rival(tokens), **settings)
-        if temperature == 0:
-            drawn = logits.argmax(dim=-1)
-        else:
-            drawn = sample(logit_filter(logits, **filter_kwargs), temperature, uniform[step])
-        tokens = torch.cat((tokens, drawn.masked_fill(ended, pad_value)[:, None]), dim=1)
+            logits = contrastive(logits, rival(), **settings)
+        drawn = draw(logits, temperature, None if temperature == 0 else uniform[step], filters)
         if eos_token is not None:
-            ended = ended | (drawn == eos_token)
-            if (step + 1) % interval == 0 and bool(ended.all()):
+            drawn = drawn.masked_fill(ended, pad_value)
+        sequences.append(drawn)
+        if len(rows) == len(generated):
+            generated[:, step] = drawn
+        else:
+            generated[rows, step] = drawn
+        if callback is not None:
+            callback(generated[:, : step + 1], step + 1)
+        if eos_token is None:
+            continue
+        ended = ended | (drawn == eos_token)
+        if (step + 1) % interval == 0:
+            going_on = (~ended).nonzero()[:, 0]
+            if len(going_on) == 0:
                 break
-    generated = tokens[:, start:]
+            if not compile and len(going_on) <= (1 - _LEAVING) * len(rows):
+                rows, ended, uniform = rows[going_on], ended[going_on], uniform[:, going_on]
+                sequences.select(going_on)
+                for predictor in (expert, *(rival for rival, _ in rivals)):
+                    predictor.select(going_on)
     return generated if eos_token is None else generated[:, : _longest(generated, eos_token)]
 
 
-def _predictor(net: TransformerWrapper, prompts: Prompts, use_cache: bool, conditions: dict[str, Tensor]) -> Predictor:
-    others = {name: tensor for name, tensor in conditions.items() if name != "prepend_embeds"}
-    return Predictor(net, prompts.padding, use_cache, others, conditions.get("prepend_embeds"))
-
-
 def _interval(device: torch.device) -> int:
-    """Every how many steps to ask whether all sequences have ended, for which the host waits on a GPU."""
+    """Every how many steps to ask which sequences have ended, for which the host waits on a GPU."""
     return 1 if device.type == "cpu" else 16
 
 
@@ -136,12 +120,11 @@ def search_beams(
     noise: Noise,
     temperature: float,
     stochastic: bool,
-    logit_filter: LogitFilter,
-    filter_kwargs: dict[str, Any],
+    filters: Sequence[LogitFilter],
     eos_token: int | None,
     pad_value: int,
     use_cache: bool = True,
-    conditions: dict[str, Tensor] | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Find probable continuations by keeping the `beams` best ones at every step; arguments as in `continue_prompts`.
 
@@ -160,16 +143,16 @@ def search_beams(
     """
     if beams > net.num_tokens:
         raise ConfigError(f"{beams} beams, but only {net.num_tokens} tokens to choose from")
-    batch, start = prompts.tokens.shape
-    device = prompts.tokens.device
-    predictor = _predictor(net, prompts, use_cache, conditions or {})
-    tokens = prompts.tokens
+    batch, device = len(prompts.tokens), prompts.tokens.device
+    sequences = Sequences(prompts, seq_len)
+    predictor = Predictor(net, sequences, use_cache=use_cache, conditions=conditions)
+    tokens = prompts.tokens[:, :0]
     scores = torch.zeros(batch, 1, dtype=torch.float64, device=device)
     drawn, perturbed = torch.zeros_like(scores), torch.zeros_like(scores)
     ended = torch.zeros(batch, 1, dtype=torch.bool, device=device)
     for step in range(seq_len):
         width = scores.shape[1]
-        logits = predictor(tokens).view(batch, width, -1)
+        logits = predictor().view(batch, width, -1)
         log_probs = logits.double().log_softmax(dim=-1)
         # a beam that has ended has one continuation, the padding token, with probability 1
         log_probs = log_probs.masked_fill(ended[..., None], -torch.inf)
@@ -177,7 +160,10 @@ def search_beams(
         total = scores[..., None] + log_probs
         ranking = total
         if stochastic and temperature > 0:
-            drawable = logit_filter(log_probs / temperature, **filter_kwargs).log_softmax(dim=-1)
+            drawable = log_probs / temperature
+            for logit_filter in filters:
+                drawable = logit_filter(drawable)
+            drawable = drawable.log_softmax(dim=-1)
             drawn_total = drawn[..., None] + drawable
             gumbels = noise.derive(step).gumbel(width, logits.shape[-1])
             ranking = _gumbel_with_maximum(drawn_total + gumbels, perturbed)
@@ -187,7 +173,9 @@ def search_beams(
         scores = total.flatten(1).gather(1, best)
         parents, chosen = best // logits.shape[-1], best % logits.shape[-1]
         rows = (torch.arange(batch, device=device)[:, None] * width + parents).flatten()
+        sequences.select(rows)
         predictor.select(rows)
+        sequences.append(chosen.flatten())
         tokens = torch.cat((tokens[rows], chosen.view(-1, 1)), dim=1)
         ended = ended.gather(1, parents)
         if eos_token is not None:
@@ -195,7 +183,7 @@ def search_beams(
             if bool(ended.all()):
                 break
     order = scores.argsort(dim=1, descending=True, stable=True)
-    continuations = tokens[:, start:].view(batch, scores.shape[1], -1)
+    continuations = tokens.view(batch, scores.shape[1], -1)
     return continuations.gather(1, order[..., None].expand_as(continuations)), scores.gather(1, order)
 
 

@@ -2,97 +2,136 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
+from nar_scale.decoding.compiled import cache_of, compiled_step
+from nar_scale.decoding.sequences import Sequences
 from nar_scale.model import KeyValueCache, TransformerWrapper
 
 
-@dataclass
 class Predictor:
-    """Next-token logits of a causal net for sequences that grow at the end.
+    """Next-token logits of a causal net for sequences that grow at their ends.
 
-    Within `max_seq_len` each token passes the net once; past it the window slides, and with it all positions
-    change, so that the whole window is computed anew for each token.
+    Within `max_seq_len` each token passes the net once; when a sequence is longer its window slides, and with it all
+    positions change, so that the whole windows are computed anew for each token.
 
     Prepended embeddings stay where the sequence begins, in front of the window too, and count towards `max_seq_len`.
 
-    Attributes:
-        padding: int64 `[batch]`, padding tokens before each sequence.
+    Args:
+        net: the network.
+        sequences: that are continued; who adds tokens to them or selects some is not the predictor.
         use_cache: keep keys and values.
-        conditions: what the net is given beside the tokens, tensors by name with a batch dimension.
-        prefix: what is prepended to each sequence, `[batch, prefix, dim]`, or None.
-        cache: the keys and values so far.
-        padded: whether there is any padding.
+        compile: run all passes but the first, of one token each, through `torch.compile`, on GPUs as a CUDA graph. They
+            attend to as many keys as there is room for, so their logits may differ in rounding.
+        conditions: what the net is given beside the tokens, tensors by name with a batch dimension; `prepend_embeds`
+            `[batch, prefix, dim]` stand before each sequence.
 
     Raises:
         ValueError: the prefix has another batch size or width than the net takes, or leaves no room for a token.
     """
 
-    net: TransformerWrapper
-    padding: Tensor
-    use_cache: bool = True
-    conditions: dict[str, Tensor] = field(default_factory=dict)
-    prefix: Tensor | None = None
-    cache: KeyValueCache | None = field(default=None, init=False)
-    padded: bool = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.padded = bool(self.padding.any())  # asked once, since on a GPU the host waits for the answer
-        shape = (len(self.padding), self.prefixed, self.net.emb_dim)
-        if self.prefix is not None and (self.prefix.shape != shape or self.prefixed >= self.net.max_seq_len):
+    def __init__(
+        self,
+        net: TransformerWrapper,
+        sequences: Sequences,
+        *,
+        use_cache: bool = True,
+        compile: bool = False,
+        conditions: Mapping[str, Tensor] | None = None,
+    ):
+        self.net, self.sequences, self.compile = net, sequences, compile
+        self.conditions = dict(conditions or {})
+        self.prefix = self.conditions.pop("prepend_embeds", None)
+        self.prefixed = 0 if self.prefix is None else self.prefix.shape[1]
+        batch, room = sequences.tokens.shape
+        shape = (batch, self.prefixed, net.emb_dim)
+        if self.prefix is not None and (self.prefix.shape != shape or self.prefixed >= net.max_seq_len):
             raise ValueError(
-                f"prepend_embeds of shape {list(self.prefix.shape)} do not fit {shape[0]} prompts of width {shape[2]} "
-                f"within {self.net.max_seq_len} tokens"
+                f"prepend_embeds of shape {list(self.prefix.shape)} do not fit {batch} prompts of width {net.emb_dim} "
+                f"within {net.max_seq_len} tokens"
             )
+        capacity = min(self.prefixed + room, net.max_seq_len)
+        self.cache: KeyValueCache | None = None
+        self._step: Callable[..., Tensor] = next_logits
+        if compile:
+            self.cache, self._step = (
+                cache_of(net, batch, capacity),
+                compiled_step(next_logits, sequences.tokens.is_cuda),
+            )
+        elif use_cache:
+            self.cache = KeyValueCache(capacity)
+        self._filled = False
 
     @property
-    def prefixed(self) -> int:
-        """The number of prepended embeddings."""
-        return 0 if self.prefix is None else self.prefix.shape[1]
+    def room(self) -> int:
+        """How many tokens the longest sequence may grow by before its window slides; 0 without a cache."""
+        return 0 if self.cache is None else self.net.max_seq_len - self.prefixed - self.sequences.longest
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Logits of the token after `[batch, n]`, float32 `[batch, num_tokens]`."""
-        length, room = tokens.shape[1], self.net.max_seq_len - self.prefixed
-        if not self.use_cache or length > room:
+    def __call__(self) -> Tensor:
+        """Logits of the token that follows each sequence, float32 `[batch, num_tokens]`.
+
+        The first call takes in all of them, later ones the last token, which must be the only one that is new.
+        """
+        if self.room < 0:
             self.cache = None
-            window = tokens[:, -room:]
-            padding = (self.padding - (length - window.shape[1])).clamp(min=0)
-            return self._run(window, padding, self.padded and bool(padding.any()), None)
-        if self.cache is None:
-            self.cache = KeyValueCache(self.net.max_seq_len)
-        return self._run(tokens, self.padding, self.padded, self.cache)
+        if self.cache is None or not self._filled:
+            return self._begin(self.cache)
+        last = self.sequences.last
+        if self.compile:
+            torch.compiler.cudagraph_mark_step_begin()
+            last = last.clone(memory_format=torch.contiguous_format)  # strides are a part of a graph too
+        return self._step(self.net, last, self.cache, self.conditions)
+
+    def followed_by(self, tokens: Tensor) -> Tensor:
+        """Logits of what follows each sequence, and it with further tokens that are only tried out.
+
+        Those that stay are added to the sequences, and `keep` is called.
+
+        Args:
+            tokens: int64 `[batch, n]`, with n at most `room`.
+
+        Returns:
+            float32 `[batch, n + 1, num_tokens]`.
+        """
+        if not self._filled:
+            first = self._begin(self.cache)[:, None]
+            return first if tokens.shape[1] == 0 else torch.cat((first, self._run(tokens)), dim=1)
+        return self._run(torch.cat((self.sequences.last, tokens), dim=1))
+
+    def keep(self) -> None:
+        """After `followed_by` and what it led to: keep keys and values of all tokens but the last of each sequence."""
+        if self.cache is not None:
+            self.cache.truncate(self.prefixed + self.sequences.lengths - 1)
 
     def select(self, rows: Tensor) -> None:
-        """Keep, repeat or reorder the sequences; int64 `[new_batch]`."""
-        self.padding = self.padding[rows]
-        self.padded = self.padded and bool(self.padding.any())
+        """Keep, repeat or reorder the rows, as those of the sequences; int64 `[new_batch]`."""
         self.conditions = {name: tensor[rows] for name, tensor in self.conditions.items()}
         self.prefix = None if self.prefix is None else self.prefix[rows]
         if self.cache is not None:
             self.cache.select(rows)
 
-    def begin(self, tokens: Tensor, padding: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the net is given for whole sequences, int64 `[batch, n]`: tokens, and its further arguments.
+    def _run(self, tokens: Tensor) -> Tensor:
+        hidden = self.net(tokens, cache=self.cache, return_embeddings=True, **self.conditions)
+        return self.net.to_logits(hidden).float()
 
-        With a prefix there are no tokens left: all are embedded, so that padding stands before the prefix of its row.
-        """
-        if self.prefix is None:
-            return tokens, self.conditions
-        embeds = torch.cat((self.prefix.to(self.net.token_emb.weight.dtype), self.net.token_emb(tokens)), dim=1)
-        indices = torch.arange(embeds.shape[1], device=tokens.device)
-        of_prefix = indices - padding[:, None]
-        source = torch.where(of_prefix < self.prefixed, of_prefix.clamp(min=0), indices)
-        prepended = embeds.gather(1, source[..., None].expand_as(embeds))
-        return tokens[:, :0], {**self.conditions, "prepend_embeds": prepended}
+    def _begin(self, cache: KeyValueCache | None) -> Tensor:
+        """Logits `[batch, num_tokens]` from whole sequences, or as much of their ends as the net takes."""
+        self._filled = True
+        tokens, counts = self.sequences.window(self.net.max_seq_len - self.prefixed)
+        more = {} if self.prefix is None else {"prepend_embeds": self.prefix}
+        hidden = self.net(tokens, cache=cache, return_embeddings=True, **more, **self.conditions)
+        if self.sequences.aligned:
+            return self.net.to_logits(hidden[:, -1]).float()
+        if cache is not None:
+            cache.truncate(self.prefixed + counts)
+        last = (self.prefixed + counts - 1)[:, None, None].expand(-1, 1, hidden.shape[2])
+        return self.net.to_logits(hidden.gather(1, last)[:, 0]).float()
 
-    def _run(self, tokens: Tensor, padding: Tensor, padded: bool, cache: KeyValueCache | None) -> Tensor:
-        start = cache.length if cache is not None else 0
-        indices = torch.arange(self.prefixed + tokens.shape[1], device=tokens.device)
-        mask = indices >= padding[:, None] if padded else None
-        positions = (indices - padding[:, None]).clamp(min=0)[:, start:]
-        new, more = self.begin(tokens, padding) if start == 0 else (tokens[:, start - self.prefixed :], self.conditions)
-        hidden = self.net(new, mask=mask, positions=positions, cache=cache, return_embeddings=True, **more)
-        return self.net.to_logits(hidden[:, -1]).float()
+
+def next_logits(net: TransformerWrapper, tokens: Tensor, cache: KeyValueCache, conditions: dict[str, Tensor]) -> Tensor:
+    """Take in further tokens, int64 `[batch, n]`, and give the logits of the next, float32 `[batch, num_tokens]`."""
+    hidden = net(tokens, cache=cache, return_embeddings=True, **conditions)
+    return net.to_logits(hidden[:, -1]).float()

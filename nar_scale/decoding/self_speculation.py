@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nar_scale.decoding.filters import LogitFilter
-from nar_scale.decoding.left_to_right import Prompts
-from nar_scale.decoding.speculative import Verified, draw_from, verify
+from nar_scale.decoding.sequences import Prompts
+from nar_scale.decoding.speculative import VerificationNoise, propose, verify
 from nar_scale.masking import Noise
 from nar_scale.model import KeyValueCache, TransformerWrapper
 
-_DRAFT, _ACCEPT, _DRAW = range(200, 203)  # streams of a sequence's noise, with a number for each of its tokens
+_PROPOSE, _DRAW, _ACCEPT = range(200, 203)  # streams of a sequence's noise, with a number for each of its tokens
 
 
 class Continued(NamedTuple):
@@ -31,26 +31,6 @@ class Continued(NamedTuple):
     network_calls: Tensor
 
 
-@dataclass(frozen=True)
-class Distribution:
-    """From logits to the probabilities that tokens are drawn with.
-
-    Attributes:
-        temperature: divides the logits; 0 gives all probability to the most probable token.
-        logit_filter: is applied to the logits before.
-    """
-
-    temperature: float
-    logit_filter: LogitFilter
-
-    def of(self, logits: Tensor) -> Tensor:
-        """Probabilities, float64 `[..., num_tokens]`, of logits of that shape."""
-        if self.temperature == 0:
-            best = logits.argmax(dim=-1, keepdim=True)
-            return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, best, 1.0)
-        return (self.logit_filter(logits).double() / self.temperature).softmax(dim=-1)
-
-
 @torch.no_grad()
 def speculate(
     net: TransformerWrapper,
@@ -60,8 +40,9 @@ def speculate(
     mask_id: int,
     block_size: int,
     noise: Noise,
-    target: Distribution,
-    proposal: Distribution,
+    temperature: float,
+    draft_temperature: float,
+    filters: Sequence[LogitFilter],
     eos_token: int | None,
     pad_value: int,
 ) -> Continued:
@@ -76,138 +57,140 @@ def speculate(
         net: a causal network that was also trained as block diffusion.
         prompts: the beginnings of the sequences.
         seq_len: tokens to generate at most; with the prompt no more than the network's `max_seq_len`.
-        mask_id: the token that stands for an unknown one.
+        mask_id: the token that stands for an unknown one, of which the network's logits are -inf.
         block_size: masks in a block.
         noise: the source of all randomness, a stream for each prompt.
-        target: what tokens are to be drawn from.
-        proposal: what drafts are drawn from.
+        temperature: divides the logits; 0 for the most probable token at each place.
+        draft_temperature: the same for drafts.
+        filters: are applied to the logits one after another, unless the temperature is 0.
         eos_token: ends a sequence, which leaves the batch.
         pad_value: follows the end token.
     """
-    batch, known = prompts.tokens.shape
-    device = prompts.tokens.device
-    result = Continued(
-        torch.full((batch, seq_len + block_size), pad_value, device=device),
-        torch.zeros(batch, dtype=torch.int64, device=device),
-        torch.zeros(batch, dtype=torch.int64, device=device),
-    )
-    uniform = {stream: noise.derive(stream).uniform(seq_len + block_size) for stream in (_DRAFT, _ACCEPT, _DRAW)}
-    active = torch.arange(batch if seq_len else 0, device=device)
-    cache = _RaggedCache(net, prompts.padding, known + seq_len + block_size * (block_size + 2))
-    tokens, anchors = prompts.tokens, torch.tensor([known - 1], device=device)
-    drafted, proposed = tokens[:, :0], torch.zeros(batch, 0, net.num_tokens, dtype=torch.float64, device=device)
-    while len(active):
-        known, drafts = tokens.shape[1], drafted.shape[1]
-        hidden = cache.run(torch.cat((tokens, drafted), dim=1), anchors, mask_id, block_size)
-        of_tokens, of_masks = hidden.split((known + drafts, len(anchors) * block_size), dim=1)
-
-        length = result.lengths[active]
-        places = length[:, None] + torch.arange(block_size, device=device)
-        accept = uniform[_ACCEPT][active].gather(1, places[:, :drafts])
-        draw = uniform[_DRAW][active].gather(1, places[:, : drafts + 1])
-        p = target.of(net.to_logits(of_tokens[:, known - 1 :]).float())
-        verified = verify(p, proposed, drafted, (seq_len - 1 - length).clamp(max=drafts), accept, draw)
-        new = _with_follower(drafted, verified)
-        gained = _up_to_end(new, verified.accepted + 1, eos_token)
-        result.tokens[active[:, None], places[:, : drafts + 1]] = new
-        result.lengths[active] += gained
-        result.network_calls[active] += 1
-        cache.keep(known + verified.accepted)
-
-        rows = torch.arange(len(active), device=device)
-        masks = of_masks.unflatten(1, (len(anchors), block_size))[rows, verified.accepted]
-        ended = (result.lengths[active] >= seq_len) | (gained <= verified.accepted)
-        if eos_token is not None:
-            ended = ended | (verified.token == eos_token)
-        going_on = (~ended).nonzero()[:, 0]
-        active = active[going_on]
-        cache.select(going_on)
-        proposed = proposal.of(net.to_logits(masks[going_on, 1:]).float())
-        behind = result.lengths[active][:, None] + torch.arange(block_size - 1, device=device)
-        drafted = draw_from(proposed, uniform[_DRAFT][active].gather(1, behind))
-        tokens, anchors = verified.token[going_on, None], torch.arange(block_size, device=device)
-    unused = torch.arange(seq_len, device=device) >= result.lengths[:, None]
-    return result._replace(tokens=result.tokens[:, :seq_len].masked_fill(unused, pad_value))
+    batch, device = len(prompts.tokens), prompts.tokens.device
+    rows = torch.arange(batch if seq_len else 0, device=device)
+    generated = torch.full((batch, seq_len + block_size), pad_value, device=device)
+    lengths, calls = torch.zeros(2, batch, dtype=torch.int64, device=device)
+    uniform = {stream: noise.derive(stream).uniform(seq_len + block_size) for stream in (_PROPOSE, _DRAW, _ACCEPT)}
+    trial = _Trial(net, prompts, seq_len, mask_id, block_size)
+    drafted, proposals = generated[:, :0], None
+    while len(rows):
+        of_tokens, of_masks = trial.run(drafted)
+        drafts, places = drafted.shape[1], lengths[rows, None] + torch.arange(block_size, device=device)
+        verified = verify(
+            drafted,
+            _filtered(net.to_logits(of_tokens).float(), temperature, filters),
+            temperature,
+            VerificationNoise(
+                uniform[_DRAW][rows].gather(1, places[:, : drafts + 1]),
+                uniform[_ACCEPT][rows].gather(1, places[:, :drafts]),
+            ),
+            proposals=proposals,
+            counts=(seq_len - 1 - lengths[rows]).clamp(max=drafts),
+        )
+        gained, ended = _until_end(verified.tokens, verified.accepted + 1, eos_token)
+        generated[rows[:, None], places[:, : drafts + 1]] = verified.tokens
+        lengths[rows] += gained
+        calls[rows] += 1
+        going_on = (~ended & (lengths[rows] < seq_len)).nonzero()[:, 0]
+        if not len(going_on):
+            break
+        trial.keep(verified.tokens, verified.accepted, going_on)
+        rows = rows[going_on]
+        masks = of_masks[going_on, verified.accepted[going_on], 1:]
+        places = lengths[rows, None] + torch.arange(block_size - 1, device=device)
+        drafted, proposals = propose(
+            _filtered(net.to_logits(masks).float(), draft_temperature, filters),
+            draft_temperature,
+            uniform[_PROPOSE][rows].gather(1, places),
+        )
+    unused = torch.arange(seq_len, device=device) >= lengths[:, None]
+    return Continued(generated[:, :seq_len].masked_fill(unused, pad_value), lengths, calls)
 
 
-def _with_follower(drafted: Tensor, verified: Verified) -> Tensor:
-    """Drafts `[batch, m]` with the verified token behind those that were accepted, `[batch, m + 1]`."""
-    padded = torch.cat((drafted, verified.token[:, None]), dim=1)
-    return padded.scatter(1, verified.accepted[:, None], verified.token[:, None])
+def _filtered(logits: Tensor, temperature: float, filters: Sequence[LogitFilter]) -> Tensor:
+    for logit_filter in filters if temperature else ():
+        logits = logit_filter(logits)
+    return logits
 
 
-def _up_to_end(tokens: Tensor, counts: Tensor, eos_token: int | None) -> Tensor:
-    """How many of the first `counts` tokens of each row are left when the first end token ends it, int64 `[batch]`."""
+def _until_end(tokens: Tensor, counts: Tensor, eos_token: int | None) -> tuple[Tensor, Tensor]:
+    """How many of the first `counts` tokens of each row are left up to an end token, and whether there is one."""
     if eos_token is None:
-        return counts
+        return counts, torch.zeros_like(counts, dtype=torch.bool)
     ends = (tokens == eos_token).long()
-    return torch.minimum(counts, (ends.cumsum(dim=1) - ends == 0).sum(dim=1))
+    up_to_end = (ends.cumsum(dim=1) - ends == 0).sum(dim=1)
+    return torch.minimum(counts, up_to_end), ends.any(dim=1)
 
 
-class _RaggedCache:
-    """Keys and values of sequences of different lengths, behind which tokens and masks are tried out.
-
-    What is tried out stands behind the longest sequence, and what stays of it is moved to the end of its own.
+class _Trial:
+    """Calls of a network in which tokens are tried out behind sequences of different lengths.
 
     Args:
         net: the network.
-        padding: int64 `[batch]`, tokens before each prompt that nobody attends to.
-        capacity: tokens that fit, with those that are tried out.
+        prompts: the beginnings of the sequences, which the first call takes in.
+        room: tokens that sequences may grow by.
+        mask_id: the mask token.
+        block_size: masks in a block.
     """
 
-    def __init__(self, net: TransformerWrapper, padding: Tensor, capacity: int):
-        self._net, self._padding = net, padding
-        self._lengths = torch.zeros_like(padding)
-        self._cache = KeyValueCache(capacity)
+    def __init__(self, net: TransformerWrapper, prompts: Prompts, room: int, mask_id: int, block_size: int):
+        batch, longest = prompts.tokens.shape
+        device = prompts.tokens.device
+        self._net, self._mask_id, self._block_size = net, mask_id, block_size
+        self._cache = KeyValueCache(longest + room + block_size * (block_size + 1))
+        self._past = torch.zeros(batch, dtype=torch.int64, device=device)  # tokens in the cache
+        self._known = prompts.tokens  # those that are not there yet, of each row the first so many
+        self._counts = torch.full_like(self._past, longest) if prompts.lengths is None else prompts.lengths
 
-    def run(self, tokens: Tensor, anchors: Tensor, mask_id: int, block_size: int) -> Tensor:
-        """Embeddings of causal tokens `[batch, m]` and, for each anchor, of masks that see all up to that token.
+    def run(self, drafted: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in what is known of the sequences, and try out a draft.
 
         Args:
-            tokens: int64, what follows the sequences.
-            anchors: int64 `[anchors]`, indices of tokens.
-            mask_id: the mask token.
-            block_size: masks of an anchor.
+            drafted: int64 `[batch, m]`; where there is one, a single token was not taken in before.
 
         Returns:
-            `[batch, m + anchors * block_size, dim]`.
+            embeddings of the last known token and the drafted ones, `[batch, m + 1, dim]`, and of a block of masks for
+            each of these, which sees all up to that token, `[batch, m + 1, block_size, dim]`.
         """
-        batch, known = tokens.shape
-        device, start = tokens.device, self._cache.length
-        masks = len(anchors) * block_size
-        groups = torch.arange(masks, device=device) // block_size
-        of_masks = anchors[groups] + 1 + torch.arange(masks, device=device) % block_size
-        offsets = torch.cat((torch.arange(known, device=device), of_masks))
-        positions = ((self._lengths - self._padding)[:, None] + offsets).clamp(0, self._net.max_seq_len - 1)
-        sees = torch.cat((torch.arange(known, device=device), anchors[groups]))
-        group = torch.cat((torch.full((known,), -1, device=device), groups))
+        tokens = torch.cat((self._known, drafted), dim=1)
+        (batch, width), device, size = tokens.shape, tokens.device, self._block_size
+        anchors = self._counts[:, None] - 1 + torch.arange(drafted.shape[1] + 1, device=device)
+        index = torch.arange(anchors.shape[1] * size, device=device)
+        own = torch.arange(width, device=device).expand(batch, -1)
+        sees = torch.cat((own, anchors[:, index // size]), dim=1)  # the last token that each token or mask attends to
+        block = torch.cat((torch.full_like(own[0], -1), index // size))
+        places = torch.cat((own, anchors[:, index // size] + 1 + index % size), dim=1)
+        past = self._past[:, None, None]
 
         def rule(query: Tensor, key: Tensor) -> Tensor:
-            query, key = query - start, key - start
-            past_or_token = (key < 0) | ((key < known) & (key <= sees[query]))
-            return past_or_token | ((key >= known) & (group[query] == group[key.clamp(min=0)]))
+            """Of all queries in their order, so that their indices need not be looked at."""
+            key = key - past
+            of_block = block[key.clamp(0, len(block) - 1)]
+            return (key <= sees[..., None]) & (key < width) | (key >= width) & (of_block == block[:, None])
 
-        slots = torch.arange(start + known + masks, device=device)
-        present = (slots >= self._padding[:, None]) & ((slots < self._lengths[:, None]) | (slots >= start))
-        inputs = torch.cat((tokens, tokens.new_full((batch, masks), mask_id)), dim=1)
-        self._start, self._tried = start, known
-        return self._net(
-            inputs,
-            mask=present,
-            positions=positions,
+        masks = tokens.new_full((batch, len(index)), self._mask_id)
+        hidden = self._net(
+            torch.cat((tokens, masks), dim=1),
+            positions=(self._past[:, None] + places).clamp(max=self._net.max_seq_len - 1),
             cache=self._cache,
             rule=rule,
             causal=False,
             return_embeddings=True,
         )
+        rows = torch.arange(batch, device=device)[:, None]
+        return hidden[rows, anchors], hidden[:, width:].unflatten(1, (anchors.shape[1], size))
 
-    def keep(self, counts: Tensor) -> None:
-        """Keep the first of the tokens that were tried out last, so many of each row, int64 `[batch]`."""
-        self._cache.move(self._start, self._tried, self._lengths)
-        self._lengths = self._lengths + counts
-        self._cache.length = int(self._lengths.max())
+    def keep(self, tokens: Tensor, accepted: Tensor, rows: Tensor) -> None:
+        """Keep what was accepted, and go on with some of the rows.
 
-    def select(self, rows: Tensor) -> None:
-        """Go on with some of the sequences, int64 `[rows]`."""
-        self._padding, self._lengths = self._padding[rows], self._lengths[rows]
+        Args:
+            tokens: int64 `[batch, m + 1]`, accepted ones and one more, which the next call takes in.
+            accepted: int64 `[batch]`, how many of the m drafted tokens.
+            rows: int64 `[rows]`, not empty.
+        """
+        self._past = self._past + self._counts + accepted
+        self._cache.truncate(self._past)
         self._cache.select(rows)
+        self._past = self._past[rows]
+        self._known = tokens.gather(1, accepted[:, None])[rows]
+        self._counts = torch.ones_like(self._past)

@@ -1,7 +1,7 @@
 """The transformer: attention, feed-forward, positions, key/value cache, `Encoder`/`Decoder`, `TransformerWrapper`."""
 
 from nar_scale.model.head import Head
-from nar_scale.model.kv_cache import KeyValueCache, StaticKeyValueCache
+from nar_scale.model.kv_cache import KeyValueCache
 from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 from nar_scale.model.stack import AttentionLayers, Decoder, Encoder
 from nar_scale.model.transformer import TransformerOutput, TransformerWrapper
@@ -14,7 +14,6 @@ __all__ = [
     "Head",
     "KeyValueCache",
     "SequenceParallelContext",
-    "StaticKeyValueCache",
     "TransformerOutput",
     "TransformerWrapper",
 ]

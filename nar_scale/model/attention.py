@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nar_scale.model.kv_cache import KeyValueCache, StaticKeyValueCache
+from nar_scale.model.kv_cache import KeyValueCache
 from nar_scale.model.layers import Linear, make_norm, rotate
 from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 
@@ -59,7 +59,7 @@ class Attention(nn.Module):
         mask: Tensor | Any = None,
         is_causal: bool = False,
         context: Tensor | None = None,
-        cache: KeyValueCache | StaticKeyValueCache | None = None,
+        cache: KeyValueCache | None = None,
         layer: int = 0,
         with_z_loss: bool = False,
         sequence_parallel: SequenceParallelContext = WHOLE,

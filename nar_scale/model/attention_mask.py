@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,13 +22,13 @@ class Visibility:
 
     Attributes:
         queries: tokens in the pass.
-        past: cached tokens before them; a scalar on the device, if there is a `capacity`.
+        past: cached tokens before them; int64 `[batch]` where rows differ, which needs a `capacity`.
         causal: a token sees itself and those before it.
         window: a token sees those less than this many tokens away (Mistral, arXiv:2310.06825); None for all.
         present: bool `[batch, keys]`, false for tokens nobody attends to; None for all.
         documents: int64 `[batch, keys]`; a token sees only its own document. None for one document.
         rule: an additional rule on the indices of queries and keys.
-        capacity: keys that are attended to, if it is more than there are tokens; causality hides the others.
+        capacity: keys in the buffers, where rows have pasts of their own: those past the end of a row are hidden.
     """
 
     queries: int
@@ -43,7 +43,7 @@ class Visibility:
     @property
     def keys(self) -> int:
         """Tokens that may be attended, the cached ones included."""
-        return int(self.past) + self.queries if self.capacity is None else self.capacity
+        return cast(int, self.past) + self.queries if self.capacity is None else self.capacity
 
     @property
     def trivial(self) -> bool:
@@ -76,12 +76,17 @@ class Visibility:
         """Bool, broadcastable to `[batch, heads, queries, keys]`; None if nothing but causality restricts."""
         if self.trivial:
             return None
-        if self.present is not None and not self.causal and self.window is self.documents is self.rule is None:
+        others = (self.window, self.documents, self.rule, self.capacity)
+        if self.present is not None and not self.causal and all(one is None for one in others):
             return self.present[:, None, None]  # the common case of padding needs no matrix
-        by_row = self.present if self.present is not None else self.documents
-        rows = torch.arange(1 if by_row is None else len(by_row), device=device)
-        query = self.past + torch.arange(self.queries, device=device)
-        allowed = self.allows(rows[:, None, None], query[:, None], torch.arange(self.keys, device=device))
+        by_row = next((each for each in (self.past, self.present, self.documents) if isinstance(each, Tensor)), None)
+        rows = torch.arange(1 if by_row is None else len(by_row), device=device)[:, None, None]
+        past = self.past[:, None, None] if isinstance(self.past, Tensor) else self.past
+        query = past + torch.arange(self.queries, device=device)[:, None]
+        key = torch.arange(self.keys, device=device)
+        allowed = self.allows(rows, query, key)
+        if self.capacity is not None and not self.causal:
+            allowed = allowed & (key < past + self.queries)
         return allowed.view(-1, 1, self.queries, self.keys)
 
     def block_mask(self, batch: int, device: torch.device) -> Any:

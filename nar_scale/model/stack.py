@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from nar_scale.errors import ConfigError
 from nar_scale.model.attention import Attention
 from nar_scale.model.attention_mask import Rule, Visibility
-from nar_scale.model.kv_cache import KeyValueCache, StaticKeyValueCache
+from nar_scale.model.kv_cache import KeyValueCache
 from nar_scale.model.layers import FeedForward, FeedForwardName, NormName, Rotary, hidden_width, make_norm
 from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 
@@ -190,7 +190,7 @@ class AttentionLayers(nn.Module):
         x: Tensor,
         positions: Tensor,
         mask: Tensor | None = None,
-        cache: KeyValueCache | StaticKeyValueCache | None = None,
+        cache: KeyValueCache | None = None,
         with_z_loss: bool = False,
         *,
         documents: Tensor | None = None,
@@ -228,11 +228,14 @@ class AttentionLayers(nn.Module):
         flex = self.attention_kernel == "flex" and cache is None
         if flex and with_z_loss:
             raise ValueError("the attention z-loss needs attention_kernel sdpa")
-        past = cache.length if cache is not None else 0
-        capacity = cache.capacity if isinstance(cache, StaticKeyValueCache) else None
         queries = x.shape[1] * sequence_parallel.size
         causal = self.causal if causal is None else causal
-        visibility = Visibility(queries, past, causal, self.window, mask, documents, rule, capacity)
+        past: int | Tensor = 0
+        keys = None
+        if cache is not None:
+            cache.start(len(x), x.device)
+            past, keys = (cache.longest, None) if cache.aligned else (cache.lengths, cache.keys_after(queries))
+        visibility = Visibility(queries, past, causal, self.window, mask, documents, rule, keys)
         angles = self.rotary.angles(positions) if self.rotary else None
         if angles is not None and positions.ndim == 2:
             angles = (angles[0][:, None], angles[1][:, None])

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from nar_scale.errors import ConfigError
 from nar_scale.model.attention_mask import Rule
 from nar_scale.model.head import CHUNK_SIZE, Head
-from nar_scale.model.kv_cache import KeyValueCache, StaticKeyValueCache
+from nar_scale.model.kv_cache import KeyValueCache
 from nar_scale.model.layers import Embedding, Linear
 from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 from nar_scale.model.stack import AttentionLayers
@@ -97,7 +97,7 @@ class TransformerWrapper(nn.Module):
         sum_embeds: Tensor | None = None,
         prepend_embeds: Tensor | None = None,
         positions: Tensor | None = None,
-        cache: KeyValueCache | StaticKeyValueCache | None = None,
+        cache: KeyValueCache | None = None,
         documents: Tensor | None = None,
         rule: Rule | None = None,
         causal: bool | None = None,
@@ -140,9 +140,13 @@ class TransformerWrapper(nn.Module):
         """
         tokens = x.shape[1] + (prepend_embeds.shape[1] if prepend_embeds is not None else 0)
         if positions is None:
-            start, end = (0, tokens) if cache is None else (cache.length, cache.keys_after(tokens))
-            self._check_length(end)
-            positions = start + torch.arange(tokens, device=x.device)
+            if cache is None:
+                self._check_length(tokens)
+                positions = torch.arange(tokens, device=x.device)
+            else:
+                cache.start(len(x), x.device)
+                self._check_length(cache.keys_after(tokens))
+                positions = cache.positions(tokens)
         if sequence_parallel.size > 1 and (cache is not None or prepend_embeds is not None):
             raise ValueError("sequences that ranks share have no cache and no prepended embeddings")
         positions = sequence_parallel.shard(positions, dim=-1)

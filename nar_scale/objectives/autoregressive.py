@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from nar_scale.config import SamplerConfig
 from nar_scale.data import Batch
-from nar_scale.decoding import Prompts, continue_prompts, get_filter, search_beams, top_k, top_p
+from nar_scale.decoding import Prompts, continue_prompts, eligible, get_filter, search_beams
 from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, random_subset
@@ -23,6 +23,7 @@ from nar_scale.objectives.objective import Objective, Samples, evaluating
 from nar_scale.objectives.predicted import PredictedTokens, slots_for
 from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
 
+FilterChoice = str | LogitFilter | Sequence[LogitFilter] | None
 _HIDE = 200  # stream of a sequence's noise
 
 
@@ -138,7 +139,7 @@ class AutoregressiveWrapper(Objective):
         eos_token: int | None = None,
         temperature: float = 1.0,
         prompt_lens: Tensor | None = None,
-        filter_logits_fn: str | LogitFilter | None = "top_k",
+        filter_logits_fn: FilterChoice = "top_k",
         amateur_model: nn.Module | Sequence[nn.Module] | None = None,
         filter_kwargs: dict[str, Any] | None = None,
         contrastive_decode_kwargs: dict[str, float] | Sequence[dict[str, float]] | None = None,
@@ -146,6 +147,7 @@ class AutoregressiveWrapper(Objective):
         return_prompt: bool = True,
         noise: Noise | None = None,
         compile: bool = False,
+        callback: Callable[[Tensor, int], None] | None = None,
         **conditions: Tensor,
     ) -> Tensor:
         """Continue prompts by up to `seq_len` tokens.
@@ -156,7 +158,8 @@ class AutoregressiveWrapper(Objective):
             eos_token: ends a sequence; what follows it is `pad_value`.
             temperature: divides the logits; 0 for the most probable token at each step.
             prompt_lens: int64 `[batch]`, true lengths of prompts that are padded on the right.
-            filter_logits_fn: `top_k`, `top_p`, `min_p`, `top_a`, a callable, or None for no filter.
+            filter_logits_fn: `top_k`, `top_p`, `min_p`, `top_a`, a callable, several callables that are applied one
+                after another, or None for no filter.
             amateur_model: one or several models for contrastive decoding (arXiv:2309.09117), which has no filter.
             filter_kwargs: arguments of the filter.
             contrastive_decode_kwargs: `alpha` and `beta`, one dictionary for each amateur.
@@ -165,6 +168,8 @@ class AutoregressiveWrapper(Objective):
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
             compile: run each step but the first through `torch.compile`, on GPUs as one CUDA graph; the first call for
                 a number of prompts and a length, rounded up to a multiple of 64, then takes up to minutes.
+            callback: is called after each step with what has been generated so far, int64 `[batch, n]`, `pad_value`
+                after ends, and the number of the step, from 1.
             conditions: further arguments of the network, with a row for each prompt: `context` and `context_mask`, and
                 `prepend_embeds` as in `forward`, which are not returned.
 
@@ -177,28 +182,28 @@ class AutoregressiveWrapper(Objective):
         """
         if compile and not cache_kv:
             raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
-        ragged = isinstance(prompts, list) or prompt_lens is not None
-        aligned, single = self.align(prompts, prompt_lens)
+        check_sampling(seq_len, temperature)
+        given = self._prompts(prompts, prompt_lens)
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
         with evaluating(self, *(model for model, _ in amateurs)):
             generated = continue_prompts(
                 self.net,
-                aligned,
+                given,
                 seq_len,
-                noise=noise or Noise.draw(len(aligned.tokens), aligned.tokens.device),
+                noise=noise or Noise.draw(len(given.tokens), given.tokens.device),
                 temperature=temperature,
-                logit_filter=get_filter(None if amateurs else filter_logits_fn),
-                filter_kwargs={} if amateurs else filter_kwargs or {},
+                filters=() if amateurs else chosen_filters(filter_logits_fn, filter_kwargs),
                 eos_token=eos_token,
                 pad_value=self.pad_value,
                 amateurs=[(_net(model), settings) for model, settings in amateurs],
                 use_cache=cache_kv,
                 compile=compile,
                 conditions=conditions,
+                callback=callback,
             )
-        if return_prompt and not ragged:
-            generated = torch.cat((aligned.tokens, generated), dim=1)
-        return generated[0] if single else generated
+        if return_prompt and isinstance(prompts, Tensor) and prompt_lens is None:
+            generated = torch.cat((given.tokens, generated), dim=1)
+        return generated[0] if _is_single(prompts) else generated
 
     @torch.no_grad()
     def beam_search(
@@ -211,7 +216,7 @@ class AutoregressiveWrapper(Objective):
         temperature: float = 1.0,
         stochastic: bool = False,
         prompt_lens: Tensor | None = None,
-        filter_logits_fn: str | LogitFilter | None = None,
+        filter_logits_fn: FilterChoice = None,
         filter_kwargs: dict[str, Any] | None = None,
         cache_kv: bool = True,
         noise: Noise | None = None,
@@ -233,24 +238,24 @@ class AutoregressiveWrapper(Objective):
             ConfigError: more beams than tokens in the vocabulary.
             ValueError: an empty prompt.
         """
-        aligned, single = self.align(prompts, prompt_lens)
+        check_sampling(seq_len, temperature)
+        given = self._prompts(prompts, prompt_lens)
         with evaluating(self):
             tokens, scores = search_beams(
                 self.net,
-                aligned,
+                given,
                 seq_len,
                 beams=beams,
-                noise=noise or Noise.draw(len(aligned.tokens), aligned.tokens.device),
+                noise=noise or Noise.draw(len(given.tokens), given.tokens.device),
                 temperature=temperature,
                 stochastic=stochastic,
-                logit_filter=get_filter(filter_logits_fn),
-                filter_kwargs=filter_kwargs or {},
+                filters=chosen_filters(filter_logits_fn, filter_kwargs),
                 eos_token=eos_token,
                 pad_value=self.pad_value,
                 use_cache=cache_kv,
                 conditions=conditions,
             )
-        if single:
+        if _is_single(prompts):
             tokens, scores = tokens[0], scores[0]
         return (tokens, scores) if return_beams_and_scores else tokens[..., 0, :]
 
@@ -276,7 +281,7 @@ class AutoregressiveWrapper(Objective):
             (length or self.max_seq_len) - given.shape[1],
             eos_token=end_token,
             temperature=decoding.temperature,
-            filter_logits_fn=partial(eligible, decoding.top_k, decoding.top_p),
+            filter_logits_fn=eligible(decoding.top_k, decoding.top_p),
             return_prompt=False,
             noise=noise,
         )
@@ -295,19 +300,8 @@ class AutoregressiveWrapper(Objective):
         """The logits; see `Objective`."""
         return {"logits": self.net(tokens)}
 
-    def align(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> tuple[Prompts, bool]:
-        """Prompts in one tensor, and whether it was a single one; arguments as those of `generate`."""
-        device = self.net.token_emb.weight.device
-        if isinstance(prompts, list):
-            if not prompts:
-                raise ValueError("the list of prompts is empty")
-            lengths = torch.tensor([len(prompt) for prompt in prompts])
-            prompts = pad_sequence(prompts, batch_first=True, padding_value=self.pad_value)
-        single = prompts.ndim == 1
-        tokens = (prompts[None] if single else prompts).to(device)
-        if tokens.shape[1] == 0 or (lengths is not None and bool((lengths < 1).any())):
-            raise ValueError("a prompt is empty; give at least one token, such as the end-of-document token")
-        return Prompts.align(tokens, None if lengths is None else lengths.to(device), self.pad_value), single
+    def _prompts(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> Prompts:
+        return Prompts.of(prompts, lengths, self.net.num_tokens, self.net.token_emb.weight.device)
 
     def _loss_terms(
         self,
@@ -412,10 +406,36 @@ def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), answers, reduction="none")
 
 
-def eligible(k: int | None, p: float | None, logits: Tensor) -> Tensor:
-    """The filter of `top_k` and `top_p` of `nar_scale.config.SamplerConfig`; None for those that are not asked for."""
-    logits = logits if k is None else top_k(logits, k=k)
-    return logits if p is None else top_p(logits, p)
+def chosen_filters(which: FilterChoice, settings: dict[str, Any] | None = None) -> Sequence[LogitFilter]:
+    """The filters that `filter_logits_fn` and `filter_kwargs` of `generate` name.
+
+    Raises:
+        ConfigError: there is no filter with that name.
+        ValueError: settings without one filter that they could be of.
+    """
+    if isinstance(which, Sequence) and not isinstance(which, str):
+        if settings:
+            raise ValueError("several filters have their own arguments; leave filter_kwargs out")
+        return which
+    if which is None and settings:
+        raise ValueError(f"filter_kwargs {settings} were given without a filter; name one or leave them out")
+    return [] if which is None else [partial(get_filter(which), **(settings or {}))]
+
+
+def check_sampling(seq_len: int, temperature: float) -> None:
+    """Refuse what no sequence can be sampled with.
+
+    Raises:
+        ValueError: a negative number of tokens, or a temperature that is negative or not finite.
+    """
+    if seq_len < 0:
+        raise ValueError(f"seq_len {seq_len} is negative; give the number of tokens to generate")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature cannot be {temperature}; give 0 for the most probable tokens, or more")
+
+
+def _is_single(prompts: Tensor | list[Tensor]) -> bool:
+    return isinstance(prompts, Tensor) and prompts.ndim == 1
 
 
 def _net(model: nn.Module) -> TransformerWrapper:

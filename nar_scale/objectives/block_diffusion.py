@@ -112,17 +112,17 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         calls = torch.zeros_like(tokens[:, 0])
         finished: list[Tensor] = []
         for number, block in enumerate(tokens.split(self.block_size, dim=1)):
-            past = cache.length
+            past = cache.longest
 
             def predict_block(tokens: Tensor, embeddings: Tensor | None, past: int = past) -> tuple[Tensor, Tensor]:
-                cache.length = past  # drop the keys and values of the block as it was in the previous call
+                cache.truncate(past)  # drop the keys and values of the block as it was in the previous call
                 return predict(tokens, embeddings, cache=cache)
 
             result = unmask(predict_block, block, steps=steps, noise=noise.derive(number), **options)
             finished.append(result.tokens)
             calls += result.network_calls
             if past + block.shape[1] < tokens.shape[1]:
-                cache.length = past  # for the keys and values of the finished block
+                cache.truncate(past)  # for the keys and values of the finished block
                 predict(result.tokens, None, cache=cache, causal=self.net.causal)
                 calls += 1
         return Unmasked(torch.cat(finished, dim=1), calls)

@@ -150,7 +150,7 @@ class Denoiser(Objective):
 
         def predict(tokens: Tensor, embeddings: Tensor | None, **more: Any) -> tuple[Tensor, Tensor]:
             dropped = torch.arange(2 * len(tokens), device=tokens.device) >= len(tokens)
-            start = more["cache"].length if "cache" in more else 0
+            start = more["cache"].longest if "cache" in more else 0
             both = self.without_prefix(_twice(tokens), dropped, start)
             both_classes = self.without_class(_twice(classes), dropped)
             logits, embeddings = run(both, embeddings, classes=both_classes, **doubled, **more)

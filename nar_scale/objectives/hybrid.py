@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -11,12 +10,17 @@ from torch import Tensor
 
 from nar_scale.config import LeftToRightDecoding, SamplerConfig, SelfSpeculativeDecoding
 from nar_scale.data import Batch
-from nar_scale.decoding import Continued, Distribution, get_filter, speculate
-from nar_scale.decoding.filters import LogitFilter
+from nar_scale.decoding import Continued, Prompts, eligible, speculate
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
-from nar_scale.objectives.autoregressive import AutoregressiveWrapper, cross_entropy, eligible
+from nar_scale.objectives.autoregressive import (
+    AutoregressiveWrapper,
+    FilterChoice,
+    check_sampling,
+    chosen_filters,
+    cross_entropy,
+)
 from nar_scale.objectives.causal_blocks import CausalBlockDiffusion
 from nar_scale.objectives.documents import check_documents, continues, within_documents
 from nar_scale.objectives.objective import Objective, Samples, evaluating
@@ -129,7 +133,7 @@ class HybridWrapper(Objective):
         eos_token: int | None = None,
         temperature: float = 1.0,
         prompt_lens: Tensor | None = None,
-        filter_logits_fn: str | LogitFilter | None = None,
+        filter_logits_fn: FilterChoice = None,
         draft_temperature: float | None = None,
         return_prompt: bool = True,
         noise: Noise | None = None,
@@ -146,7 +150,8 @@ class HybridWrapper(Objective):
             eos_token: ends a sequence; what follows it is 0.
             temperature: divides the logits; 0 for the most probable token at each place.
             prompt_lens: int64 `[batch]`, true lengths of prompts that are padded on the right.
-            filter_logits_fn: `top_k`, `top_p`, `min_p`, `top_a`, a callable, or None for no filter.
+            filter_logits_fn: `top_k`, `top_p`, `min_p`, `top_a`, a callable, several callables that are applied one
+                after another, or None for no filter.
             draft_temperature: of the drafts; `temperature` if not given. It decides how many are accepted, and has no
                 part in the distribution.
             return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
@@ -159,29 +164,33 @@ class HybridWrapper(Objective):
         Raises:
             ValueError: an empty prompt, or one that leaves no room for `seq_len` tokens.
         """
-        ragged = isinstance(prompts, list) or prompt_lens is not None
-        aligned, single = self.autoregressive.align(prompts, prompt_lens)
-        longest = aligned.tokens.shape[1] + seq_len
+        check_sampling(seq_len, temperature)
+        draft_temperature = temperature if draft_temperature is None else draft_temperature
+        check_sampling(seq_len, draft_temperature)
+        given = Prompts.of(prompts, prompt_lens, self.net.num_tokens, self.net.token_emb.weight.device)
+        longest = given.tokens.shape[1] + seq_len
         if longest > self.max_seq_len:
             raise ValueError(f"prompt and {seq_len} tokens are {longest}, but max_seq_len is {self.max_seq_len}")
-        logit_filter = get_filter(filter_logits_fn)
-        draft_temperature = temperature if draft_temperature is None else draft_temperature
         with evaluating(self):
             result = speculate(
                 self.net,
-                aligned,
+                given,
                 seq_len,
                 mask_id=self.mask_id,
                 block_size=self.block_size,
-                noise=noise or Noise.draw(len(aligned.tokens), aligned.tokens.device),
-                target=Distribution(temperature, logit_filter),
-                proposal=Distribution(draft_temperature, logit_filter),
+                noise=noise or Noise.draw(len(given.tokens), given.tokens.device),
+                temperature=temperature,
+                draft_temperature=draft_temperature,
+                filters=chosen_filters(filter_logits_fn),
                 eos_token=eos_token,
                 pad_value=self.autoregressive.pad_value,
             )
+        single = isinstance(prompts, Tensor) and prompts.ndim == 1
         if return_network_calls:
             return Continued(*(each[0] for each in result)) if single else result
-        tokens = torch.cat((aligned.tokens, result.tokens), dim=1) if return_prompt and not ragged else result.tokens
+        tokens = result.tokens
+        if return_prompt and isinstance(prompts, Tensor) and prompt_lens is None:
+            tokens = torch.cat((given.tokens, tokens), dim=1)
         return tokens[0] if single else tokens
 
     def start_from(self, prompt: list[int], length: int, end_token: int | None) -> list[int]:
@@ -212,7 +221,7 @@ class HybridWrapper(Objective):
             room,
             eos_token=end_token,
             temperature=decoding.temperature,
-            filter_logits_fn=partial(eligible, decoding.top_k, decoding.top_p),
+            filter_logits_fn=eligible(decoding.top_k, decoding.top_p),
             noise=noise,
             return_network_calls=True,
         )

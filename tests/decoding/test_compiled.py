@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.backends.debugging import aot_eager
 
 from nar_scale.decoding import compiled, left_to_right
-from nar_scale.model import Decoder, Encoder, KeyValueCache, StaticKeyValueCache
+from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import BlockDiffusionWrapper
 from tests.masking.helpers import requests
 from tests.model.helpers import small_net
@@ -31,12 +31,12 @@ def graphs(monkeypatch):
         return aot_eager(graph, inputs)
 
     torch._dynamo.reset()
-    compiled._compiled_step.cache_clear()
+    compiled.compiled_step.cache_clear()
     monkeypatch.setattr(
         torch, "compile", lambda function, mode=None, **options: compile(function, backend=backend, **options)
     )
     yield found
-    compiled._compiled_step.cache_clear()
+    compiled.compiled_step.cache_clear()
     torch._dynamo.reset()
 
 
@@ -111,26 +111,14 @@ def test_how_often_is_asked_for_the_end_changes_nothing(graphs, monkeypatch, com
 
 def test_a_network_keeps_its_buffers_for_sequences_of_the_same_shape():
     net = small_net(Decoder)
-    cache = compiled._cache_of(net, 2, 12)
-    keys = torch.randn(2, 2, 3, 8)
-    cache.extend(0, keys, keys)
-    cache.advance(3)
-    again = compiled._cache_of(net, 2, 12)
+    cache = compiled.cache_of(net, 2, 12)
+    net(random_tokens(2, 3), cache=cache)
+    assert cache.lengths.tolist() == [3, 3]
+    again = compiled.cache_of(net, 2, 12)
     assert again is cache
-    assert int(again.length) == 0
-    assert compiled._cache_of(net, 3, 12) is not cache
-    assert compiled._cache_of(small_net(Decoder), 3, 12) is not compiled._cache_of(net, 3, 12)
-
-
-@torch.no_grad()
-def test_a_static_cache_gives_the_embeddings_of_a_growing_one():
-    net, tokens = small_net(Decoder, window=5), random_tokens(3, 12)
-    static, growing = StaticKeyValueCache(16, tokens.device), KeyValueCache(16)
-    for piece in tokens.split([4, 1, 1, 3, 3], dim=1):
-        ours, expected = (net(piece, cache=cache, return_embeddings=True) for cache in (static, growing))
-        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
-    assert int(static.length) == growing.length == 12
-    assert static.keys_after(1) == 16
+    assert again.lengths.tolist() == [0, 0]
+    assert compiled.cache_of(net, 3, 12) is not cache
+    assert compiled.cache_of(small_net(Decoder), 3, 12) is not compiled.cache_of(net, 3, 12)
 
 
 def test_without_a_cache_there_is_nothing_to_compile():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nar_scale.decoding import compiled
+from nar_scale.decoding import predictor
 from nar_scale.model import Decoder
 from nar_scale.objectives import AutoregressiveWrapper
 from tests.errors import refused
@@ -96,7 +96,7 @@ def test_beams_take_their_prefix_along(options):
 @every_net
 def test_compiled_steps_give_the_same_tokens(monkeypatch, options):
     """The steps as they are compiled, run plainly; `test_compiled.py` shows what compiling makes of them."""
-    monkeypatch.setattr(compiled, "_compiled_step", lambda on_gpu: compiled._advance)
+    monkeypatch.setattr(predictor, "compiled_step", lambda step, on_gpu: step)
     wrapper, prefix = attentive(max_seq_len=20, **options), prefixes(5)
     for prompts in (prompts_of(), random_tokens(5, 4)):
         expected = wrapper.generate(prompts, 18, temperature=0.0, prepend_embeds=prefix)

@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from nar_scale.decoding import Distribution, top_k, top_p, verify
+from nar_scale.decoding import top_k, top_p
 from nar_scale.masking import Noise
 from nar_scale.model import Decoder
 from nar_scale.objectives import HybridWrapper
@@ -14,7 +14,7 @@ from tests.masking.helpers import chi_square_excess, requests
 from tests.model.helpers import small_net
 from tests.objectives.helpers import random_tokens
 
-MASK_ID, N, ROWS = 10, 48, 20_000
+MASK_ID, N, ROWS = 10, 48, 6_000
 
 
 def hybrid(block_size=4, **net):
@@ -30,70 +30,45 @@ def tiny(block_size=2):
 
 
 @torch.no_grad()
-def joint_of(wrapper, prompt, count, distribution):
+def joint_of(wrapper, prompt, count, temperature, filters):
     """The probability of each continuation, from the network's distributions left to right."""
-    joint = []
-    for answer in product(range(3), repeat=count):
-        p = distribution.of(wrapper.net(torch.tensor([[*prompt, *answer]])))[0, len(prompt) - 1 : -1]
-        joint.append(p.gather(-1, torch.tensor(answer)[:, None]).prod())
-    return torch.stack(joint).double()
+    answers = torch.tensor(list(product(range(3), repeat=count)))
+    logits = wrapper.net(torch.cat((torch.tensor(prompt).expand(len(answers), -1), answers), dim=1))
+    logits = logits[:, len(prompt) - 1 : -1].double()
+    for logit_filter in filters:
+        logits = logit_filter(logits)
+    p = (logits / temperature).softmax(dim=-1)
+    return p.gather(-1, answers[..., None])[..., 0].prod(dim=1)
 
 
-@pytest.mark.parametrize("block_size", [2, 4, 8])
+@pytest.mark.parametrize("block_size", [2, 4])
 @pytest.mark.parametrize(
-    ("temperature", "logit_filter", "draft_temperature"),
+    ("temperature", "filters", "draft_temperature"),
     [
-        (1.0, None, None),
-        (0.7, None, 2.0),
-        (1.5, partial(top_k, k=2), None),
-        (1.0, partial(top_p, thres=0.7), 0.5),
-        (1.0, None, 0.0),
+        (1.0, [], None),
+        (0.7, [], 2.0),
+        (1.5, [partial(top_k, k=2)], None),
+        (1.0, [partial(top_p, thres=0.7)], 0.5),
+        (1.0, [], 0.0),
     ],
 )
-def test_the_distribution_is_that_of_left_to_right_sampling(block_size, temperature, logit_filter, draft_temperature):
+def test_the_distribution_is_that_of_left_to_right_sampling(block_size, temperature, filters, draft_temperature):
     wrapper, prompt, count = tiny(block_size), [0, 2], 4
     result = wrapper.generate(
         torch.tensor(prompt).expand(ROWS, -1),
         count,
         temperature=temperature,
-        filter_logits_fn=logit_filter,
+        filter_logits_fn=filters,
         draft_temperature=draft_temperature,
         noise=requests(ROWS),
         return_network_calls=True,
     )
-    number = (result.tokens * 3 ** torch.arange(count - 1, -1, -1)).sum(dim=1)
-    filtered = Distribution(temperature, logit_filter or (lambda logits: logits))
-    joint = joint_of(wrapper, prompt, count, filtered)
+    numbers = (result.tokens * 3 ** torch.arange(count - 1, -1, -1)).sum(dim=1)
+    joint = joint_of(wrapper, prompt, count, temperature, filters)
     assert joint.sum().item() == pytest.approx(1.0)
-    assert not bool((joint[number] == 0).any())
-    possible = joint > 0
-    renumbered = possible.cumsum(dim=0)[number] - 1
-    assert chi_square_excess(renumbered, joint[possible]) < 4
-    assert 1 < count * ROWS / int(result.network_calls.sum()) < count  # some drafts are accepted, and some are not
-
-
-def test_verification_is_exact_for_any_proposal():
-    generator = torch.Generator().manual_seed(0)
-    target = torch.rand(3, 5, generator=generator, dtype=torch.float64) ** 3
-    proposal = torch.rand(2, 5, generator=generator, dtype=torch.float64) ** 3
-    proposal[0, 1] = target[1, 2] = 0
-    target, proposal = (each / each.sum(dim=-1, keepdim=True) for each in (target, proposal))
-    noise = requests(ROWS)
-    p, q = target.expand(ROWS, -1, -1), proposal.expand(ROWS, -1, -1)
-    drafted = torch.stack([torch.multinomial(row, ROWS, True, generator=generator) for row in proposal], dim=1)
-    accepted, token = verify(
-        p, q, drafted, torch.full((ROWS,), 2), noise.derive(0).uniform(2), noise.derive(1).uniform(3)
-    )
-    first = torch.where(accepted > 0, drafted[:, 0], token)
-    assert chi_square_excess(first, target[0]) < 4
-    second = torch.where(accepted > 1, drafted[:, 1], token)[accepted > 0]
-    assert chi_square_excess(second, target[1]) < 4
-    assert chi_square_excess(token[accepted > 1], target[2]) < 4
-    rate = torch.minimum(target[0], proposal[0]).sum()
-    assert (accepted > 0).double().mean().item() == pytest.approx(rate.item(), abs=0.02)
-    short = verify(p, q, drafted, torch.zeros(ROWS, dtype=torch.int64), *(noise.derive(2).uniform(m) for m in (2, 3)))
-    assert int(short.accepted.max()) == 0
-    assert chi_square_excess(short.token, target[0]) < 4
+    assert chi_square_excess(numbers, joint) < 4
+    tokens_a_call = count * ROWS / int(result.network_calls.sum())
+    assert 1.1 < tokens_a_call < min(block_size, count)  # some drafts are accepted, and some are not
 
 
 @pytest.mark.parametrize("net", [{}, {"rotary": False, "kv_heads": 1}, {"tie_embedding": True, "qk_norm": True}])

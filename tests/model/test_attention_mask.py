@@ -178,7 +178,7 @@ def test_the_cache_changes_nothing(options, chunks, restricted):
     arguments = {"mask": gaps, "documents": DOCUMENTS} if restricted else {}
     cache, pieces = KeyValueCache(capacity=N), []
     for piece in x.split(chunks, dim=1):
-        end = cache.length + piece.shape[1]
+        end = cache.longest + piece.shape[1]
         pieces.append(net(piece, cache=cache, **{name: value[:, :end] for name, value in arguments.items()}))
     torch.testing.assert_close(torch.cat(pieces, dim=1), net(x, **arguments), rtol=1e-4, atol=1e-4)
 

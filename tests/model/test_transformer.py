@@ -47,7 +47,8 @@ def test_the_cache_changes_nothing(options, chunks):
     net, x = small_net(Decoder, **options), tokens()
     cache = KeyValueCache(capacity=12)
     pieces = [net(piece, cache=cache) for piece in x.split(chunks, dim=1)]
-    assert cache.length == N
+    assert cache.longest == N
+    assert cache.lengths.tolist() == [N, N]
     torch.testing.assert_close(torch.cat(pieces, dim=1), net(x), rtol=1e-4, atol=1e-5)
 
 

@@ -99,7 +99,7 @@ def test_cached_decoding_predicts_what_training_does():
         block = slice(start, start + 4)
         decoded, _ = wrapper.predict(visible[:, block], cache=cache)
         torch.testing.assert_close(decoded, trained[:, block], rtol=1e-4, atol=1e-4)
-        cache.length = start
+        cache.truncate(start)
         wrapper.predict(tokens[:, block], cache=cache)
 
 
