@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from nar_scale.config.former_keys import current_key, move_former_keys
 from nar_scale.config.key_descriptions import discriminator_of, keys_at, nearest_key
 from nar_scale.config.schema import Config
 from nar_scale.errors import ConfigError
@@ -68,6 +69,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values = _parse(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections such as 'model:' and 'training:', found {values!r:.60}")
+    values = _with_present_keys(values, str(path))
     for override in overrides:
         _apply(values, override)
     return validate_config(values, source=str(path), default_run_directory=f"runs/{path.stem}")
@@ -81,6 +83,7 @@ def validate_config(values: dict[str, Any], source: str, default_run_directory: 
     """
     sections = Config.model_fields.keys()
     values = {key: {} if value is None and key in sections else value for key, value in values.items()}
+    values = _with_present_keys(values, source)
     training = values.get("training")
     if default_run_directory and isinstance(training, dict) and training.get("run_directory") is None:
         values = {**values, "training": {**training, "run_directory": default_run_directory}}
@@ -95,6 +98,13 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def _with_present_keys(values: dict[str, Any], source: str) -> dict[str, Any]:
+    try:
+        return move_former_keys(values)
+    except ValueError as error:
+        raise ConfigError(f"{error} (in {source})") from None
+
+
 def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
@@ -105,7 +115,7 @@ def _parse(text: str, source: str) -> Any:
 
 def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
-    *sections, name = key.split(".")
+    *sections, name = current_key(key).split(".")
     if not separator or not sections or not name:
         raise ConfigError(f"override {override!r} is not of the form section.key=value")
     for section in sections:

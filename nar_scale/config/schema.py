@@ -6,14 +6,14 @@ start with a configuration is another matter, see `nar_scale/config/checks.py`.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 from pydantic import model_validator as validator
 
 from nar_scale.config.sections.checkpoint import CheckpointConfig
 from nar_scale.config.sections.data import DataConfig
-from nar_scale.config.sections.decoding import UNMASKING_SAMPLERS, AutoDecoding, DecodingConfig
+from nar_scale.config.sections.decoding import SAMPLERS, UNMASKING_SAMPLERS, AutoDecoding, DecodingConfig, SamplerConfig
 from nar_scale.config.sections.faults import FaultsConfig
 from nar_scale.config.sections.logging import LoggingConfig
 from nar_scale.config.sections.model import ModelConfig
@@ -31,8 +31,6 @@ SAMPLERS_OF_KIND: dict[str, tuple[str, ...]] = {
     "hybrid": ("self_speculative", "left_to_right", *UNMASKING_SAMPLERS),
 }
 """The samplers that each kind of objective has, the one of `auto` first."""
-
-_MOVED_TO_DECODING = {"steps": "steps", "guidance_scale": "guidance"}
 
 
 class Config(Section):
@@ -62,32 +60,34 @@ class Config(Section):
 
     @validator(mode="before")
     @classmethod
-    def _move_decoding_keys(cls, values: Any) -> Any:
-        """Read files of version 0.1 with `objective.steps` and `objective.guidance_scale`."""
-        if not isinstance(values, Mapping) or not isinstance(values.get("objective"), Mapping):
-            return values
-        objective, given = dict(values["objective"]), values.get("decoding", {})
-        moved = {new: objective.pop(old) for old, new in _MOVED_TO_DECODING.items() if old in objective}
-        if not moved or not isinstance(given, Mapping) or objective.get("kind") == "autoregressive":
-            return {**values, "objective": objective}
-        return {**values, "objective": objective, "decoding": {"sampler": "auto", **moved, **given}}
-
-    @validator(mode="before")
-    @classmethod
     def _fill_in_sampler(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and isinstance(values.get("decoding"), Mapping):
             return {**values, "decoding": {"sampler": "auto", **values["decoding"]}}
         return values
 
     @validator(mode="after")
-    def _sampler_fits(self) -> "Config":
-        samplers = SAMPLERS_OF_KIND[self.objective.kind]
-        if self.decoding.sampler not in ("auto", *samplers):
+    def _decoding_fits(self) -> "Config":
+        objective, decoding = self.objective, self.decoding
+        samplers = SAMPLERS_OF_KIND[objective.kind]
+        if decoding.sampler not in ("auto", *samplers):
             raise ValueError(
-                f"decoding.sampler {self.decoding.sampler} is not for objective.kind {self.objective.kind}; use one of "
+                f"decoding.sampler {decoding.sampler} is not for objective.kind {objective.kind}; use one of "
                 f"auto, {', '.join(samplers)}"
             )
+        default = SAMPLERS[samplers[0]]
+        if decoding.sampler == "auto" and decoding.steps is not None and "steps" not in default.model_fields:
+            raise ValueError(f"decoding.steps is not for objective.kind {objective.kind}; leave it out")
+        if decoding.guidance != 1 and objective.num_classes is None and not objective.prefix_length:
+            raise ValueError("decoding.guidance needs objective.num_classes or objective.prefix_length")
         return self
+
+    def sampler(self) -> SamplerConfig:
+        """How samples are drawn, with the sampler that `auto` stands for."""
+        if not isinstance(self.decoding, AutoDecoding):
+            return self.decoding
+        name = SAMPLERS_OF_KIND[self.objective.kind][0]
+        given = {key: value for key, value in self.decoding if key in SAMPLERS[name].model_fields and value is not None}
+        return cast(SamplerConfig, SAMPLERS[name].model_validate({**given, "sampler": name}))
 
     @validator(mode="after")
     def _objective_fits(self) -> "Config":

@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast
 from pydantic import Field, ValidationError
 from pydantic import model_validator as validator
 
-from nar_scale.config import SAMPLERS, SAMPLERS_OF_KIND, AutoDecoding, Config, SamplerConfig
+from nar_scale.config import SAMPLERS, Config, SamplerConfig
 from nar_scale.config.sections.section import Section
 from nar_scale.errors import UserError
 
@@ -56,17 +56,12 @@ class DecodeManifest(Section):
             mask_id: the mask token; None for a model that has none.
             end_token: ends a document; None if it is unknown.
         """
-        objective, decoding = config.objective, config.decoding
-        if isinstance(decoding, AutoDecoding):
-            sampler = SAMPLERS[SAMPLERS_OF_KIND[objective.kind][0]]
-            given = {name: getattr(decoding, name) for name in decoding.model_fields_set & set(sampler.model_fields)}
-            decoding = sampler.model_validate({**given, "sampler": SAMPLERS_OF_KIND[objective.kind][0]})
         return cls(
-            decoding=decoding,
-            schedule=objective.schedule,
+            decoding=config.sampler(),
+            schedule=config.objective.schedule,
             mask_id=mask_id,
             end_token=end_token,
-            block_size=getattr(objective, "block_size", None),
+            block_size=getattr(config.objective, "block_size", None),
         )
 
 

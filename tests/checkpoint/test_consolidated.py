@@ -23,6 +23,7 @@ from nar_scale.checkpoint import (
 )
 from nar_scale.checkpoint.consolidated import describe_consolidated, write_consolidated
 from nar_scale.config import dump_config
+from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import CheckpointError
 from nar_scale.objectives import AutoregressiveWrapper, build_wrapper
 from tests.config.helpers import config_with
@@ -31,7 +32,7 @@ from tests.errors import refused
 from tests.objectives.helpers import random_tokens
 
 VOCABULARY = 257
-NAR = {"objective.schedule": "cosine", "objective.steps": 7, "training.run_directory": "runs/x"}
+NAR = {"objective.schedule": "cosine", "decoding.steps": 7, "training.run_directory": "runs/x"}
 AR = {"objective.kind": "autoregressive", "training.run_directory": "runs/x"}
 MODELS = {
     "nar": NAR,
@@ -54,7 +55,7 @@ def built(settings=NAR):
 
 def export(output, settings=NAR, *, change=None, **options):
     config, wrapper = built(settings)
-    info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", wrapper.decode_manifest(config.objective, 256))
+    info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", DecodeManifest.of(config, wrapper.mask_id, 256))
     probe = run_probe(wrapper)
     if change is not None:
         change(wrapper, probe)
@@ -121,7 +122,7 @@ def test_tied_weights_stay_tied(tmp_path):
 def exported_with_average(output, settings=NAR, **options):
     config, wrapper = built({**settings, "training.ema_decay": 0.99})
     average = {name: weight + 1 for name, weight in wrapper.state_dict().items()}
-    info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", wrapper.decode_manifest(config.objective, 256))
+    info = ModelInfo(VOCABULARY, "byte", 30, 240, "fp32", DecodeManifest.of(config, wrapper.mask_id, 256))
     write_consolidated(output, wrapper, config, info, run_probe(wrapper), average=average, **options)
     return wrapper
 
@@ -158,12 +159,17 @@ def test_an_average_that_is_not_there_is_not_loaded(exported, tmp_path):
 def test_how_to_decode_is_written_down():
     def described(settings):
         config, wrapper = built(settings)
-        return wrapper.decode_manifest(config.objective, 256)
+        return DecodeManifest.of(config, wrapper.mask_id, 256)
 
     nar, critic, ar = (described(MODELS[name]) for name in ("nar", "nar_all", "ar"))
-    assert (nar.sampler, nar.steps, nar.schedule, nar.mask_id, nar.end_token) == ("confidence", 7, "cosine", 257, 256)
-    assert critic.sampler == "critic"
-    assert (ar.sampler, ar.steps, ar.schedule, ar.mask_id, ar.end_token) == ("left_to_right", None, None, None, 256)
+    assert (
+        nar
+        == critic
+        == DecodeManifest(decoding=config_with(**NAR).sampler(), schedule="cosine", mask_id=257, end_token=256)
+    )
+    assert nar.decoding.steps == 7
+    assert ar == DecodeManifest(decoding=config_with(**AR).sampler(), schedule=None, mask_id=None, end_token=256)
+    assert ar.decoding.sampler == "left_to_right"
 
 
 def test_an_existing_output_is_never_overwritten(exported):

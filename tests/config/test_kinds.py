@@ -126,7 +126,7 @@ def test_values_of_a_kind_are_checked_and_named_without_it():
 
 def test_what_every_objective_is_asked_for_it_answers():
     objective = config_with(**AR).objective
-    assert (objective.num_classes, objective.prefix_length, objective.guidance_scale) == (None, 0, 1.0)
+    assert (objective.num_classes, objective.prefix_length, objective.schedule) == (None, 0, None)
     assert set(objective.model_dump()) == {"kind", "mask_prob", "attention_z_loss"}
 
 
@@ -151,6 +151,11 @@ def test_a_saved_config_means_what_it_meant(path, tmp_path):
     check_run(config)
     saved, loaded = yaml.safe_load(path.read_text()), config.model_dump(mode="json")
     kinds = {"objective": 18, "optimizer": 8, "schedule": 4}
+    if config.objective.kind != "autoregressive":  # they had no part in it
+        decoding = {"steps": saved["objective"]["steps"], "guidance": saved["objective"]["guidance_scale"]}
+        assert decoding.items() <= config.sampler().model_dump().items()
+    assert config.decoding.sampler == "auto"
+    del loaded["decoding"]
     for section, keys in kinds.items():
         own = type(getattr(config, section)).model_fields
         assert len(saved[section]) == keys >= len(own)

@@ -65,8 +65,9 @@ def test_a_config_is_immutable():
         ("objective.prefix_length", -1, ["objective.prefix_length", -1]),
         ("objective.prefix_length", 12, ["objective.prefix_length", "model.max_seq_len", 12]),
         ("objective.condition_drop_prob", 0.1, ["condition_drop_prob", "num_classes", "prefix_length"]),
-        ("objective.guidance_scale", 2.0, ["guidance_scale", "num_classes", "prefix_length"]),
-        ("objective.guidance_scale", -1.0, ["objective.guidance_scale", -1.0]),
+        ("objective.guidance_scale", 2.0, ["decoding.guidance", "num_classes", "prefix_length"]),
+        ("objective.guidance_scale", -1.0, ["decoding.guidance", -1.0]),
+        ("objective.steps", 0, ["decoding.steps", 0]),
     ],
 )
 def test_wrong_keys_and_values_are_named(key, value, named):
@@ -130,11 +131,11 @@ def test_settings_that_contradict_each_other_are_named(changes, named):
         {
             "objective.num_classes": 2,
             "objective.condition_drop_prob": 0.1,
-            "objective.guidance_scale": 3.0,
+            "decoding.guidance": 3.0,
             "data.class_field": "cls",
         },
         {"logging.image_shape": (3, 4)},
-        {"objective.prefix_length": 11, "objective.guidance_scale": 0.0},
+        {"objective.prefix_length": 11, "decoding.guidance": 0.0},
         {"objective.kind": "block_diffusion", "objective.block_size": 4},
         {"model.attention_kernel": "flex", "model.window": 1},
     ],

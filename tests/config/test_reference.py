@@ -58,7 +58,7 @@ FIXED = {
 WITHOUT_UNIT = {
     *("model.feedforward_mult", "model.norm_eps", "model.rotary_theta", "model.rotary_interpolation_factor"),
     *("model.rotary_base_rescale_factor", "model.tie_embedding_scale", "model.dropout"),
-    *("objective.mask_prob", "objective.condition_drop_prob", "objective.guidance_scale", "objective.no_replace_prob"),
+    *("objective.mask_prob", "objective.condition_drop_prob", "objective.no_replace_prob"),
     *("objective.random_token_prob", "objective.self_conditioning_train_prob", "objective.critic_loss_weight"),
     *("data.sources.*.weight", "data.temperature", "data.curriculum.*.weights"),
     *("optimizer.learning_rate", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay"),
@@ -66,17 +66,19 @@ WITHOUT_UNIT = {
     *("schedule.decay_fraction", "schedule.final_factor"),
     *("training.initial_loss_scale", "training.zero_stage", "training.ema_decay", "training.seed"),
     *("logging.profile_ranks", "faults.straggler_ratio"),
+    *("decoding.temperature", "decoding.top_p", "decoding.guidance", "decoding.threshold", "decoding.factor"),
+    *("decoding.remask_amount", "decoding.reveal_threshold", "decoding.keep_threshold"),
 }
 FREE_TEXT = {
     *(f"data.{name}" for name in ("directory", "train", "validation", "field", "class_field", "document_field")),
     *(f"data.{name}" for name in ("tokenizer", "index_directory", "cache_directory")),
     *(f"data.sources.*.{name}" for name in ("directory", "train", "validation")),
-    *("training.run_directory", "zero.offload_directory"),
+    *("training.run_directory", "zero.offload_directory", "decoding.stop"),
 }
 
 
 def test_every_key_is_there_once():
-    assert len(config_reference()) == len(KEYS) == 143
+    assert len(config_reference()) == len(KEYS) == 156
     assert {path for path in KEYS if "." not in path} == set(Config.model_fields)
     assert {"data.sources.*.weight", "training.batch_size_warmup.*.from_step", "schedule.decay_fraction"} <= set(KEYS)
 
@@ -185,7 +187,7 @@ def test_a_run_is_not_resumed_with_what_is_fixed(before, now, key, values):
 
 
 def test_a_run_is_resumed_with_what_is_not_fixed():
-    changes = {"model.dropout": 0.1, "objective.steps": 3, "optimizer.learning_rate": 1.0, "schedule.kind": "constant"}
+    changes = {"model.dropout": 0.1, "decoding.steps": 3, "optimizer.learning_rate": 1.0, "schedule.kind": "constant"}
     check_same_model(config_with(**changes, **{"training.zero_stage": 0}), config_with(), Path("step"))
 
 

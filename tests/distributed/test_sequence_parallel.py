@@ -48,7 +48,7 @@ OF_FOUR = {
     "autoregressive_of_four": [*OBJECTIVES["autoregressive"], *FOUR_HEADS],
     "blocks_of_four": [*OBJECTIVES["block_diffusion"], *FOUR_HEADS],
 }
-EVALUATED = ["logging.evaluate_every=3", "logging.evaluation_samples=7", "logging.sample_every=3", "objective.steps=4"]
+EVALUATED = ["logging.evaluate_every=3", "logging.evaluation_samples=7", "logging.sample_every=3", "decoding.steps=4"]
 
 
 class Launch:

@@ -5,13 +5,15 @@ import torch
 from nar_scale.checkpoint import ModelInfo, run_probe
 from nar_scale.checkpoint.consolidated import write_consolidated
 from nar_scale.config import validate_config
+from nar_scale.decoding import DecodeManifest
 from nar_scale.objectives import build_wrapper
 
 KINDS = ("autoregressive", "non_autoregressive", "block_diffusion")
+_STEPS = {"autoregressive": None, "non_autoregressive": 4, "block_diffusion": 6}
 _OBJECTIVES = {
     "autoregressive": {},
-    "non_autoregressive": {"steps": 4},
-    "block_diffusion": {"steps": 6, "block_size": 8},
+    "non_autoregressive": {},
+    "block_diffusion": {"block_size": 8},
 }
 
 
@@ -21,6 +23,7 @@ def export(directory, kind, vocabulary_size=257, tokenizer="byte", **sections):
         "model": {"dim": 16, "depth": 1, "heads": 2, "max_seq_len": 24},
         "objective": {"kind": kind, **_OBJECTIVES[kind]},
         "data": {"directory": "nowhere"},
+        "decoding": {"steps": _STEPS[kind]},
         "optimizer": {"learning_rate": 1e-3},
         "training": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1},
     }
@@ -30,6 +33,6 @@ def export(directory, kind, vocabulary_size=257, tokenizer="byte", **sections):
     torch.manual_seed(0)
     wrapper = build_wrapper(config, vocabulary_size)
     end_token = None if tokenizer is None else vocabulary_size - 1
-    info = ModelInfo(vocabulary_size, tokenizer, 1, 1, "fp32", wrapper.decode_manifest(config.objective, end_token))
+    info = ModelInfo(vocabulary_size, tokenizer, 1, 1, "fp32", DecodeManifest.of(config, wrapper.mask_id, end_token))
     write_consolidated(directory, wrapper, config, info, run_probe(wrapper))
     return directory

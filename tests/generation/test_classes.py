@@ -18,8 +18,9 @@ from tests.generation.helpers import export
 
 CLASSES, LEVELS, SHAPE = 3, 5, (4, 6)
 CONDITIONAL = {
-    "objective": {"num_classes": CLASSES, "guidance_scale": 2.0},
+    "objective": {"num_classes": CLASSES},
     "data": {"class_field": "cls"},
+    "decoding": {"guidance": 2.0},
     "logging": {"image_shape": SHAPE},
 }
 
@@ -61,7 +62,7 @@ def test_a_class_is_what_the_model_is_asked_for(conditional, tmp_path):
     for guidance, scale in ((None, 2.0), (1.0, 1.0), (0.0, 0.0)):
         samples = run(conditional, tmp_path / str(guidance), requests, guidance=guidance)
         noise = Noise.of_requests(3, torch.arange(4))
-        tokens = wrapper.generate(4, 1.0, 0.0, classes=torch.tensor(asked), guidance_scale=scale, noise=noise)
+        tokens = wrapper.generate(4, 1.0, 0.0, steps=4, classes=torch.tensor(asked), guidance_scale=scale, noise=noise)
         assert [sample["tokens"] for sample in samples] == tokens.tolist()
         assert [sample["class"] for sample in samples] == asked
 
@@ -109,8 +110,8 @@ def test_what_needs_a_condition_is_refused_without(unconditional, tmp_path):
         run(unconditional, tmp_path / "class", lines(tmp_path / "p.jsonl", {"class": 1}))
     with refused(UserError, "--guidance", "objective.num_classes", "objective.prefix_length"):
         run(unconditional, tmp_path / "guidance", samples_from_scratch(1), guidance=2.0)
-    with refused(UserError, "--guidance", -1.0):
-        SamplingOptions(guidance=-1.0)
+    with refused(UserError, "guidance", -1.0):
+        run(unconditional, tmp_path / "guidance", samples_from_scratch(1), guidance=-1.0)
 
 
 @pytest.mark.parametrize("value", ["3", 3.0, True, None, [1]])

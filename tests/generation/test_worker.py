@@ -82,7 +82,7 @@ def test_of_two_workers_that_want_other_samples_at_once_one_is_refused(tmp_path)
 
 def test_other_options_or_requests_are_refused(checkpoints, tmp_path):
     run(checkpoints[KINDS[0]], tmp_path, samples_from_scratch(2))
-    with refused(UserError, tmp_path, "sampling", "generation.json"):
+    with refused(UserError, tmp_path, "decoding", "generation.json"):
         run(checkpoints[KINDS[0]], tmp_path, samples_from_scratch(2), SamplingOptions(seed=3, temperature=0.5))
     with refused(UserError, tmp_path, "requests", "count"):
         run(checkpoints[KINDS[0]], tmp_path, samples_from_scratch(3))

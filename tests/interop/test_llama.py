@@ -9,6 +9,7 @@ from nar_scale.checkpoint import LoadedModel, ModelInfo, load_consolidated, run_
 from nar_scale.checkpoint.consolidated import write_consolidated
 from nar_scale.data import load_tokenizer
 from nar_scale.data.tokenizers import END_TOKEN_TEXT
+from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import CheckpointError, ConfigError
 from nar_scale.interop import export_llama
 from nar_scale.model import Decoder, Encoder
@@ -37,7 +38,7 @@ def built(vocabulary_size=VOCABULARY, tokenizer=None, **settings):
     for parameter in wrapper.parameters():
         mean, std = (1.0, 0.3) if parameter.ndim == 1 else (0.0, parameter.shape[1] ** -0.5)
         torch.nn.init.normal_(parameter, mean, std)
-    decode = wrapper.decode_manifest(config.objective, END if tokenizer is None else tokenizer.end_token)
+    decode = DecodeManifest.of(config, wrapper.mask_id, END if tokenizer is None else tokenizer.end_token)
     info = ModelInfo(vocabulary_size, tokenizer and tokenizer.name, 30, 240, "fp32", decode)
     return LoadedModel(wrapper, config, info, tokenizer)
 

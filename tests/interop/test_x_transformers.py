@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 from launcher.export import main as launch
 from nar_scale.checkpoint import ModelInfo, run_probe
 from nar_scale.checkpoint.consolidated import write_consolidated
+from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import CheckpointError, ConfigError
 from nar_scale.interop import from_x_transformers, to_x_transformers
 from nar_scale.interop.x_transformers_options import WrapperOptions
@@ -306,7 +307,7 @@ def exported(directory, **settings):
     torch.manual_seed(0)
     config = config_with(**{"training.run_directory": "runs/x", "model.norm": "layernorm", **settings})
     wrapper = build_wrapper(config, 257)
-    info = ModelInfo(257, "byte", 30, 240, "fp32", wrapper.decode_manifest(config.objective, 256))
+    info = ModelInfo(257, "byte", 30, 240, "fp32", DecodeManifest.of(config, wrapper.mask_id, 256))
     write_consolidated(directory, wrapper, config, info, run_probe(wrapper))
     return wrapper.eval()
 

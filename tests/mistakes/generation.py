@@ -7,8 +7,8 @@ FROM_SCRATCH = "generate --checkpoint nar --output new --num-samples 2"
 OPTIONS = {
     "--temperature -1": ("temperature", "-1.0"),
     "--temperature hot": ("--temperature", "hot"),
-    "--top-k 0": ("--top-k", "0.0"),
-    "--top-k 2": ("--top-k", "2.0"),
+    "--top-k 0": ("top_k", "0"),
+    "--top-k 0.5": ("--top-k", "0.5"),
     "--steps 0": ("steps", "0"),
     "--length 33": ("33", "32"),
     "--length 0": ("length", "0"),

@@ -1,16 +1,22 @@
 """What every kind of model answers alike, and the two faces of a wrapper."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
 
-from nar_scale.config import validate_config
-from nar_scale.decoding import DecodeManifest, SamplingOptions
+from nar_scale.config import (
+    SAMPLERS,
+    ConfidenceDecoding,
+    LeftToRightDecoding,
+    validate_config,
+)
+from nar_scale.decoding import DecodeManifest
+from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import Encoder
 from nar_scale.objectives import BlockDiffusionWrapper, Objective, Samples, build_wrapper, evaluating
+from tests.errors import refused
 from tests.model.helpers import small_net
 from tests.objectives.helpers import batch_of, random_tokens, small_ar, small_nar
 
@@ -20,6 +26,13 @@ MASK_ID, N = 10, 12
 def small_blocks(**options):
     options = {"no_replace_prob": 0.0, "random_token_prob": 0.0, **options}
     return BlockDiffusionWrapper(small_net(Encoder), mask_id=MASK_ID, block_size=4, **options)
+
+
+def decoding_of(make, sampler, **settings):
+    """The settings of a sampler, or of the only one that an autoregressive model has."""
+    if make is small_ar:
+        return LeftToRightDecoding(sampler="left_to_right", **settings)
+    return SAMPLERS[sampler](sampler=sampler, **settings)
 
 
 KINDS = {"ar": small_ar, "nar": small_nar, "blocks": small_blocks}
@@ -71,11 +84,11 @@ def test_calls_are_redirected_to_the_loss_terms(make):
 def test_samples_continue_a_prompt_the_same_in_any_batch(make, prompt):
     objective = make()
     given = torch.tensor([objective.start_from(prompt, N, end_token=7)] * 3)
-    ids, options = torch.tensor([4, 9, 2]), SamplingOptions(sampler="random", temperature=3.0)
-    samples = objective.sample(given, options, Noise.of_requests(1, ids))
+    ids, decoding = torch.tensor([4, 9, 2]), decoding_of(make, "random", temperature=3.0)
+    samples = objective.sample(given, decoding, Noise.of_requests(1, ids))
     assert isinstance(samples, Samples)
     for row, number in enumerate(ids):
-        alone = objective.sample(given[:1], options, Noise.of_requests(1, number[None]))
+        alone = objective.sample(given[:1], decoding, Noise.of_requests(1, number[None]))
         assert alone.tokens == [samples.tokens[row]]
         assert alone.network_calls == [samples.network_calls[row]]
     assert len({tuple(tokens) for tokens in samples.tokens}) == 3
@@ -99,9 +112,9 @@ def test_a_sample_begins_after_the_end_token():
 
 def test_a_sample_ends_before_the_end_token():
     objective, noise = small_ar(), Noise.of_requests(1, torch.arange(20))
-    given = torch.full((20, 1), 7)
-    whole = objective.sample(given, SamplingOptions(), noise)
-    cut = objective.sample(given, SamplingOptions(), noise, end_token=5)
+    given, decoding = torch.full((20, 1), 7), decoding_of(small_ar, "left_to_right")
+    whole = objective.sample(given, decoding, noise)
+    cut = objective.sample(given, decoding, noise, end_token=5)
     ended = 0
     for tokens, calls, until_end, calls_until_end in zip(*whole, *cut):
         assert calls == N - 1
@@ -115,50 +128,72 @@ def test_a_sample_ends_before_the_end_token():
 
 
 @every_kind
-def test_without_top_k_a_sample_has_the_default_of_generate(make):
+def test_without_top_k_all_tokens_are_eligible_and_with_one_the_most_probable(make):
     objective, ids = make(), torch.arange(5)
     given = torch.tensor([objective.start_from([], N, end_token=7)] * 5)
-    samples = objective.sample(given, SamplingOptions(top_k=None), Noise.of_requests(1, ids))
-    if make is small_ar:
-        expected = objective.generate(given, N - 1, return_prompt=False, noise=Noise.of_requests(1, ids))
-    else:
-        expected = objective.generate(5, noise=Noise.of_requests(1, ids))
-    assert samples.tokens == expected.tolist()
-    of_all = SamplingOptions(top_k=1.0, temperature=5.0)
-    assert objective.sample(given, of_all, Noise.of_requests(1, ids)) != objective.sample(
-        given, replace(of_all, top_k=None), Noise.of_requests(1, ids)
-    )
+
+    def tokens(**settings):
+        decoding = decoding_of(make, "confidence", temperature=5.0, **settings)
+        return objective.sample(given, decoding, Noise.of_requests(1, ids)).tokens
+
+    assert tokens() == tokens(top_k=objective.net.num_tokens) != tokens(top_k=2)
+
+
+@every_kind
+def test_a_sampler_of_another_kind_of_model_is_refused(make):
+    objective = make()
+    other = "confidence" if make is small_ar else "left_to_right"
+    given = torch.tensor([objective.start_from([], N, end_token=7)])
+    with refused(ConfigError, other):
+        objective.sample(given, SAMPLERS[other](sampler=other), Noise.of_requests(1, torch.arange(1)))
+
+
+LEFT_TO_RIGHT = LeftToRightDecoding(sampler="left_to_right")
 
 
 @pytest.mark.parametrize(
-    ("objective", "manifest"),
+    ("objective", "decoding", "manifest"),
     [
-        ({"kind": "autoregressive"}, DecodeManifest("left_to_right", None, None, 1.0, None, 7)),
         (
-            {"kind": "non_autoregressive", "steps": 5, "schedule": "cosine", "prefix_length": 2, "guidance_scale": 2.0},
-            DecodeManifest("confidence", 5, "cosine", 1.0, MASK_ID, 7, guidance_scale=2.0),
+            {"kind": "autoregressive"},
+            {},
+            DecodeManifest(decoding=LEFT_TO_RIGHT, schedule=None, mask_id=None, end_token=7),
         ),
         (
-            {"kind": "non_autoregressive", "self_token_critic": True},
-            DecodeManifest("critic", 18, "linear", 1.0, MASK_ID, 7),
+            {"kind": "non_autoregressive", "schedule": "cosine", "prefix_length": 2},
+            {"steps": 5, "guidance": 2.0},
+            DecodeManifest(
+                decoding=ConfidenceDecoding(sampler="confidence", steps=5, guidance=2.0),
+                schedule="cosine",
+                mask_id=MASK_ID,
+                end_token=7,
+            ),
         ),
         (
-            {"kind": "block_diffusion", "block_size": 4, "steps": 6},
-            DecodeManifest("confidence", 6, "linear", 1.0, MASK_ID, 7, block_size=4),
+            {"kind": "block_diffusion", "block_size": 4},
+            {"sampler": "confidence", "top_k": 3},
+            DecodeManifest(
+                decoding=ConfidenceDecoding(sampler="confidence", steps=18, top_k=3),
+                schedule="linear",
+                mask_id=MASK_ID,
+                end_token=7,
+                block_size=4,
+            ),
         ),
     ],
 )
-def test_the_decode_manifest_of_each_kind(objective, manifest):
+def test_the_decode_manifest_of_each_kind(objective, decoding, manifest):
     values = {
         "model": {"dim": 16, "depth": 1, "heads": 2, "max_seq_len": N},
         "objective": objective,
         "data": {"directory": "nowhere"},
+        "decoding": decoding,
         "optimizer": {"learning_rate": 1e-3},
         "training": {"steps": 1, "global_batch_size": 1, "micro_batch_size": 1},
     }
     config = validate_config(values, "the test")
     wrapper = build_wrapper(config, vocabulary_size=MASK_ID)
-    assert wrapper.decode_manifest(config.objective, 7) == manifest
+    assert DecodeManifest.of(config, wrapper.mask_id, 7) == manifest
     assert (wrapper.mask_id, wrapper.num_classes) == (manifest.mask_id, None)
     assert wrapper.conditional == ("prefix_length" in objective)
 

@@ -6,11 +6,15 @@ they are told otherwise.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from nar_scale.config.sections.section import Section, Unit
 
 Threshold = Annotated[float, Field(gt=0.0, le=1.0)]
+
+
+def _as_tuple(values: Any) -> Any:
+    return tuple(values) if isinstance(values, list) else values
 
 
 class _Decoding(Section):
@@ -34,7 +38,7 @@ class _Decoding(Section):
         default=1.0,
         description="Strength of classifier-free guidance (arXiv:2207.12598); 1 for none.",
     )
-    stop: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
         default=(),
         description="A generated text ends before the first of these; the token that ends a document always ends it.",
     )
