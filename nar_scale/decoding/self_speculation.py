@@ -190,7 +190,8 @@ class _Trial:
         """
         self._past = self._past + self._counts + accepted
         self._cache.truncate(self._past)
-        self._cache.select(rows)
+        if len(rows) < len(tokens):
+            self._cache.select(rows)
         self._past = self._past[rows]
         self._known = tokens.gather(1, accepted[:, None])[rows]
         self._counts = torch.ones_like(self._past)
