@@ -115,7 +115,7 @@ def _speed(run: RunView, steps: int, tokens: int) -> dict[str, float]:
     peak = config.logging.peak_flops or peak_flops(run.world.device)
     if peak is not None:
         positions = samples * config.model.max_seq_len  # padding is computed, too
-        flops = flops_per_token(run.engine.module.net, run.engine.module.copies) * positions / seconds
+        flops = flops_per_token(run.engine.module.net) * positions / seconds
         values["mfu"] = flops / (peak * run.world.size)
     return values
 
