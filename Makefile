@@ -56,7 +56,8 @@ data/digits/dataset.json: | $(INSTALLED)
 data/python_stdlib/dataset.json: | $(INSTALLED)
 	@echo "== prepare the Python standard library's source"
 	@$(BIN)/python launcher/prepare.py --input "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
-	    --include '*.py' --exclude site-packages --output data/python_stdlib --seq-len 128 --overwrite
+	    --include '*.py' --exclude site-packages --output data/python_stdlib --seq-len 128 --overwrite \
+	    --tokenizer data/python_stdlib.tokenizer.json --train-tokenizer 2048
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile

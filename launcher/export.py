@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     set_up_logging()
     try:
-        model = load_consolidated(options.checkpoint, weights=options.weights)
+        model = load_consolidated(options.checkpoint, dtype=None, weights=options.weights)
         if options.format == "llama":
             if options.ignore_norm_eps:
                 raise ConfigError("--ignore-norm-eps is for --format x-transformers; Llama has any norm_eps")

@@ -22,6 +22,8 @@ of another name that begins like JSON is read as JSON.
 examples:
   python launcher/prepare.py --input docs notes.txt --output data/docs --seq-len 256 --include "*.txt"
 
+  python launcher/prepare.py --input shakespeare.txt --output data/shakespeare --seq-len 256
+
   python launcher/prepare.py --input web.jsonl.zst --output data/web --seq-len 1024 \\
       --tokenizer web.tokenizer.json --train-tokenizer 32000
 
@@ -53,6 +55,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         for name in ("output", "part", "merge", "overwrite"):
             if getattr(arguments, name):
                 parser.error(f"--{name} goes with --input: nothing is prepared here")
+    if arguments.validation_input and arguments.validation is not None:
+        parser.error(
+            "--validation takes a part of --input, --validation-input documents of their own: give one of them"
+        )
     if arguments.part and arguments.merge:
         parser.error("--merge comes after all parts, in a command of its own")
     if arguments.train_tokenizer and arguments.tokenizer in (None, "byte"):
@@ -99,9 +105,11 @@ def add_content_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation",
         type=float,
-        default=0.01,
         metavar="FRACTION",
-        help="documents for the validation split (default 0.01)",
+        help="documents for the validation split, or of few documents the last part of each (default 0.01)",
+    )
+    parser.add_argument(
+        "--validation-input", type=Path, nargs="+", default=[], metavar="PATH", help="files and folders for validation"
     )
     parser.add_argument("--include", default="*", metavar="GLOB", help="names of files to take from folders")
     parser.add_argument(
@@ -267,7 +275,8 @@ def settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "text_field": arguments.text_field,
         "packed": not arguments.one_document_per_sample,
         "document_ids": arguments.document_ids,
-        "validation": arguments.validation,
+        "validation": 0.01 if arguments.validation is None else arguments.validation,
+        "validation_inputs": arguments.validation_input,
         "include": arguments.include,
         "exclude": arguments.exclude,
         "as_text": arguments.as_text,

@@ -99,6 +99,7 @@ VALID = {
     "evaluate": ["--checkpoint", "x", "--data", "x", "--output", "x"],
     "generate": ["--checkpoint", "x", "--num-samples", "1", "--output", "x"],
     "export": ["--checkpoint", "x", "--format", "llama", "--output", "x"],
+    "import": ["x", "--format", "llama", "--output", "x"],
 }
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from nar_scale.checkpoint.directory import written_whole
 from nar_scale.checkpoint.partitions import WEIGHT
 from nar_scale.checkpoint.probe import check_probe, save_probe
-from nar_scale.checkpoint.shards import SHARD_BYTES, read_shards, read_weight, save_weights, shard_names
+from nar_scale.checkpoint.shards import SHARD_BYTES, read_shards, read_weight, save_weights, shard_names, stored_dtype
 from nar_scale.checkpoint.store import MANIFEST, list_files, record_files, verify_integrity
 from nar_scale.checkpoint.streaming import read_as_it_runs
 from nar_scale.config import Config, dump_config, load_config
@@ -104,7 +104,7 @@ def write_consolidated(
         probe: of the live model, from `run_probe`.
         tokenizer_file: is copied as `tokenizer.json`.
         shard_bytes: size of a file of weights, at most.
-        weights: float32 tensors by name, each of which is read once; those of `wrapper` if None.
+        weights: tensors by name, of the dtype of `wrapper`, each of which is read once; those of `wrapper` if None.
         average: the moving average of the weights in the same form, if there is one.
 
     Returns:
@@ -151,7 +151,7 @@ def describe_consolidated(directory: str | Path, verify: bool = True) -> LoadedM
 def load_consolidated(
     directory: str | Path,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     verify: bool = True,
     weights: WeightKind = "model",
 ) -> LoadedModel:
@@ -160,7 +160,7 @@ def load_consolidated(
     Args:
         directory: of the checkpoint.
         device: that the model is moved to.
-        dtype: of its weights.
+        dtype: of its weights; None for that of the files.
         verify: compare every file with its recorded checksum first.
         weights: `model` for those of the last step, `ema` for their moving average.
 
@@ -179,7 +179,7 @@ def load_weights(
     model: LoadedModel,
     directory: Path,
     device: torch.device,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     kind: WeightKind = "model",
 ) -> None:
     """Give a model from `describe_consolidated` its weights; arguments as in `load_consolidated`.
@@ -190,6 +190,7 @@ def load_weights(
     """
     if kind == "ema" and model.config.training.ema_decay is None:
         raise CheckpointError(f"{directory} has no moving average of the weights: its run had no training.ema_decay")
+    dtype = stored_dtype(directory, kind) if dtype is None else dtype
     try:
         model.wrapper.to_empty(device=device).to(dtype).net.tie_weights()
     except RuntimeError as error:

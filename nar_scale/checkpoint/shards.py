@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from nar_scale.checkpoint.tensor_file import Layout, tensor_bytes, write_tensors
+from nar_scale.checkpoint.tensor_file import DTYPES_BY_NAME, Layout, tensor_bytes, write_tensors
 from nar_scale.errors import CheckpointError
 
 SHARD_BYTES = 4 * 2**30
@@ -55,6 +55,32 @@ def shard_names(directory: Path, stem: str = "model") -> Iterator[tuple[Path, st
         with _opened(file) as shard:
             names = list(shard.keys())
         yield from ((file, name) for name in names)
+
+
+def read_layout(file: Path) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    """Dtype and shape of each tensor of a file, by name, without the values.
+
+    Raises:
+        CheckpointError: the file cannot be read, or holds a tensor of another dtype than `write_tensors` writes.
+    """
+    with _opened(file) as shard:
+        slices = {name: shard.get_slice(name) for name in shard.keys()}  # noqa: SIM118 - not a dictionary
+        described = {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    for name, (dtype, _) in described.items():
+        if dtype not in DTYPES_BY_NAME:
+            raise CheckpointError(f"{file}: {name!r} is of the dtype {dtype}; {', '.join(DTYPES_BY_NAME)} are read")
+    return {name: (DTYPES_BY_NAME[dtype], shape) for name, (dtype, shape) in described.items()}
+
+
+def stored_dtype(directory: Path, stem: str = "model") -> torch.dtype:
+    """The dtype of the weights that `save_weights` wrote, which is one for all; float32 if there are none.
+
+    Raises:
+        CheckpointError: a file that cannot be read.
+    """
+    for file, name in shard_names(directory, stem):
+        return read_layout(file)[name][0]
+    return torch.float32
 
 
 def read_weight(file: Path, name: str) -> Tensor:

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64", torch.int64: "I64"}
+DTYPES_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
+"""The dtypes that are written, by their names in the format."""
+
 _ALIGNMENT = 8
 
 Layout = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]

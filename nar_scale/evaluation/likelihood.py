@@ -23,12 +23,12 @@ class Likelihood:
 
     Attributes:
         nats_per_token: exact for autoregressive models (over all tokens except the first of each sequence, or of each
-            document where batches have document numbers), an upper bound (NELBO) for non-autoregressive models with the
-            `mdlm` loss (over all tokens); MaskGIT's unweighted loss is neither.
+            document where batches have document numbers), an upper bound (NELBO) for non-autoregressive models (over
+            all tokens), whatever loss they were trained with.
         standard_error: of `nats_per_token`, over the sequences as a random sample.
         tokens: number of tokens in the mean.
         sequences: number of sequences.
-        kind: `exact`, `bound` or `not a likelihood`.
+        kind: `exact` or `bound`.
         bytes_per_token: mean length of the text behind a token, in bytes; None if it is unknown.
         bound_nats_per_token: the upper bound of a `hybrid` model's diffusion side (over all tokens); None for others.
     """

@@ -1,6 +1,7 @@
 """Models from and to other libraries."""
 
 from nar_scale.interop.llama import export_llama
+from nar_scale.interop.llama_import import import_llama
 from nar_scale.interop.x_transformers import (
     XTransformersExport,
     export_x_transformers,
@@ -13,5 +14,6 @@ __all__ = [
     "export_llama",
     "export_x_transformers",
     "from_x_transformers",
+    "import_llama",
     "to_x_transformers",
 ]

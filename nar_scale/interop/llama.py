@@ -14,34 +14,19 @@ from nar_scale.checkpoint.consolidated import LoadedModel
 from nar_scale.checkpoint.directory import written_whole
 from nar_scale.checkpoint.shards import SHARD_BYTES, save_weights
 from nar_scale.errors import ConfigError
+from nar_scale.interop.llama_layout import llama_names
 from nar_scale.interop.llama_tokenizer import save_text_tokenizer
 from nar_scale.model import TransformerWrapper
 from nar_scale.objectives import AutoregressiveWrapper
-
-_OF_MODEL = {
-    "token_emb.weight": "model.embed_tokens.weight",
-    "attn_layers.final_norm.weight": "model.norm.weight",
-    "to_logits.weight": "lm_head.weight",
-}
-_OF_BLOCK = {
-    "attention_norm.weight": ("input_layernorm.weight",),
-    "attention.to_queries.weight": ("self_attn.q_proj.weight",),
-    "attention.to_keys.weight": ("self_attn.k_proj.weight",),
-    "attention.to_values.weight": ("self_attn.v_proj.weight",),
-    "attention.to_out.weight": ("self_attn.o_proj.weight",),
-    "feedforward_norm.weight": ("post_attention_layernorm.weight",),
-    "feedforward.to_hidden.weight": ("mlp.gate_proj.weight", "mlp.up_proj.weight"),
-    "feedforward.to_out.weight": ("mlp.down_proj.weight",),
-}
 
 
 @torch.no_grad()
 def export_llama(model: LoadedModel, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
     """Write `config.json`, the weights, and for a model with a tokenizer `tokenizer.json` and its configuration.
 
-    `transformers.LlamaForCausalLM.from_pretrained(directory)` computes the same logits. Rotary channels are paired
-    there as here, and query heads share key heads alike, so no weight is permuted. `AutoTokenizer` gives the ids that
-    the model was trained on, pads on the left with the end token, and so does `generate` with what has ended.
+    `transformers.LlamaForCausalLM.from_pretrained(directory)` computes the same logits. `AutoTokenizer` gives
+    the ids that the model was trained on, pads on the left with the end token, and so does `generate` with what has
+    ended. The weights keep the model's dtype.
 
     Raises:
         ConfigError: the model has what Llama cannot represent.
@@ -118,10 +103,8 @@ def _describe(net: TransformerWrapper) -> dict[str, Any]:
 
 
 def _rename(net: TransformerWrapper) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = dict(net.named_parameters())
-    renamed = {theirs: weights.pop(ours) for ours, theirs in _OF_MODEL.items() if ours in weights}
-    for name, weight in weights.items():
-        _, _, layer, ours = name.split(".", 3)
-        parts = weight.chunk(len(_OF_BLOCK[ours]))
-        renamed |= {f"model.layers.{layer}.{theirs}": part for theirs, part in zip(_OF_BLOCK[ours], parts)}
+    renamed: dict[str, Tensor] = {}
+    for name, weight in net.named_parameters():
+        theirs = llama_names(name)
+        renamed |= dict(zip(theirs, weight.chunk(len(theirs))))
     return renamed

@@ -33,7 +33,7 @@ class NonAutoregressiveWrapper(Denoiser):
     """Trains an `Encoder` to predict masked tokens and generates by unmasking step by step.
 
     Mask-Predict (arXiv:1904.09324) and MaskGIT (arXiv:2202.04200); with the MDLM weight (arXiv:2406.07524)
-    the loss is an upper bound on the negative log-likelihood in nats per token.
+    the loss is an upper bound on the negative log-likelihood in nats per token, as it always is in eval mode.
 
     Args:
         net: a `TransformerWrapper` around an `Encoder`.
@@ -49,7 +49,7 @@ class NonAutoregressiveWrapper(Denoiser):
         token_critic: a `TransformerWrapper` with `logits_dim=1` that finds wrong tokens in decoding (arXiv:2209.04439).
         self_token_critic: use the network itself as the critic.
         critic_loss_weight: weight of the critic's loss.
-        use_simple_mdlm_loss_weight: weigh the loss into the bound; otherwise MaskGIT's unweighted mean.
+        use_simple_mdlm_loss_weight: weigh the training loss into the bound; otherwise it is MaskGIT's unweighted mean.
         masking: `exact` masks ceil(m(t) n) of n tokens, `bernoulli` each with probability m(t), given that one is.
         num_classes: condition on a class, whose embedding is added to that of every token.
         prefix_length: first tokens of each sequence that are given: never masked, predicted or counted.
@@ -103,15 +103,19 @@ class NonAutoregressiveWrapper(Denoiser):
 
     @property
     def likelihood_kind(self) -> str:
-        """`bound` for the weighted loss, `not a likelihood` for MaskGIT's."""
-        return "bound" if self.use_simple_mdlm_loss_weight else "not a likelihood"
+        """`bound`: in eval mode the loss is weighted and nothing is corrupted, whatever the training loss is."""
+        return "bound"
+
+    @property
+    def _weighted(self) -> bool:
+        return self.use_simple_mdlm_loss_weight or not self.training
 
     def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
-        """The number of maskable tokens (with MaskGIT's loss, of masked ones) and of the critic's; see `Objective`."""
+        """The number of maskable (without weights: masked) tokens and of the critic's; see `Objective`."""
         present = length_mask(batch.lengths, batch.tokens.shape[1])
         maskable = self._maskable(present, None)
         generator = maskable.sum()
-        if not self.use_simple_mdlm_loss_weight:
+        if not self._weighted:
             generator = self._masked_counts(maskable, self._noise(batch, seed).derive(MASK)).sum()
         return torch.stack((generator, present.sum())[: len(self.term_names)]).float()
 
@@ -398,7 +402,7 @@ class NonAutoregressiveWrapper(Denoiser):
             hidden = predicted.select_local(embeddings)
             losses = self.net.to_logits(hidden, self._cross_entropy, predicted.answers(tokens))
             weighted = losses * self._loss_weights(masked, predicted)
-        counted = maskable if self.use_simple_mdlm_loss_weight else masked.mask.view_as(tokens)
+        counted = maskable if self._weighted else masked.mask.view_as(tokens)
         row_counts = sequence_parallel.shard(counted).sum(dim=1)
         terms = [(weighted.sum(), row_counts.sum().float())]
         weights = [0.0 if only_train_critic else 1.0]
@@ -435,6 +439,4 @@ class NonAutoregressiveWrapper(Denoiser):
 
     def _loss_weights(self, masked: MaskedBatch, predicted: PredictedTokens) -> Tensor:
         """What the cross-entropy of each masked token weighs, float32 `[slots]`; 0 in empty slots."""
-        if not self.use_simple_mdlm_loss_weight:
-            return predicted.filled.float()
-        return predicted.spread(masked.weights.float())
+        return predicted.spread(masked.weights.float()) if self._weighted else predicted.filled.float()

@@ -69,7 +69,7 @@ class Objective(nn.Module, ABC):
     @property
     @abstractmethod
     def likelihood_kind(self) -> str:
-        """What the mean of the first loss term is in eval mode: `exact`, `bound` or `not a likelihood`."""
+        """What the mean of the first loss term is in eval mode: `exact` or an upper `bound`."""
 
     @abstractmethod
     def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:

@@ -89,8 +89,10 @@ def _start(wrapper: Objective, config: Config, init_from: Path) -> str:
     store = CheckpointStore(Path(str(config.training.run_directory)) / "checkpoints")
     if steps := store.steps():
         return f"{store.path(steps[-1])} is resumed, so the weights of {init_from} are not used"
-    check_weights_fit(wrapper, init_from)
-    return f"the weights of {init_from}, which fit; their checksums are compared when the run starts"
+    remarks = check_weights_fit(wrapper, init_from)
+    return "; ".join(
+        (f"the weights of {init_from}, which fit", *remarks, "their checksums are compared when the run starts")
+    )
 
 
 def _batch(config: Config, ranks: int) -> str:

@@ -156,7 +156,9 @@ def _train(
     if step is not None:
         state = _resume(config, engine, data, source, step, state)
     elif start.init_from is not None:
-        start_from_weights(engine, start.init_from)
+        for remark in start_from_weights(engine, start.init_from):
+            if world.is_main:
+                _logger.info("--init-from %s: %s", start.init_from, remark)
     finished = own_step is not None and is_finished(config, store.path(own_step), own_step)
     checkpointer = Checkpointer(store, config, world, state.step)
     checkpointer.start_thread()
@@ -171,6 +173,8 @@ def _train(
         writer = MetricsWriter(directory, state.step)
         if not finished:
             writer.settings(config, resolved)
+        if step is not None and not finished:
+            writer.event(state.step, "resumed", f"went on from {source.path(step)}")
         _logger.info(_summary(config, world, engine, data, state, directory))
     callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
     context = RunContext(config, world, engine, data, request.activity, StopAgreement(request, world))

@@ -176,9 +176,22 @@ def test_a_saved_config_means_what_it_meant(path, tmp_path):
         own = type(getattr(config, section)).model_fields
         assert len(saved[section]) == keys >= len(own)
         saved[section] = {name: value for name, value in saved[section].items() if name in own}
+    if "loss" in saved["objective"]:  # which had other names
+        saved["objective"]["loss"] = {"mdlm": "weighted", "maskgit": "unweighted"}[saved["objective"]["loss"]]
     assert loaded == saved
     (tmp_path / "again.yaml").write_text(dump_config(config))
     assert load_config(tmp_path / "again.yaml") == config
+
+
+@pytest.mark.parametrize(("former", "name"), [("mdlm", "weighted"), ("maskgit", "unweighted")])
+def test_former_names_of_the_losses_are_read(former, name):
+    assert config_with(**{"objective.loss": former}).objective.loss == name
+
+
+@pytest.mark.parametrize("loss", ["other", 3, ["mdlm"]])
+def test_losses_that_do_not_exist_are_refused(loss):
+    with refused(ConfigError, "objective", "loss", "weighted", "unweighted"):
+        config_with(**{"objective.loss": loss})
 
 
 def test_the_saved_configs_are_of_all_kinds():

@@ -115,7 +115,7 @@ def test_every_value_is_limited_where_it_can_be():
             "objective.kind",
             {"required": True, "allowed": "autoregressive, non_autoregressive, block_diffusion, hybrid"},
         ),
-        ("objective.loss", {"allowed": "mdlm, maskgit", "kinds": ("non_autoregressive", "block_diffusion")}),
+        ("objective.loss", {"allowed": "weighted, unweighted", "kinds": ("non_autoregressive", "block_diffusion")}),
         ("optimizer.betas", {"type": "list of 2 numbers", "default": [0.9, 0.95], "allowed": ">= 0 and < 1"}),
         ("optimizer.eps", {"kinds": ("adamw", "muon"), "default": 1e-8}),
         ("data.sources", {"type": "mapping to sections", "default": {}}),

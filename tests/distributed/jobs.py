@@ -16,7 +16,7 @@ import psutil
 import torch
 import yaml
 
-from nar_scale.training.metrics.names import unit_of
+from nar_scale.training.metrics.names import find_metric
 
 REPOSITORY = Path(__file__).parents[2]
 TRAIN = REPOSITORY / "launcher" / "train.py"
@@ -124,7 +124,7 @@ def metrics(run_directory: Path) -> dict[int, dict[str, float]]:
         return {}
     complete = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
     lines = [json.loads(line) for line in complete]
-    assert not {name for line in lines for name in line if unit_of(name) is None}
+    assert not {name for line in lines for name in line if find_metric(name) is None}
     return {line["step"]: line for line in lines if "loss" in line}
 
 
@@ -178,7 +178,7 @@ class Outcomes:
 def train_in_one_launch(directory: Path, *cases: tuple[Path, Sequence[str]], ranks: int = 2) -> None:
     """Train (config, overrides) one after the other in a single launch.
 
-    Among overrides `stop_after=STEP` stops there, as if asked to.
+    Among overrides `stop_after=STEP` stops there, as if asked to, and `init_from=DIR` starts from weights.
     """
     listing = directory / "cases.json"
     listing.write_text(json.dumps([[str(config), list(overrides)] for config, overrides in cases]))

@@ -47,7 +47,7 @@ FEATURES = {
     "recomputed_in_part": ["model.activation_checkpointing=selective", "model.window=7"],
     "compiled": ["model.compile=true", "model.depth=1"],
     "chunked": ["model.logits_chunk_size=2000", "objective.self_token_critic=true"],
-    "maskgit": ["objective.loss=maskgit", "objective.schedule=cosine", "objective.masking=bernoulli"],
+    "unweighted": ["objective.loss=unweighted", "objective.schedule=cosine", "objective.masking=bernoulli"],
     "block_diffusion": ["objective.kind=block_diffusion", "objective.block_size=8"],
     "hybrid": ["objective.kind=hybrid", "objective.block_size=8", "model.kv_heads=1"],
 }

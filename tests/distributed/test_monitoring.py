@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from nar_scale.config import load_config
 from nar_scale.objectives import build_wrapper
+from nar_scale.training.metrics.names import tensorboard_tag
 from nar_scale.training.optimizers.build import parameter_groups
 from nar_scale.training.optimizers.learning_rate import learning_rate_factor
 
@@ -128,10 +129,10 @@ def test_everything_is_reported(launch: Launch) -> None:
 
     events = EventAccumulator(str(directory / "tensorboard"))
     events.Reload()
-    scalars = {tag for tag in events.Tags()["scalars"] if not tag.startswith("validation")}
-    named = {f"train/{name}" for line in lines for name in line if not name.startswith("validation")}
-    assert scalars == named - {"train/step", "train/time", "train/elapsed_seconds"}
-    assert [event.step for event in events.Scalars("validation/nats_per_token")] == [4]
+    named = {tensorboard_tag(name) for line in lines for name in line}
+    assert set(events.Tags()["scalars"]) == named - {"main/step", "main/time", "main/elapsed_seconds"}
+    assert {tag.partition("/")[0] for tag in named} == {"main", "loss_by_mask", "speed", "memory", "checkpoint", "data"}
+    assert [event.step for event in events.Scalars("main/validation_nats_per_token")] == [4]
     assert [event.step for event in events.Tensors("samples/1/text_summary")] == [4]
     assert "_hparams_/session_start_info" in events.summary_metadata
 

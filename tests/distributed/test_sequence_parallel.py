@@ -17,7 +17,7 @@ OBJECTIVES = {
     "autoregressive": ["objective.kind=autoregressive"],
     "non_autoregressive": [],
     "self_conditioning": ["objective.self_conditioning=true", "objective.no_replace_prob=0.15"],
-    "self_token_critic": ["objective.self_token_critic=true", "objective.loss=maskgit"],
+    "self_token_critic": ["objective.self_token_critic=true", "objective.loss=unweighted"],
     "block_diffusion": ["objective.kind=block_diffusion", "objective.block_size=8"],
     "hybrid": ["objective.kind=hybrid", "objective.block_size=8"],
     "documents": ["data.document_field=documents.npy"],

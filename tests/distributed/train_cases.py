@@ -14,7 +14,7 @@ from nar_scale.logging_setup import set_up_logging, silence_libraries
 from nar_scale.training import connect, disconnect, train
 from nar_scale.training.callbacks.callback import Callback, RunView
 
-STOP_AFTER = "stop_after="
+STOP_AFTER, INIT_FROM = "stop_after=", "init_from="
 
 
 class StopAfter(Callback):
@@ -33,7 +33,9 @@ silence_libraries()
 world = connect()
 for config_file, overrides in json.loads(Path(sys.argv[-1]).read_text()):
     stops = [int(override.removeprefix(STOP_AFTER)) for override in overrides if override.startswith(STOP_AFTER)]
-    config = load_config(config_file, [override for override in overrides if not override.startswith(STOP_AFTER)])
-    complete = train(config, world, callbacks=[StopAfter(step) for step in stops])
+    starts = [Path(override.removeprefix(INIT_FROM)) for override in overrides if override.startswith(INIT_FROM)]
+    config = load_config(config_file, [each for each in overrides if not each.startswith((STOP_AFTER, INIT_FROM))])
+    init_from = starts[0] if starts else None
+    complete = train(config, world, init_from=init_from, callbacks=[StopAfter(step) for step in stops])
     assert complete == (not stops or stops[0] >= (config.training.steps or 0))
 disconnect()

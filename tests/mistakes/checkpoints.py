@@ -1,9 +1,10 @@
 """Mistakes with checkpoints: missing, damaged, of something else, mixed up."""
 
+import json
 import shutil
 from pathlib import Path
 
-from .mistake import Mistake, own
+from .mistake import Mistake, own, write
 
 TRAIN = "train --config small.yaml training.steps=4"
 EVALUATE = "evaluate --data data --output e.json --checkpoint"
@@ -17,6 +18,12 @@ def damaged(directory: str, pattern: str, content: bytes | None):
         path.unlink() if content is None else path.write_bytes(content)
 
     return prepare
+
+
+def llama(**changes: object):
+    """Write the `config.json` of a Llama directory, without weights."""
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    return write("llama/config.json", json.dumps({"model_type": "llama", **dict.fromkeys(sizes, 8), **changes}))
 
 
 def without_checkpoints(here: Path) -> None:
@@ -55,6 +62,9 @@ MISTAKES = {
     "init-from: damaged weights": Mistake(
         f"{TRAIN} --init-from nar", ("model.safetensors",), damaged("nar", "model.safetensors", b"x")
     ),
+    "init-from: an autoregressive model of other tokens": Mistake(
+        f"{TRAIN} --init-from ar data.vocabulary_size=300", ("net.token_emb.weight", "257", "300", "ar")
+    ),
     "consolidate: no run": Mistake("consolidate --run nowhere --output new", ("nowhere",)),
     "consolidate: a data set": Mistake("consolidate --run data --output new", ("data",)),
     "consolidate: no such step": Mistake("consolidate --run run --step 7 --output new", ("7",)),
@@ -80,4 +90,20 @@ MISTAKES = {
     "export: no checkpoint": Mistake("export --checkpoint nowhere --format llama --output new", ("nowhere",)),
     "export: output is there": Mistake("export --checkpoint ar --format llama --output data", ("data",)),
     "export: an unknown format": Mistake("export --checkpoint ar --format gguf --output new", ("gguf", "llama")),
+    "import: no directory": Mistake("import nowhere --format llama --output new", ("nowhere/config.json", "Llama")),
+    "import: a consolidated checkpoint": Mistake("import nar --format llama --output new", ("nar/config.json",)),
+    "import: output is there": Mistake("import nowhere --format llama --output data", ("data", "--output")),
+    "import: an unknown format": Mistake("import nowhere --format gguf --output new", ("gguf", "llama")),
+    "import: another architecture": Mistake(
+        "import llama --format llama --output new", ("llama/config.json", "mistral"), llama(model_type="mistral")
+    ),
+    "import: biases in attention": Mistake(
+        "import llama --format llama --output new", ("llama/config.json", "attention_bias"), llama(attention_bias=True)
+    ),
+    "import: heads that do not divide": Mistake(
+        "import llama --format llama --output new", ("heads", "3", "8"), llama(num_attention_heads=3)
+    ),
+    "import: no weights": Mistake(
+        "import llama --format llama --output new", ("llama", "model.safetensors"), llama(head_dim=2)
+    ),
 }

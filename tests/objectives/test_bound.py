@@ -77,8 +77,9 @@ def test_the_loss_per_token_of_unlike_sequences_weighs_their_tokens(masking):
 
 
 @every_masking
-def test_the_maskgit_loss_is_the_plain_mean_over_masked_tokens(masking):
-    wrapper = wrapper_of_table(4, "cosine", use_simple_mdlm_loss_weight=False, masking=masking)
+def test_the_unweighted_loss_is_the_plain_mean_over_masked_tokens(masking):
+    wrapper = wrapper_of_table(4, "cosine", use_simple_mdlm_loss_weight=False, masking=masking).train()
+    wrapper.no_replace_prob = wrapper.random_token_prob = 0.0
     tokens = torch.tensor([0, 2, 3])[torch.randint(3, (200, 4), generator=torch.Generator().manual_seed(0))]
     terms = wrapper.loss_terms(batch_of(tokens), seed=5)
     seen = wrapper.net.seen[-1]
@@ -88,5 +89,20 @@ def test_the_maskgit_loss_is_the_plain_mean_over_masked_tokens(masking):
     right = (probabilities / probabilities.sum(-1, keepdim=True)).gather(-1, tokens[..., None])[..., 0]
     assert terms.total().item() == pytest.approx(-right.log()[masked].mean().item(), rel=1e-5)
     assert terms.counts.tolist() == [masked.sum()]
-    assert wrapper.likelihood_kind == "not a likelihood"
-    assert wrapper_of_table(4).likelihood_kind == "bound"
+
+
+@every_masking
+def test_the_loss_in_eval_mode_is_the_bound_whatever_is_trained_with(masking):
+    options = {"schedule": "cosine", "masking": masking}
+    weighted = wrapper_of_table(4, **options)
+    unweighted = wrapper_of_table(4, use_simple_mdlm_loss_weight=False, **options)
+    lengths = torch.tensor([4, 3, 0, 1])
+    batch = batch_of(torch.tensor([[2, 2, 0, 3], [3, 2, 0, 0], [0, 0, 0, 0], [3, 0, 0, 0]]), lengths)
+    expected, terms = (wrapper.loss_terms(batch, seed=5) for wrapper in (weighted, unweighted))
+    assert torch.equal(terms.sums, expected.sums)
+    assert torch.equal(terms.moments, expected.moments)
+    assert terms.counts.tolist() == unweighted.counts(batch, seed=5).tolist() == [lengths.sum()]
+    assert weighted.likelihood_kind == unweighted.likelihood_kind == "bound"
+    in_training = unweighted.train().counts(batch, seed=5)
+    assert torch.equal(in_training, unweighted.loss_terms(batch, seed=5).counts)
+    assert in_training < lengths.sum()

@@ -94,7 +94,7 @@ def test_objective_keys_reach_the_wrapper(kind):
     }
     keys = {f"objective.{name}": value for name, value in options.items()}
     keys["data.class_field"] = "cls"
-    wrapper = built(**{"objective.kind": kind, "objective.loss": "maskgit", "objective.schedule": "cosine", **keys})
+    wrapper = built(**{"objective.kind": kind, "objective.loss": "unweighted", "objective.schedule": "cosine", **keys})
     assert {name: getattr(wrapper, name) for name in options} == options
     assert wrapper.use_simple_mdlm_loss_weight is False
     assert wrapper.schedule.masked_fraction(torch.tensor(0.5)).item() == pytest.approx(0.5**0.5)

@@ -75,8 +75,8 @@ KINDS: dict[str, Sequence[str]] = {
     "forgetful": ["objective.kind=autoregressive", "objective.mask_prob=0.2", "objective.attention_z_loss=true"],
     "block_diffusion": ["objective.kind=block_diffusion", "objective.block_size=8"],
     "hybrid": ["objective.kind=hybrid", "objective.block_size=8"],
-    "maskgit": [
-        *("objective.loss=maskgit", "objective.schedule=cosine", "objective.masking=bernoulli"),
+    "unweighted": [
+        *("objective.loss=unweighted", "objective.schedule=cosine", "objective.masking=bernoulli"),
         *("objective.random_token_prob=0.1", "objective.no_replace_prob=0.1"),
     ],
     "critic": ["objective.self_token_critic=true", "objective.self_conditioning=true"],

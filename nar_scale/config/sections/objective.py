@@ -1,8 +1,9 @@
 """The section `objective`: what is learned, in four kinds."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic import model_validator as validator
 
 from nar_scale.config.sections.section import FixedOnResume, Fraction, Kind, Probability, Unit, reads_all_kinds
@@ -36,9 +37,10 @@ class _MaskedConfig(Kind):
         default="linear",
         description="Masked fraction over the progress of unmasking, in training and in decoding.",
     )
-    loss: Literal["mdlm", "maskgit"] = Field(
-        default="mdlm",
-        description="`mdlm` weighs the loss into a bound on the likelihood; `maskgit` is the unweighted mean.",
+    loss: Literal["weighted", "unweighted"] = Field(
+        default="weighted",
+        description="Training loss: `weighted` into a bound on the likelihood (arXiv:2406.07524), or the `unweighted` "
+        "mean over masked tokens (arXiv:2202.04200). Evaluation reports the bound with either.",
     )
     masking: Literal["exact", "bernoulli"] = Field(
         default="exact",
@@ -144,5 +146,17 @@ class HybridConfig(Kind):
 
 _Kinds = AutoregressiveConfig | NonAutoregressiveConfig | BlockDiffusionConfig | HybridConfig
 
-ObjectiveConfig = Annotated[_Kinds, Field(discriminator="kind"), reads_all_kinds(_Kinds)]
+_FORMER_LOSSES = {"mdlm": "weighted", "maskgit": "unweighted"}
+
+
+def _former_names(values: Any) -> Any:
+    """Read the names that the losses had in earlier checkpoints."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("loss"), str):
+        return values
+    return {**values, "loss": _FORMER_LOSSES.get(values["loss"], values["loss"])}
+
+
+ObjectiveConfig = Annotated[
+    _Kinds, Field(discriminator="kind"), reads_all_kinds(_Kinds), BeforeValidator(_former_names)  # runs first
+]
 """What is learned."""

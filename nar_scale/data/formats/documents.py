@@ -91,6 +91,44 @@ def raw_document(content: bytes, size: int) -> Document | SkippedDocument:
     return Document(content, None, size)
 
 
+def cut_document(document: Document, fraction: float) -> tuple[Document, Document | None]:
+    """Cut off the last part of a document: text at the end of a line near the place, or else between two characters.
+
+    Args:
+        document: of text or tokens.
+        fraction: of the document that is cut off, in (0, 1).
+
+    Returns:
+        The first and the last part; None for the last part of what is too short to be cut.
+    """
+    if document.tokens is not None:
+        tokens = document.tokens
+        place = _place(len(tokens), fraction)
+        parts = [document._replace(tokens=part) for part in (tokens[:place], tokens[place:])]
+    else:
+        text = document.text or b""
+        place = _line_or_letter(text, _place(len(text), fraction))
+        parts = [document._replace(text=part) for part in (text[:place], text[place:])]
+    if place < 1:
+        return document, None
+    first_size = round(document.size * (1 - fraction))
+    return parts[0]._replace(size=first_size), parts[1]._replace(size=document.size - first_size)
+
+
+def _place(length: int, fraction: float) -> int:
+    return length - max(1, round(length * fraction))
+
+
+def _line_or_letter(text: bytes, place: int) -> int:
+    """The begin of a line near a place, or else of the letter there; less than 1 if there is none before the place."""
+    line = text.rfind(b"\n", max(0, 2 * place - len(text)), max(0, place)) + 1
+    if line:
+        return line
+    while place > 0 and text[place] & 0xC0 == 0x80:  # the middle of a character in UTF-8
+        place -= 1
+    return place
+
+
 def split_size(size: int, documents: int) -> Iterator[int]:
     """Yield the bytes of input that each of some documents of about the same length stands for; the sum is `size`."""
     return (size * (i + 1) // documents - size * i // documents for i in range(documents))

@@ -125,7 +125,7 @@ def _describe(plan: Plan, records: Records) -> DatasetInfo:
             splits[name] = SplitInfo(**totals, shards=sum(len(record.shards) for record in split_records))
     skipped = _skipped(plan, records)
     refuse_too_many(skipped, plan.max_skipped)
-    _check_splits(splits, recipe.validation, skipped)
+    _check_splits(plan, splits, skipped)
     return DatasetInfo(
         tokenizer=None if tokenizer is None else tokenizer.name,
         vocabulary_size=recipe.vocabulary_size,
@@ -148,7 +148,12 @@ def _skipped(plan: Plan, records: Records) -> Skipped:
 
 
 def _report(plan: Plan, records: Records, info: DatasetInfo) -> None:
-    """Log what was left out, as a warning if it is more than what was read."""
+    """Log how few documents were split, and what was left out, as a warning if it is more than what was read."""
+    if plan.recipe.by_place:
+        logger.info(
+            "few documents: the last %g of each is the validation split (--validation-input takes one of its own)",
+            plan.recipe.validation,
+        )
     skipped = _skipped(plan, records)
     documents = sum(split.documents for split in info.splits.values())
     read, left_out = (
@@ -167,15 +172,19 @@ def _report(plan: Plan, records: Records, info: DatasetInfo) -> None:
         logger.info("special tokens that the text spells out, encoded as %s: %s", form, f"{special_tokens:,}")
 
 
-def _check_splits(splits: dict[str, SplitInfo], validation: float, skipped: Skipped) -> None:
+def _check_splits(plan: Plan, splits: dict[str, SplitInfo], skipped: Skipped) -> None:
     documents = {split: splits[split].documents if split in splits else 0 for split in SPLITS}
-    total = sum(documents.values())
+    total, fraction = sum(documents.values()), plan.recipe.validation
     if total == 0:
         raise EmptySplit(f"no document in the inputs; skipped: {skipped}; give files of text")
-    if validation > 0 and documents["validation"] == 0:
+    if any(work_item.only_validation for work_item in plan.work_items):
+        for split, option in (("train", "--input"), ("validation", "--validation-input")):
+            if documents[split] == 0:
+                raise EmptySplit(f"no document in the files of {option}; skipped: {skipped}; give files of text")
+    elif fraction > 0 and documents["validation"] == 0:
         raise EmptySplit(
-            f"none of the {total} documents fell into the validation split at a fraction of {validation}; "
-            "raise the fraction, give more documents, or pass --validation 0 and prepare validation files separately"
+            f"none of the {total} documents fell into the validation split at a fraction of {fraction}; raise the "
+            "fraction, give more documents, or give validation documents of their own by --validation-input"
         )
-    if documents["train"] == 0:
-        raise EmptySplit(f"all {total} documents fell into the validation split; lower --validation {validation}")
+    elif documents["train"] == 0:
+        raise EmptySplit(f"all {total} documents fell into the validation split; lower --validation {fraction}")

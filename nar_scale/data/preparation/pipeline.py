@@ -14,7 +14,7 @@ from nar_scale.data.formats.inputs import is_token_file
 from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
 from nar_scale.data.preparation.corpus import Corpus, find_corpus
 from nar_scale.data.preparation.merge import EmptySplit, merge_work_items
-from nar_scale.data.preparation.plan import Plan, Recipe, make_plan
+from nar_scale.data.preparation.plan import Plan, Recipe, check_least, make_plan
 from nar_scale.data.preparation.publish import find_finished, refuse_existing_shards
 from nar_scale.data.preparation.skipped import Skipped, refuse_too_many
 from nar_scale.data.preparation.staging import discard, plan_directory, remove_done
@@ -83,6 +83,7 @@ def plan_dataset(
     as_text: Sequence[str] = (),
     max_skipped: int | None = None,
     validation: float = 0.01,
+    validation_inputs: Sequence[Path] = (),
     include: str = "*",
     exclude: Sequence[str] = (),
     samples_per_shard: int = 8192,
@@ -93,7 +94,7 @@ def plan_dataset(
 
     In sorted order the documents of a work item are encoded, each followed by an end token, concatenated, and cut every
     `seq_len` tokens; the last sample of an item and split may be shorter. Documents go to the validation split by the
-    hash of their content, so equal documents are never in both splits.
+    hash of their content; where there are too few, the last part of each does.
 
     Args:
         inputs: files, and folders walked recursively; hidden files are skipped. Formats: see `read_piece`.
@@ -111,6 +112,7 @@ def plan_dataset(
         as_text: globs on the names of files that are one document of text, whatever they look like.
         max_skipped: most documents and files, hidden and excluded ones aside, that may be left out; None for any.
         validation: expected fraction of the documents in the validation split, in `[0, 1)`; 0 writes no such split.
+        validation_inputs: files and folders of which all documents go to the validation split, and no others.
         include: glob on the names of files in folders.
         exclude: globs on the parts of paths below a folder, such as "site-packages".
         samples_per_shard: most samples in a tar file.
@@ -121,14 +123,10 @@ def plan_dataset(
         UserError: an argument is out of range or does not go with another.
         DataError: an input is missing or unreadable, or there is none.
     """
-    inputs, workers = [Path(path) for path in inputs], available_cores() if workers is None else workers
+    workers = available_cores() if workers is None else workers
     unit_bytes = max(4 * samples_per_shard * seq_len, MIN_UNIT_BYTES) if unit_bytes is None else unit_bytes
-    _check_least(1, samples_per_shard=samples_per_shard, unit_bytes=unit_bytes, workers=workers)
-    _check_least(1, vocabulary_size=vocabulary_size)
-    _check_least(2, seq_len=seq_len)
-    _check_least(0, max_skipped=max_skipped)
-    if not 0 <= validation < 1:
-        raise UserError(f"validation is {validation}; give a fraction of the documents, 0 <= fraction < 1")
+    check_least(1, workers=workers, vocabulary_size=vocabulary_size)
+    check_least(0, max_skipped=max_skipped)
     encoder = _encoder(tokenizer, vocabulary_size, end_token, special_tokens)
     recipe = Recipe(
         seq_len=seq_len,
@@ -138,7 +136,7 @@ def plan_dataset(
         end_token=None if encoder is None else encoder.end_token,
         special_tokens=special_tokens,
         text_field=text_field,
-        validation=validation,
+        validation=0.0 if validation_inputs else validation,
         packed=packed,
         document_ids=document_ids,
         as_text=tuple(as_text),
@@ -146,13 +144,21 @@ def plan_dataset(
         unit_bytes=unit_bytes,
     )
     corpus = _corpus(inputs, include, exclude, output, recipe)
-    return make_plan(corpus, recipe, max_skipped, workers)
+    own = _corpus(validation_inputs, include, exclude, output, recipe, corpus) if validation_inputs else None
+    return make_plan(corpus, recipe, max_skipped, workers, own)
 
 
-def _corpus(inputs: Sequence[Path], include: str, exclude: Sequence[str], output: Path, recipe: Recipe) -> Corpus:
-    """The files to read, checked as far as they can be before they are read."""
+def _corpus(
+    inputs: Sequence[Path],
+    include: str,
+    exclude: Sequence[str],
+    output: Path,
+    recipe: Recipe,
+    other: Corpus | None = None,
+) -> Corpus:
+    """The files to read, none of which is in another corpus, checked as far as they can be before they are read."""
     own = [] if recipe.tokenizer in (None, ByteTokenizer.name) else [tokenizer_file(str(recipe.tokenizer))]
-    corpus = find_corpus(inputs, include, exclude, [output, *own], recipe.as_text)
+    corpus = find_corpus([Path(path) for path in inputs], include, exclude, [output, *own], recipe.as_text)
     files = [file for file in corpus.files if file.resolve() not in own]  # those given by name are taken
     corpus = replace(corpus, files=files)
     if not corpus.files:
@@ -161,6 +167,8 @@ def _corpus(inputs: Sequence[Path], include: str, exclude: Sequence[str], output
         raise DataError(f"no file to read in {names}{skipped}; check the paths and the include and exclude patterns")
     _refuse_tokens_as_bytes(corpus.files, recipe.tokenizer)
     _refuse_copies(corpus, recipe)
+    if other is not None:
+        _refuse_common_files(other, corpus)
     return corpus
 
 
@@ -217,12 +225,6 @@ def prepare_work_items(
     return len(work_items)
 
 
-def _check_least(least: int, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < least:
-            raise UserError(f"{name} is {value}; give at least {least}")
-
-
 def _encoder(
     tokenizer: str | None, vocabulary_size: int | None, end_token: str | None, special_tokens: SpecialTokens
 ) -> Tokenizer | None:
@@ -247,6 +249,14 @@ def _refuse_tokens_as_bytes(files: Sequence[Path], tokenizer: str | None) -> Non
             f"{arrays} holds tokens; give --vocabulary-size, or the tokenizer.json they were made with, and not text "
             "beside them"
         )
+
+
+def _refuse_common_files(corpus: Corpus, validation_corpus: Corpus) -> None:
+    """Refuse files that are to be trained on and validated on."""
+    train = {file.resolve() for file in corpus.files}
+    common = next((file for file in validation_corpus.files if file.resolve() in train), None)
+    if common is not None:
+        raise UserError(f"{common} is in --input and in --validation-input; exclude it from one of them")
 
 
 def _refuse_copies(corpus: Corpus, recipe: Recipe) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nar_scale.data.formats.documents import Document, SkippedDocument
+from nar_scale.data.formats.documents import Document, SkippedDocument, cut_document
 from nar_scale.data.formats.inputs import read_piece
 from nar_scale.data.preparation.packing import Packer
 from nar_scale.data.preparation.plan import Recipe, WorkItem
@@ -157,11 +157,24 @@ def _pack(work_item: WorkItem, recipe: Recipe, directory: Path) -> WorkItemRecor
                 )
             if document.text is not None and tokenizer is not None:
                 record.special_tokens += tokenizer.count_special_tokens(document.text)
-            split = "validation" if _content_fraction(document) < recipe.validation else "train"
-            splits[split].add(_encode(document, tokenizer, recipe, piece.file), document)
+            for split, part in _assign(document, work_item, recipe):
+                splits[split].add(_encode(part, tokenizer, recipe, piece.file), part)
     for writer in splits.values():
         writer.finish()
     return record
+
+
+def _assign(document: Document, work_item: WorkItem, recipe: Recipe) -> Iterator[tuple[str, Document]]:
+    """Yield each split that a document goes to, whole or in part."""
+    if recipe.by_place and not work_item.only_validation:
+        first, last = cut_document(document, recipe.validation)
+        yield "train", first
+        if last is not None:
+            yield "validation", last
+    elif work_item.only_validation or _content_fraction(document) < recipe.validation:
+        yield "validation", document
+    else:
+        yield "train", document
 
 
 def _content_fraction(document: Document) -> float:

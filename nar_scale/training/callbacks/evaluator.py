@@ -9,7 +9,7 @@ from nar_scale.evaluation import Likelihood, evaluate_likelihood
 from nar_scale.training.callbacks.callback import Callback, RunView
 from nar_scale.training.data.validation import ValidationData
 from nar_scale.training.fault_tolerance.interruption import interruptible, stopping_batches
-from nar_scale.training.metrics.writer import MetricsWriter, validation_group
+from nar_scale.training.metrics.writer import MetricsWriter, validation_prefix
 
 _logger = logging.getLogger(__name__)
 
@@ -50,5 +50,6 @@ class Evaluator(Callback):
             values["bits_per_byte"] = likelihood.bits_per_byte
         if likelihood.bound_nats_per_token is not None:
             values["bound_nats_per_token"] = likelihood.bound_nats_per_token
-        self._writer.scalars(step, values, group=validation_group(source))
+        prefix = validation_prefix(source)
+        self._writer.scalars(step, {f"{prefix}{name}": value for name, value in values.items()})
         _logger.info("step %d, validation%s: %s", step, f" of {source}" if source else "", likelihood)

@@ -34,9 +34,11 @@ class MetricsReporter(Callback):
         self._stragglers = StragglerDetector(config.faults.straggler_ratio)
         self._update_ratio = UpdateRatio()
         self._progress = Progress(steps_of_run(config)) if writer is not None else None
+        self._skipped_steps = 0
 
     def on_run_start(self, run: RunView) -> None:
         """Begin to measure, and to show the progress."""
+        self._skipped_steps = run.state.skipped_steps
         # asked while a step is taken, before it counts
         self._update_ratio.attach(run.engine, wanted=lambda: run.due(run.config.logging.every, ahead=1))
         if self._progress is not None:
@@ -52,12 +54,17 @@ class MetricsReporter(Callback):
             _logger.warning(message)
         if self._writer is not None and self._progress is not None:
             self._writer.scalars(run.state.step, values)
+            if run.state.skipped_steps > self._skipped_steps:
+                skipped = run.state.skipped_steps - self._skipped_steps
+                self._writer.event(run.state.step, "skipped_steps", f"{skipped} since the report before")
+                self._skipped_steps = run.state.skipped_steps
             self._progress.update(run.state.step, values.get("loss", math.nan), values["tokens_per_second"])
 
     def on_roll_back(self, run: RunView) -> None:
         """Drop what was reported of steps that are undone."""
         if self._writer is not None:
             self._writer.rewind(run.state.step)
+            self._writer.event(run.state.step, "rolled_back", f"back to step {run.state.step}")
 
     def on_run_end(self, run: RunView) -> None:
         """Report how long the last checkpoint took."""

@@ -10,12 +10,8 @@ import logging
 import os
 from pathlib import Path
 
-from nar_scale.checkpoint import (
-    CheckpointStore,
-    PartitionReader,
-    verify_integrity,
-)
-from nar_scale.checkpoint.weights import open_weights
+from nar_scale.checkpoint import CheckpointStore, verify_integrity
+from nar_scale.checkpoint.weights import StartingWeights, open_weights
 from nar_scale.errors import CheckpointError
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.zero_engine import ZeroEngine
@@ -69,14 +65,19 @@ def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[
     return store, steps[path]
 
 
-def start_from_weights(engine: ZeroEngine, path: Path) -> None:
+def start_from_weights(engine: ZeroEngine, path: Path) -> list[str]:
     """Load into an engine the weights of a consolidated or of a training checkpoint, and nothing else of it.
+
+    Returns:
+        what is not taken from it as it is, a sentence for each (`StartingWeights.remarks`).
 
     Raises:
         CheckpointError: neither is there, or it is damaged or holds another model.
     """
     with open_weights(path) as source:
-        engine.restore(source, weights_only=isinstance(source, PartitionReader))
+        weights = StartingWeights(source, engine.module)
+        engine.restore(weights)
+    return weights.remarks()
 
 
 def _verify(path: Path, world: World) -> str | None:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nar_scale.checkpoint import EMA, WEIGHT, ConsolidatedWeights, Partition, PartitionReader
-from nar_scale.checkpoint.weights import check_same_parameters
+from nar_scale.checkpoint import EMA, WEIGHT, Partition, PartitionReader
+from nar_scale.checkpoint.weights import StartingWeights, check_same_parameters
 from nar_scale.model.parameters import full_shape
 from nar_scale.training.engine.fragments import (
     Fragment,
@@ -38,25 +38,23 @@ def partitions_of(engine: Any) -> Iterator[Partition]:
 
 
 @torch.no_grad()
-def restore_partitions(
-    engine: Any, source: PartitionReader | ConsolidatedWeights, ignored: Collection[str], weights_only: bool
-) -> None:
+def restore_partitions(engine: Any, source: PartitionReader | StartingWeights, ignored: Collection[str]) -> None:
     """See `ZeroEngine.restore`."""
     names = _parameter_names(engine)
     shapes = {names[id(parameter)]: full_shape(parameter) for parameter in engine.module.parameters()}
-    check_same_parameters(shapes, source)
+    if isinstance(source, PartitionReader):  # others have been fitted
+        check_same_parameters(shapes, source)
     optimizer = torch_optimizer(engine)
     for fragment in fragments_of(engine):
         name, state = names[id(fragment.parameter)], optimizer.state[fragment.master]
-        if fragment.elements:
+        if fragment.elements and WEIGHT in source.kinds[name]:
             stop = fragment.start + fragment.elements
             weight = source.read(WEIGHT, name, fragment.start, stop)
-            fragment.of(fragment.master).copy_(weight)
-        if not weights_only:
-            _restore_state(fragment, name, state, source, ignored)
-            on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
-            for kind, number in source.scalars[name].items():
-                state[kind] = torch.tensor(number, device=fragment.master.device if on_device else "cpu")
+            fragment.of(fragment.master)[: len(weight)].copy_(weight)
+        _restore_state(fragment, name, state, source, ignored)
+        on_device = optimizer.defaults.get("fused") or optimizer.defaults.get("capturable")
+        for kind, number in source.scalars[name].items():
+            state[kind] = torch.tensor(number, device=fragment.master.device if on_device else "cpu")
     compute_with_masters(engine)
 
 
@@ -64,7 +62,7 @@ def _restore_state(
     fragment: Fragment,
     name: str,
     state: dict[str, Any],
-    source: PartitionReader | ConsolidatedWeights,
+    source: PartitionReader | StartingWeights,
     ignored: Collection[str],
 ) -> None:
     """Give one master tensor the optimizer state of a source, and drop what the source does not have."""

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nar_scale.checkpoint import ConsolidatedWeights, Partition, PartitionReader
+from nar_scale.checkpoint import Partition, PartitionReader
+from nar_scale.checkpoint.weights import StartingWeights
 from nar_scale.config import OptimizerConfig
 from nar_scale.data import Batch
 from nar_scale.objectives import LossTerms, Objective
@@ -189,19 +190,16 @@ class ZeroEngine:
         """
         return partitions_of(self._engine)
 
-    def restore(
-        self, source: PartitionReader | ConsolidatedWeights, ignored: Collection[str] = (), weights_only: bool = False
-    ) -> None:
+    def restore(self, source: PartitionReader | StartingWeights, ignored: Collection[str] = ()) -> None:
         """Load the weights of a source, and what it has of the optimizer state.
 
         Args:
             ignored: kinds of state that are not loaded.
-            weights_only: leave all state as it is.
 
         Raises:
             CheckpointError: the source has other parameters than this engine.
         """
-        restore_partitions(self._engine, source, ignored, weights_only)
+        restore_partitions(self._engine, source, ignored)
 
     @property
     def loss_scale(self) -> dict[str, float]:

@@ -14,12 +14,34 @@ from nar_scale.config import Config, dump_config, flat_settings
 from nar_scale.evaluation import encode_png
 from nar_scale.files import write_atomically
 from nar_scale.training.metrics.jsonl import MetricsLog
+from nar_scale.training.metrics.names import tensorboard_tag
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
-_TRAINING_LOSS = "train/loss"
+_LAYOUT = {
+    "main": {
+        "loss, training and validation": ["Multiline", ["main/loss$", "main/validation_.*nats_per_token"]],
+        "bits per byte": ["Multiline", ["main/validation_.*bits_per_byte"]],
+        "learning rates": ["Multiline", ["main/learning_rate"]],
+    },
+    "loss by masked fraction": {"training": ["Multiline", ["loss_by_mask/"]]},
+    "speed": {
+        "tokens a second": ["Multiline", ["speed/tokens_per_second"]],
+        "of the peak, and waiting for data": ["Multiline", ["speed/mfu", "speed/data_wait_fraction"]],
+    },
+    "memory": {"GiB of a rank": ["Multiline", ["memory/"]]},
+}
+"""The charts of TensorBoard's tab of custom scalars: the tags in each, as regular expressions."""
+
+_SWEPT = (
+    *("model.dim", "model.depth", "model.heads", "model.max_seq_len", "model.positions", "model.dropout"),
+    *("objective.kind", "objective.loss", "objective.schedule", "objective.block_size"),
+    *("optimizer.kind", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay"),
+    *("schedule.kind", "schedule.warmup_steps", "training.steps", "training.global_batch_size", "training.seed"),
+)
+"""The settings that people compare runs by."""
 
 
 class MetricsWriter:
@@ -59,24 +81,31 @@ class MetricsWriter:
         """
         from torch.utils.tensorboard.summary import hparams
 
-        measured = [_TRAINING_LOSS]
+        measured = ["loss"]
         if config.logging.evaluate_every:
-            measured += [f"{validation_group(source)}/nats_per_token" for source in config.data.sources or ("",)]
+            measured += [f"{validation_prefix(source)}nats_per_token" for source in config.data.sources or ("",)]
         events: Any = self._writer.file_writer
-        for summary in hparams(_hyperparameters(config), dict.fromkeys(measured, 0.0))[:2]:
+        for summary in hparams(_hyperparameters(config), dict.fromkeys(map(tensorboard_tag, measured), 0.0))[:2]:
             events.add_summary(summary)
-        self._writer.add_text("config", _verbatim(dump_config(config)), self._step)
-        self._writer.add_text("deepspeed", _verbatim(json.dumps(resolved, indent=2)), self._step)
+        # tags are sorted, so that the samples come first
+        self._writer.add_text("settings/config", _verbatim(dump_config(config)), self._step)
+        self._writer.add_text("settings/deepspeed", _verbatim(json.dumps(resolved, indent=2)), self._step)
+        self._writer.add_custom_scalars(_LAYOUT)
         self._writer.flush()
 
-    def scalars(self, step: int, values: Mapping[str, float], group: str = "train") -> None:
-        """Record named values of a step."""
-        prefix = "" if group == "train" else f"{group}_"
-        self._log.write(step, {f"{prefix}{name}": value for name, value in values.items()})
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record the metrics of a step by their names."""
+        self._log.write(step, values)
         for name, value in values.items():
             if math.isfinite(value):
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+                self._writer.add_scalar(tensorboard_tag(name), value, step)
         # after a kill the run goes on from its last checkpoint, and nobody could report these steps again
+        self._writer.flush()
+
+    def event(self, step: int, kind: str, text: str) -> None:
+        """Mark in TensorBoard that something has happened at a step, such as a resume, and say what."""
+        self._writer.add_scalar(f"events/{kind}", 1.0, step)
+        self._writer.add_text(f"events/{kind}", text, step)
         self._writer.flush()
 
     def texts(self, step: int, texts: list[str]) -> None:
@@ -98,9 +127,9 @@ class MetricsWriter:
         self._writer.close()
 
 
-def validation_group(source: str) -> str:
-    """The group of the scalars of a source's validation data; a single source has no name."""
-    return f"validation_{source}" if source else "validation"
+def validation_prefix(source: str) -> str:
+    """What the names of metrics of a source's validation data begin with; a single source has no name."""
+    return f"validation_{source}_" if source else "validation_"
 
 
 def _verbatim(text: str) -> str:
@@ -109,6 +138,6 @@ def _verbatim(text: str) -> str:
 
 
 def _hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """Every setting that has a value, in the types that TensorBoard knows."""
-    given = {key: value for key, value in flat_settings(config).items() if value is not None}
+    """The settings that people compare runs by, in the types that TensorBoard knows."""
+    given = {key: value for key, value in flat_settings(config).items() if key in _SWEPT and value is not None}
     return {k: v if isinstance(v, (bool, int, float, str)) else json.dumps(v) for k, v in given.items()}

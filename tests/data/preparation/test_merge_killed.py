@@ -274,10 +274,11 @@ def test_a_unit_of_which_a_part_was_deleted_is_done_again(few, few_unbroken, tmp
 
 
 def test_a_split_stays_empty_where_the_removal_of_its_units_is_killed(few, tmp_path):
-    start = partial(prepare, [few], **{**SETTINGS, "validation": 1e-9}, workers=1, progress=False)
+    changes = {"validation": 1e-9, "packed": False}
+    start = partial(prepare, [few], **{**SETTINGS, **changes}, workers=1, progress=False)
     for number in (1, 2, 3, 5):
         output = tmp_path / f"data{number}"
-        work = plan(few, output, validation=1e-9)
+        work = plan(few, output, **changes)
         prepare_work_items(work, output, workers=1, progress=False)
         staging = output / f".prepare-{work.fingerprint}"
         units = tree(staging)

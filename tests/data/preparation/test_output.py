@@ -91,7 +91,7 @@ def test_a_data_set_is_made_again_where_a_killed_run_could_not_clear_all_of_its_
         ({"tokenizer": None, "vocabulary_size": -5}, ("vocabulary_size", -5, 1)),
         ({"include": "*.nothing"}, ("/corpus", "include")),
         ({"include": "empty.txt"}, ("empty",)),
-        ({"validation": 1e-9}, (65, "validation", 1e-9)),
+        ({"validation": 1e-9, "packed": False}, (65, "validation", 1e-9)),
         ({"validation": 1 - 1e-9}, (65, "--validation")),
     ],
 )

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from nar_scale.training.metrics.names import UNITS, unit_of
+from nar_scale.training.metrics.names import METRICS, find_metric, tensorboard_tag
 
 PAGE = Path(__file__).parents[3] / "docs" / "training.md"
 EXPLAINED_TOGETHER = {"TERM_loss": "generator_loss", "masked_LOW_to_HIGH": "masked_0.2_to_0.4"}
 
 
-@pytest.mark.parametrize("name", UNITS)
+@pytest.mark.parametrize("name", METRICS)
 def test_every_metric_is_explained(name):
     page = PAGE.read_text()
     table = page[page.index("| name | unit | meaning |") :].split("\n\n")[0]
@@ -35,4 +35,21 @@ def test_every_metric_is_explained(name):
     ],
 )
 def test_the_unit_of_a_name(name, unit):
-    assert unit_of(name) == unit
+    metric = find_metric(name)
+    assert (None if metric is None else metric.unit) == unit
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"),
+    [
+        ("critic_loss", "main/critic_loss"),
+        ("validation_code_nats_per_token", "main/validation_code_nats_per_token"),
+        ("masked_0.2_to_0.4", "loss_by_mask/masked_0.2_to_0.4"),
+        ("tokens_per_second", "speed/tokens_per_second"),
+        ("host_memory_now_gib", "memory/host_memory_now_gib"),
+        ("checkpoint_seconds", "checkpoint/checkpoint_seconds"),
+        ("samples_of_code", "data/samples_of_code"),
+    ],
+)
+def test_the_place_of_a_name_in_tensorboard(name, tag):
+    assert tensorboard_tag(name) == tag

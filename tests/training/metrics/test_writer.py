@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import time
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from nar_scale.config import validate_config
 from nar_scale.training.metrics.jsonl import MetricsLog
+from nar_scale.training.metrics.names import METRICS, tensorboard_tag
 from nar_scale.training.metrics.writer import METRICS_FILE, MetricsWriter
 
 CONFIG = {
@@ -53,11 +56,11 @@ def test_metrics_are_in_the_log_and_in_tensorboard_at_once(tmp_path):
     with writing(tmp_path, 0) as writer:
         before = time.time()
         writer.scalars(1, {"loss": 1.5, "mfu": float("nan")})
-        writer.scalars(1, {"nats_per_token": 2.0}, group="validation_code")
+        writer.scalars(1, {"validation_code_nats_per_token": 2.0})
         first, second = lines(tmp_path)  # not only once everything is closed
-        assert scalars(tmp_path, "train/loss") == [(1, 1.5)]
-        assert scalars(tmp_path, "validation_code/nats_per_token") == [(1, 2.0)]
-        assert "train/mfu" not in tensorboard(tmp_path).Tags()["scalars"]
+        assert scalars(tmp_path, "main/loss") == [(1, 1.5)]
+        assert scalars(tmp_path, "main/validation_code_nats_per_token") == [(1, 2.0)]
+        assert "speed/mfu" not in tensorboard(tmp_path).Tags()["scalars"]
     assert before - 1 < first.pop("time") <= second.pop("time") < time.time() + 1
     assert 0 <= first.pop("elapsed_seconds") <= second.pop("elapsed_seconds") < 60
     assert first == {"step": 1, "loss": 1.5, "mfu": None}
@@ -86,9 +89,9 @@ def test_settings_are_text_and_hyperparameters_of_the_same_run(tmp_path):
         writer.scalars(9, {"loss": 1.0})
     assert len(list((tmp_path / "tensorboard").rglob("*"))) == 1  # one file, no directory for hyperparameters
     events = tensorboard(tmp_path)
-    (text,) = events.Tensors("config/text_summary")
+    (text,) = events.Tensors("settings/config/text_summary")
     assert b"      learning_rate: 0.25" in text.tensor_proto.string_val[0]
-    (text,) = events.Tensors("deepspeed/text_summary")
+    (text,) = events.Tensors("settings/deepspeed/text_summary")
     assert b'"stage": 2' in text.tensor_proto.string_val[0]
 
     def plugin_data(tag):
@@ -97,11 +100,36 @@ def test_settings_are_text_and_hyperparameters_of_the_same_run(tmp_path):
     session = plugin_data("_hparams_/session_start_info").session_start_info.hparams
     assert session["optimizer.learning_rate"].number_value == 0.25
     assert session["objective.kind"].string_value == "non_autoregressive"
-    assert session["optimizer.betas"].string_value == "[0.9, 0.95]"
-    assert session["data.sources.code.directory"].string_value == "b"
+    assert session["training.global_batch_size"].number_value == 8
+    assert not {"optimizer.betas", "data.sources.code.directory", "training.run_directory"} & set(session)
     shown = [info.name.tag for info in plugin_data("_hparams_/experiment").experiment.metric_infos]
-    assert shown == ["train/loss", "validation_prose/nats_per_token", "validation_code/nats_per_token"]
-    assert "train/loss" in events.Tags()["scalars"]
+    assert shown == ["main/loss", "main/validation_prose_nats_per_token", "main/validation_code_nats_per_token"]
+    assert "main/loss" in events.Tags()["scalars"]
+
+
+def test_charts_show_training_and_validation_together_and_every_metric_that_they_name(tmp_path):
+    with writing(tmp_path, 0) as writer:
+        writer.settings(validate_config(CONFIG, "test"), {})
+    events = tensorboard(tmp_path)
+    (event,) = events.Tensors("custom_scalars__config__")
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
+    tags = [tensorboard_tag(name) for name in (*METRICS, "masked_0.2_to_0.4", "validation_code_nats_per_token")]
+    shown = {
+        title: {tag for tag in tags for expression in some if re.match(expression, tag)}
+        for title, some in charts.items()
+    }
+    together = shown["loss, training and validation"]
+    assert {"main/loss", "main/validation_nats_per_token", "main/validation_code_nats_per_token"} <= together
+    assert all(shown.values())
+
+
+def test_events_are_marks_with_a_text(tmp_path):
+    with writing(tmp_path, 5) as writer:
+        writer.event(5, "resumed", "went on from step 5")
+    assert scalars(tmp_path, "events/resumed") == [(5, 1.0)]
+    (text,) = tensorboard(tmp_path).Tensors("events/resumed/text_summary")
+    assert (text.step, text.tensor_proto.string_val) == (5, [b"went on from step 5"])
 
 
 def write_nine(directory):
@@ -120,7 +148,7 @@ def test_a_resumed_run_forgets_the_steps_after_its_checkpoint(tmp_path):
         writer.scalars(6, {"loss": -6.0})
     expected = [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0), (6, -6.0)]
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == expected
-    assert scalars(tmp_path, "train/loss") == expected
+    assert scalars(tmp_path, "main/loss") == expected
     assert lines(tmp_path)[-1]["elapsed_seconds"] >= elapsed
 
 
@@ -136,7 +164,7 @@ def test_a_run_that_goes_back_forgets_what_it_has_undone(tmp_path):
     writer.close()
     expected = [*((step, float(step)) for step in range(1, 8)), (8, -8.0)]
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == expected
-    assert scalars(tmp_path, "train/loss") == expected
+    assert scalars(tmp_path, "main/loss") == expected
 
 
 def test_a_kill_cuts_the_last_line_at_most(tmp_path):
