@@ -4,9 +4,16 @@ from nar_scale.decoding.filters import FILTERS, contrastive, eligible, get_filte
 from nar_scale.decoding.left_to_right import continue_prompts, search_beams
 from nar_scale.decoding.options import DecodeManifest, SamplingOptions
 from nar_scale.decoding.predictor import Predictor
-from nar_scale.decoding.self_speculation import Continued, speculate
 from nar_scale.decoding.sequences import Prompts, Sequences
-from nar_scale.decoding.speculative import VerificationNoise, Verified, propose, verify
+from nar_scale.decoding.speculative import (
+    Continued,
+    VerificationNoise,
+    Verified,
+    propose,
+    self_speculate,
+    speculate,
+    verify,
+)
 from nar_scale.decoding.unmask import Sampler, Unmasked, unmask
 
 __all__ = [
@@ -29,6 +36,7 @@ __all__ = [
     "propose",
     "sample",
     "search_beams",
+    "self_speculate",
     "speculate",
     "top_a",
     "top_k",

@@ -115,27 +115,31 @@ def draw(logits: Tensor, temperature: float, uniform: Tensor | None, filters: Se
     What the first filter excludes is not looked at again if it is `top_k` (or a `partial` of it).
 
     Args:
-        logits: `[batch, num_tokens]`.
+        logits: `[..., num_tokens]`.
         temperature: divides the logits; 0 for the most probable token, and then there is no filter.
-        uniform: float64 `[batch]` in (0, 1); None at temperature 0.
+        uniform: float64 `[...]` in (0, 1); None at temperature 0.
         filters: are applied one after another.
 
     Returns:
-        int64 `[batch]`.
+        int64 `[...]`.
     """
-    if uniform is None:
+    if uniform is None or is_greedy(temperature):
         return logits.argmax(dim=-1)
     first = filters[0] if filters else None
     if first is not top_k and getattr(first, "func", None) is not top_k:
-        for logit_filter in filters:
-            logits = logit_filter(logits)
-        return sample(logits, temperature, uniform)
+        return sample(filtered(logits, filters), temperature, uniform)
     k = kept_by_top_k(logits.shape[-1], **getattr(first, "keywords", {}))
     # on CPUs ordering what was selected takes as long as selecting it; on GPUs how it stands is not defined otherwise
     values, indices = logits.topk(k, dim=-1, sorted=logits.is_cuda)
-    for logit_filter in filters[1:]:
-        values = logit_filter(values)
-    return indices.gather(-1, sample(values, temperature, uniform)[..., None])[..., 0]
+    drawn = sample(filtered(values, filters[1:]), temperature, uniform)
+    return indices.gather(-1, drawn[..., None])[..., 0]
+
+
+def filtered(logits: Tensor, filters: Sequence[LogitFilter]) -> Tensor:
+    """Logits `[..., num_tokens]` after filters that are applied one after another."""
+    for logit_filter in filters:
+        logits = logit_filter(logits)
+    return logits
 
 
 def sample(logits: Tensor, temperature: float, uniform: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nar_scale.decoding.filters import LogitFilter, contrastive, draw
+from nar_scale.decoding.filters import LogitFilter, contrastive, draw, filtered
 from nar_scale.decoding.predictor import Predictor
 from nar_scale.decoding.sequences import Prompts, Sequences
 from nar_scale.errors import ConfigError
@@ -160,10 +160,7 @@ def search_beams(
         total = scores[..., None] + log_probs
         ranking = total
         if stochastic and temperature > 0:
-            drawable = log_probs / temperature
-            for logit_filter in filters:
-                drawable = logit_filter(drawable)
-            drawable = drawable.log_softmax(dim=-1)
+            drawable = filtered(log_probs / temperature, filters).log_softmax(dim=-1)
             drawn_total = drawn[..., None] + drawable
             gumbels = noise.derive(step).gumbel(width, logits.shape[-1])
             ranking = _gumbel_with_maximum(drawn_total + gumbels, perturbed)

@@ -24,6 +24,7 @@ class Predictor:
         net: the network.
         sequences: that are continued; who adds tokens to them or selects some is not the predictor.
         use_cache: keep keys and values.
+        ahead: tokens that may be tried out after each sequence.
         compile: run all passes but the first, of one token each, through `torch.compile`, on GPUs as a CUDA graph. They
             attend to as many keys as there is room for, so their logits may differ in rounding.
         conditions: what the net is given beside the tokens, tensors by name with a batch dimension; `prepend_embeds`
@@ -39,6 +40,7 @@ class Predictor:
         sequences: Sequences,
         *,
         use_cache: bool = True,
+        ahead: int = 0,
         compile: bool = False,
         conditions: Mapping[str, Tensor] | None = None,
     ):
@@ -53,7 +55,7 @@ class Predictor:
                 f"prepend_embeds of shape {list(self.prefix.shape)} do not fit {batch} prompts of width {net.emb_dim} "
                 f"within {net.max_seq_len} tokens"
             )
-        capacity = min(self.prefixed + room, net.max_seq_len)
+        capacity = min(self.prefixed + room, net.max_seq_len) + ahead
         self.cache: KeyValueCache | None = None
         self._step: Callable[..., Tensor] = next_logits
         if compile:
@@ -65,17 +67,12 @@ class Predictor:
             self.cache = KeyValueCache(capacity)
         self._filled = False
 
-    @property
-    def room(self) -> int:
-        """How many tokens the longest sequence may grow by before its window slides; 0 without a cache."""
-        return 0 if self.cache is None else self.net.max_seq_len - self.prefixed - self.sequences.longest
-
     def __call__(self) -> Tensor:
         """Logits of the token that follows each sequence, float32 `[batch, num_tokens]`.
 
         The first call takes in all of them, later ones the last token, which must be the only one that is new.
         """
-        if self.room < 0:
+        if self.prefixed + self.sequences.longest > self.net.max_seq_len:
             self.cache = None
         if self.cache is None or not self._filled:
             return self._begin(self.cache)
@@ -91,15 +88,24 @@ class Predictor:
         Those that stay are added to the sequences, and `keep` is called.
 
         Args:
-            tokens: int64 `[batch, n]`, with n at most `room`.
+            tokens: int64 `[batch, n]`, with n at most `ahead`.
 
         Returns:
             float32 `[batch, n + 1, num_tokens]`.
         """
         if not self._filled:
             first = self._begin(self.cache)[:, None]
-            return first if tokens.shape[1] == 0 else torch.cat((first, self._run(tokens)), dim=1)
-        return self._run(torch.cat((self.sequences.last, tokens), dim=1))
+            return first if tokens.shape[1] == 0 else torch.cat((first, self.further(tokens)), dim=1)
+        return self.further(torch.cat((self.sequences.last, tokens), dim=1))
+
+    def further(self, tokens: Tensor) -> Tensor:
+        """Logits of what follows each of some more tokens that are tried out; int64 `[batch, n]`, as `followed_by`."""
+        assert self.cache is not None, "tokens are tried out with a cache alone"
+        # what shorter sequences than the longest try out past their ends may have no position
+        positions = self.cache.positions(tokens.shape[1]).clamp(max=self.net.max_seq_len - 1)
+        positions = positions.expand(len(tokens), -1)
+        hidden = self.net(tokens, positions=positions, cache=self.cache, return_embeddings=True, **self.conditions)
+        return self.net.to_logits(hidden).float()
 
     def keep(self) -> None:
         """After `followed_by` and what it led to: keep keys and values of all tokens but the last of each sequence."""
@@ -112,10 +118,6 @@ class Predictor:
         self.prefix = None if self.prefix is None else self.prefix[rows]
         if self.cache is not None:
             self.cache.select(rows)
-
-    def _run(self, tokens: Tensor) -> Tensor:
-        hidden = self.net(tokens, cache=self.cache, return_embeddings=True, **self.conditions)
-        return self.net.to_logits(hidden).float()
 
     def _begin(self, cache: KeyValueCache | None) -> Tensor:
         """Logits `[batch, num_tokens]` from whole sequences, or as much of their ends as the net takes."""

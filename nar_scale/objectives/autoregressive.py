@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from nar_scale.config import SamplerConfig
 from nar_scale.data import Batch
-from nar_scale.decoding import Prompts, continue_prompts, eligible, get_filter, search_beams
-from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, random_subset
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerOutput, TransformerWrapper
 from nar_scale.objectives.documents import check_documents, continues, document_positions, within_documents
-from nar_scale.objectives.objective import Objective, Samples, evaluating
+from nar_scale.objectives.left_to_right import LeftToRightGenerator
 from nar_scale.objectives.predicted import PredictedTokens, slots_for
 from nar_scale.objectives.terms import LossTerms, length_mask, on_device, sequence_moments
 
-FilterChoice = str | LogitFilter | Sequence[LogitFilter] | None
 _HIDE = 200  # stream of a sequence's noise
 
 
-class AutoregressiveWrapper(Objective):
+class AutoregressiveWrapper(LeftToRightGenerator):
     """Trains a `Decoder` to predict the next token and generates left to right.
 
     Args:
@@ -131,167 +124,6 @@ class AutoregressiveWrapper(Objective):
         loss = terms.total()
         return (loss, (self.net.to_logits(output.embeddings), output)) if return_outputs else loss
 
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Tensor | list[Tensor],
-        seq_len: int,
-        eos_token: int | None = None,
-        temperature: float = 1.0,
-        prompt_lens: Tensor | None = None,
-        filter_logits_fn: FilterChoice = "top_k",
-        amateur_model: nn.Module | Sequence[nn.Module] | None = None,
-        filter_kwargs: dict[str, Any] | None = None,
-        contrastive_decode_kwargs: dict[str, float] | Sequence[dict[str, float]] | None = None,
-        cache_kv: bool = True,
-        return_prompt: bool = True,
-        noise: Noise | None = None,
-        compile: bool = False,
-        callback: Callable[[Tensor, int], None] | None = None,
-        **conditions: Tensor,
-    ) -> Tensor:
-        """Continue prompts by up to `seq_len` tokens.
-
-        Args:
-            prompts: int64 `[batch, n]` or `[n]`, or a list of `[n_i]` of different lengths.
-            seq_len: tokens to generate for each prompt, at most.
-            eos_token: ends a sequence; what follows it is `pad_value`.
-            temperature: divides the logits; 0 for the most probable token at each step.
-            prompt_lens: int64 `[batch]`, true lengths of prompts that are padded on the right.
-            filter_logits_fn: `top_k`, `top_p`, `min_p`, `top_a`, a callable, several callables that are applied one
-                after another, or None for no filter.
-            amateur_model: one or several models for contrastive decoding (arXiv:2309.09117), which has no filter.
-            filter_kwargs: arguments of the filter.
-            contrastive_decode_kwargs: `alpha` and `beta`, one dictionary for each amateur.
-            cache_kv: keep keys and values of earlier tokens.
-            return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
-            noise: the source of all randomness; if None, it is drawn from torch's default generator.
-            compile: run each step but the first through `torch.compile`, on GPUs as one CUDA graph; the first call for
-                a number of prompts and a length, rounded up to a multiple of 64, then takes up to minutes.
-            callback: is called after each step with what has been generated so far, int64 `[batch, n]`, `pad_value`
-                after ends, and the number of the step, from 1.
-            conditions: further arguments of the network, with a row for each prompt: `context` and `context_mask`, and
-                `prepend_embeds` as in `forward`, which are not returned.
-
-        Returns:
-            int64 `[batch, n + seq_len]` (shorter if all sequences have ended), without the prompt
-            `[batch, seq_len]`.
-
-        Raises:
-            ValueError: an empty prompt, conditions that do not fit, or `compile` without `cache_kv`.
-        """
-        if compile and not cache_kv:
-            raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
-        check_sampling(seq_len, temperature)
-        given = self._prompts(prompts, prompt_lens)
-        amateurs = _pair(amateur_model, contrastive_decode_kwargs)
-        with evaluating(self, *(model for model, _ in amateurs)):
-            generated = continue_prompts(
-                self.net,
-                given,
-                seq_len,
-                noise=noise or Noise.draw(len(given.tokens), given.tokens.device),
-                temperature=temperature,
-                filters=() if amateurs else chosen_filters(filter_logits_fn, filter_kwargs),
-                eos_token=eos_token,
-                pad_value=self.pad_value,
-                amateurs=[(_net(model), settings) for model, settings in amateurs],
-                use_cache=cache_kv,
-                compile=compile,
-                conditions=conditions,
-                callback=callback,
-            )
-        if return_prompt and isinstance(prompts, Tensor) and prompt_lens is None:
-            generated = torch.cat((given.tokens, generated), dim=1)
-        return generated[0] if _is_single(prompts) else generated
-
-    @torch.no_grad()
-    def beam_search(
-        self,
-        prompts: Tensor | list[Tensor],
-        seq_len: int,
-        beams: int = 4,
-        return_beams_and_scores: bool = False,
-        eos_token: int | None = None,
-        temperature: float = 1.0,
-        stochastic: bool = False,
-        prompt_lens: Tensor | None = None,
-        filter_logits_fn: FilterChoice = None,
-        filter_kwargs: dict[str, Any] | None = None,
-        cache_kv: bool = True,
-        noise: Noise | None = None,
-        **conditions: Tensor,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """The most probable continuation that a search with `beams` hypotheses finds; other arguments as in `generate`.
-
-        Args:
-            beams: hypotheses that are kept for each prompt.
-            return_beams_and_scores: return all beams.
-            temperature: of the drawing of stochastic beams.
-            stochastic: sample the beams without replacement (arXiv:1903.06059).
-
-        Returns:
-            int64 `[batch, seq_len]`, the continuation alone; with `return_beams_and_scores` the beams
-            `[batch, beams, seq_len]`, the most probable first, and their log-probabilities in nats, `[batch, beams]`.
-
-        Raises:
-            ConfigError: more beams than tokens in the vocabulary.
-            ValueError: an empty prompt.
-        """
-        check_sampling(seq_len, temperature)
-        given = self._prompts(prompts, prompt_lens)
-        with evaluating(self):
-            tokens, scores = search_beams(
-                self.net,
-                given,
-                seq_len,
-                beams=beams,
-                noise=noise or Noise.draw(len(given.tokens), given.tokens.device),
-                temperature=temperature,
-                stochastic=stochastic,
-                filters=chosen_filters(filter_logits_fn, filter_kwargs),
-                eos_token=eos_token,
-                pad_value=self.pad_value,
-                use_cache=cache_kv,
-                conditions=conditions,
-            )
-        if _is_single(prompts):
-            tokens, scores = tokens[0], scores[0]
-        return (tokens, scores) if return_beams_and_scores else tokens[..., 0, :]
-
-    def start_from(self, prompt: list[int], length: int, end_token: int | None) -> list[int]:
-        """The prompt, or where it is empty the end token (0 if it is unknown), after which a document begins."""
-        return prompt or [end_token or 0]
-
-    def sample(
-        self,
-        given: Tensor,
-        decoding: SamplerConfig,
-        noise: Noise,
-        *,
-        length: int | None = None,
-        classes: Tensor | None = None,
-        end_token: int | None = None,
-    ) -> Samples:
-        """Continue prompts, all of one length; see `Objective`."""
-        if decoding.sampler != "left_to_right":
-            raise ConfigError(f"the sampler {decoding.sampler} is not for autoregressive models")
-        generated = self.generate(
-            given,
-            (length or self.max_seq_len) - given.shape[1],
-            eos_token=end_token,
-            temperature=decoding.temperature,
-            filter_logits_fn=eligible(decoding.top_k, decoding.top_p),
-            return_prompt=False,
-            noise=noise,
-        )
-        tokens, calls = [], []
-        for row in generated.tolist():
-            end = row.index(end_token) if end_token in row else len(row)
-            tokens.append(row[:end])
-            calls.append(min(end + 1, len(row)))
-        return Samples(tokens, calls)
-
     def probe_tokens(self, bits: Tensor) -> Tensor:
         """Any tokens; see `Objective`."""
         return bits % self.net.num_tokens
@@ -299,9 +131,6 @@ class AutoregressiveWrapper(Objective):
     def run_probe(self, tokens: Tensor) -> dict[str, Tensor]:
         """The logits; see `Objective`."""
         return {"logits": self.net(tokens)}
-
-    def _prompts(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> Prompts:
-        return Prompts.of(prompts, lengths, self.net.num_tokens, self.net.token_emb.weight.device)
 
     def _loss_terms(
         self,
@@ -404,51 +233,3 @@ class AutoregressiveWrapper(Objective):
 def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
     """In nats, float32 `[tokens]`, from logits `[tokens, num_tokens]` and the true tokens, int64 `[tokens]`."""
     return F.cross_entropy(logits.float(), answers, reduction="none")
-
-
-def chosen_filters(which: FilterChoice, settings: dict[str, Any] | None = None) -> Sequence[LogitFilter]:
-    """The filters that `filter_logits_fn` and `filter_kwargs` of `generate` name.
-
-    Raises:
-        ConfigError: there is no filter with that name.
-        ValueError: settings without one filter that they could be of.
-    """
-    if isinstance(which, Sequence) and not isinstance(which, str):
-        if settings:
-            raise ValueError("several filters have their own arguments; leave filter_kwargs out")
-        return which
-    if which is None and settings:
-        raise ValueError(f"filter_kwargs {settings} were given without a filter; name one or leave them out")
-    return [] if which is None else [partial(get_filter(which), **(settings or {}))]
-
-
-def check_sampling(seq_len: int, temperature: float) -> None:
-    """Refuse what no sequence can be sampled with.
-
-    Raises:
-        ValueError: a negative number of tokens, or a temperature that is negative or not finite.
-    """
-    if seq_len < 0:
-        raise ValueError(f"seq_len {seq_len} is negative; give the number of tokens to generate")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature cannot be {temperature}; give 0 for the most probable tokens, or more")
-
-
-def _is_single(prompts: Tensor | list[Tensor]) -> bool:
-    return isinstance(prompts, Tensor) and prompts.ndim == 1
-
-
-def _net(model: nn.Module) -> TransformerWrapper:
-    return model.net if isinstance(model, AutoregressiveWrapper) else cast(TransformerWrapper, model)
-
-
-def _pair(
-    models: nn.Module | Sequence[nn.Module] | None, settings: dict[str, float] | Sequence[dict[str, float]] | None
-) -> list[tuple[nn.Module, dict[str, float]]]:
-    if models is None:
-        return []
-    models = [models] if isinstance(models, nn.Module) else list(models)
-    settings = [settings or {}] * len(models) if settings is None or isinstance(settings, dict) else list(settings)
-    if len(models) != len(settings):
-        raise ValueError(f"{len(models)} amateur models but {len(settings)} contrastive_decode_kwargs")
-    return list(zip(models, settings))

@@ -10,19 +10,14 @@ from torch import Tensor
 
 from nar_scale.config import LeftToRightDecoding, SamplerConfig, SelfSpeculativeDecoding
 from nar_scale.data import Batch
-from nar_scale.decoding import Continued, Prompts, eligible, speculate
+from nar_scale.decoding import Continued, Prompts, eligible, self_speculate
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
-from nar_scale.objectives.autoregressive import (
-    AutoregressiveWrapper,
-    FilterChoice,
-    check_sampling,
-    chosen_filters,
-    cross_entropy,
-)
+from nar_scale.objectives.autoregressive import AutoregressiveWrapper, cross_entropy
 from nar_scale.objectives.causal_blocks import CausalBlockDiffusion
 from nar_scale.objectives.documents import check_documents, continues, within_documents
+from nar_scale.objectives.left_to_right import FilterChoice, check_sampling, chosen_filters
 from nar_scale.objectives.objective import Objective, Samples, evaluating
 from nar_scale.objectives.predicted import PredictedTokens, losses_by_masked_fraction, slots_for
 from nar_scale.objectives.terms import HybridLosses, LossTerms, length_mask, on_device, require, sequence_moments
@@ -156,10 +151,11 @@ class HybridWrapper(Objective):
                 part in the distribution.
             return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
-            return_network_calls: return `Continued`, without prompts.
+            return_network_calls: also return the network calls in which each sequence grew.
 
         Returns:
-            int64 `[batch, n + seq_len]`, without the prompt `[batch, seq_len]`.
+            int64 `[batch, n + seq_len]`, without the prompt `[batch, seq_len]`; with `return_network_calls`
+            `Continued`, whose tokens are these.
 
         Raises:
             ValueError: an empty prompt, or one that leaves no room for `seq_len` tokens.
@@ -172,7 +168,7 @@ class HybridWrapper(Objective):
         if longest > self.max_seq_len:
             raise ValueError(f"prompt and {seq_len} tokens are {longest}, but max_seq_len is {self.max_seq_len}")
         with evaluating(self):
-            result = speculate(
+            result = self_speculate(
                 self.net,
                 given,
                 seq_len,
@@ -186,12 +182,12 @@ class HybridWrapper(Objective):
                 pad_value=self.autoregressive.pad_value,
             )
         single = isinstance(prompts, Tensor) and prompts.ndim == 1
-        if return_network_calls:
-            return Continued(*(each[0] for each in result)) if single else result
-        tokens = result.tokens
+        tokens, calls = result
         if return_prompt and isinstance(prompts, Tensor) and prompt_lens is None:
             tokens = torch.cat((given.tokens, tokens), dim=1)
-        return tokens[0] if single else tokens
+        if single:
+            tokens, calls = tokens[0], calls[0]
+        return Continued(tokens, calls) if return_network_calls else tokens
 
     def start_from(self, prompt: list[int], length: int, end_token: int | None) -> list[int]:
         """The prompt, or the end token (0 if it is unknown), after which a document begins; see `Objective`."""
@@ -222,12 +218,12 @@ class HybridWrapper(Objective):
             eos_token=end_token,
             temperature=decoding.temperature,
             filter_logits_fn=eligible(decoding.top_k, decoding.top_p),
+            return_prompt=False,
             noise=noise,
             return_network_calls=True,
         )
-        tokens, lengths, network_calls = cast(Continued, result)
-        rows = [row[:count] for row, count in zip(tokens.tolist(), lengths.tolist())]
-        return Samples([_until(row, end_token) for row in rows], network_calls.tolist())
+        tokens, network_calls = cast(Continued, result)
+        return Samples([_until(row, end_token) for row in tokens.tolist()], network_calls.tolist())
 
     def probe_tokens(self, bits: Tensor) -> Tensor:
         """Tokens of which every other one is masked; see `Objective`."""

@@ -64,9 +64,9 @@ def test_compiled_steps_give_the_same_tokens_from_one_graph(graphs, options, tem
     assert {type(size) for each in inputs for size in getattr(each, "shape", [each])} == {int}
 
 
-def test_other_numbers_of_prompts_and_padding_have_graphs_of_their_own(graphs):
+def test_other_numbers_of_prompts_have_graphs_of_their_own_and_padding_has_none(graphs):
     wrapper = small_ar(net={"max_seq_len": 40})
-    for lengths, count in ((LENGTHS, 1), ([3, 3], 2), ([4, 2], 3), (LENGTHS, 3), ([9, 1, 1, 1, 2], 3)):
+    for lengths, count in ((LENGTHS, 1), ([3, 3], 2), ([4, 2], 2), ([9, 1, 1, 1, 2], 2)):
         prompts, noise = prompts_of(lengths), requests(len(lengths))
         expected = wrapper.generate(prompts, 12, noise=noise)
         assert torch.equal(wrapper.generate(prompts, 12, noise=noise, compile=True), expected)

@@ -3,36 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from nar_scale.decoding.filters import LogitFilter
+from nar_scale.decoding.filters import LogitFilter, filtered, is_greedy
 from nar_scale.decoding.sequences import Prompts
-from nar_scale.decoding.speculative import VerificationNoise, propose, verify
+from nar_scale.decoding.speculative.continuation import Continued
+from nar_scale.decoding.speculative.verification import VerificationNoise, propose, verify
 from nar_scale.masking import Noise
 from nar_scale.model import KeyValueCache, TransformerWrapper
 
 _PROPOSE, _DRAW, _ACCEPT = range(200, 203)  # streams of a sequence's noise, with a number for each of its tokens
 
 
-class Continued(NamedTuple):
-    """The result of `speculate`.
-
-    Attributes:
-        tokens: int64 `[batch, seq_len]`, without the prompts; behind the end token the padding token.
-        lengths: int64 `[batch]`, tokens of each sequence, with its end token.
-        network_calls: int64 `[batch]`, the calls in which each sequence grew.
-    """
-
-    tokens: Tensor
-    lengths: Tensor
-    network_calls: Tensor
-
-
 @torch.no_grad()
-def speculate(
+def self_speculate(
     net: TransformerWrapper,
     prompts: Prompts,
     seq_len: int,
@@ -78,7 +64,7 @@ def speculate(
         drafts, places = drafted.shape[1], lengths[rows, None] + torch.arange(block_size, device=device)
         verified = verify(
             drafted,
-            _filtered(net.to_logits(of_tokens).float(), temperature, filters),
+            filtered(net.to_logits(of_tokens).float(), () if is_greedy(temperature) else filters),
             temperature,
             VerificationNoise(
                 uniform[_DRAW][rows].gather(1, places[:, : drafts + 1]),
@@ -99,18 +85,12 @@ def speculate(
         masks = of_masks[going_on, verified.accepted[going_on], 1:]
         places = lengths[rows, None] + torch.arange(block_size - 1, device=device)
         drafted, proposals = propose(
-            _filtered(net.to_logits(masks).float(), draft_temperature, filters),
+            filtered(net.to_logits(masks).float(), () if is_greedy(draft_temperature) else filters),
             draft_temperature,
             uniform[_PROPOSE][rows].gather(1, places),
         )
     unused = torch.arange(seq_len, device=device) >= lengths[:, None]
-    return Continued(generated[:, :seq_len].masked_fill(unused, pad_value), lengths, calls)
-
-
-def _filtered(logits: Tensor, temperature: float, filters: Sequence[LogitFilter]) -> Tensor:
-    for logit_filter in filters if temperature else ():
-        logits = logit_filter(logits)
-    return logits
+    return Continued(generated[:, :seq_len].masked_fill(unused, pad_value), calls)
 
 
 def _until_end(tokens: Tensor, counts: Tensor, eos_token: int | None) -> tuple[Tensor, Tensor]:

@@ -86,20 +86,38 @@ def verify(
             drawn at random. The result is then, token by token, what `sample` draws with `noise.draw`.
         counts: int64 `[batch]`, how many tokens of each row are a draft; None for all.
     """
-    width = drafted.shape[1]
-    places = torch.arange(width, device=drafted.device)
-    offered = (places < counts[:, None]) if counts is not None else torch.ones_like(drafted, dtype=torch.bool)
     if proposals is None or is_greedy(temperature):
-        answers = sample(logits, temperature, noise.draw)
-        accepted = _leading(offered & (answers[:, :-1] == drafted))
-        following = answers.gather(1, accepted[:, None])
-    else:
-        target = (logits.double() / temperature).softmax(dim=-1)
-        of_drafted = [each.gather(2, drafted[..., None])[..., 0] for each in (target[:, :-1], proposals)]
-        accepted = _leading(offered & (noise.accept * of_drafted[1] < of_drafted[0]))
-        following = _draw_following(target, proposals, accepted, offered, noise.draw)
+        return match(drafted, sample(logits, temperature, noise.draw), counts)
+    offered = _offered(drafted, counts)
+    target = (logits.double() / temperature).softmax(dim=-1)
+    of_drafted = [each.gather(2, drafted[..., None])[..., 0] for each in (target[:, :-1], proposals)]
+    accepted = _leading(offered & (noise.accept * of_drafted[1] < of_drafted[0]))
+    return _joined(drafted, accepted, _draw_following(target, proposals, accepted, offered, noise.draw))
+
+
+def match(drafted: Tensor, answers: Tensor, counts: Tensor | None = None) -> Verified:
+    """Keep the beginning of a draft that is what the target itself has drawn, and the token drawn after it.
+
+    The result is what the target draws, token by token, so that nothing is asked of the draft.
+
+    Args:
+        drafted: int64 `[batch, drafted]`.
+        answers: drawn from the target at the places of the draft and the one after it, int64 `[batch, drafted + 1]`.
+        counts: int64 `[batch]`, how many tokens of each row are a draft; None for all.
+    """
+    accepted = _leading(_offered(drafted, counts) & (answers[:, :-1] == drafted))
+    return _joined(drafted, accepted, answers.gather(1, accepted[:, None]))
+
+
+def _offered(drafted: Tensor, counts: Tensor | None) -> Tensor:
+    if counts is None:
+        return torch.ones_like(drafted, dtype=torch.bool)
+    return torch.arange(drafted.shape[1], device=drafted.device) < counts[:, None]
+
+
+def _joined(drafted: Tensor, accepted: Tensor, following: Tensor) -> Verified:
     tokens = F.pad(drafted, (0, 1)).scatter(1, accepted[:, None], following)
-    places = torch.arange(width + 1, device=drafted.device)
+    places = torch.arange(tokens.shape[1], device=drafted.device)
     return Verified(tokens.masked_fill(places > accepted[:, None], -1), accepted)
 
 

@@ -1,0 +1,139 @@
+"""Left-to-right decoding of several tokens in a call of the network, with the distribution of one a call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from nar_scale.decoding.filters import LogitFilter, draw, filtered, is_greedy
+from nar_scale.decoding.predictor import Predictor
+from nar_scale.decoding.sequences import Prompts, Sequences
+from nar_scale.decoding.speculative.drafts import Drafter, ModelDraft, PromptLookup
+from nar_scale.decoding.speculative.verification import VerificationNoise, match, verify
+from nar_scale.masking import Noise
+from nar_scale.model import TransformerWrapper
+
+_ACCEPT, _DRAFT = -1, -2  # streams of a request's noise; those of its drawn tokens are 0, 1, ...
+
+
+class Continued(NamedTuple):
+    """The result of `speculate`.
+
+    Attributes:
+        tokens: int64 `[batch, generated]`, without the prompts; the padding token follows the end token.
+        network_calls: int64 `[batch]`, the calls of the network, not of the draft's, in which each sequence grew.
+    """
+
+    tokens: Tensor
+    network_calls: Tensor
+
+
+def speculate(
+    net: TransformerWrapper,
+    prompts: Prompts,
+    seq_len: int,
+    *,
+    draft: TransformerWrapper | None,
+    draft_tokens: int,
+    noise: Noise,
+    temperature: float,
+    filters: Sequence[LogitFilter],
+    eos_token: int | None,
+    pad_value: int,
+    conditions: Mapping[str, Tensor] | None = None,
+    callback: Callable[[Tensor, int], None] | None = None,
+) -> Continued:
+    """Sample up to `seq_len` tokens after each prompt from drafts that the network verifies (arXiv:2211.17192).
+
+    A sequence has the distribution that `continue_prompts` gives it, and is the same in any batch. With prompt lookup
+    it is the same sequence, token by token. Sequences that are finished leave the batch.
+
+    Args:
+        net: a causal network.
+        prompts: the beginnings of the sequences.
+        seq_len: tokens to generate at most.
+        draft: a causal network with the same vocabulary; None for prompt lookup.
+        draft_tokens: tokens that are drafted for a call, at most.
+        noise: the source of all randomness, a stream for each prompt.
+        temperature: divides the logits; 0 for the most probable tokens.
+        filters: are applied to the logits one after another.
+        eos_token: ends a sequence.
+        pad_value: follows the end token.
+        conditions: further arguments of the network, as in `continue_prompts`; a draft does not see them.
+        callback: as in `continue_prompts`.
+
+    Raises:
+        ValueError: the sequences do not fit into `max_seq_len`, past which no window slides here.
+    """
+    batch, device = len(prompts.tokens), prompts.tokens.device
+    sequences = Sequences(prompts, seq_len + draft_tokens)
+    predictor = Predictor(net, sequences, ahead=draft_tokens, conditions=conditions)
+    _check_room(net, predictor.prefixed, sequences.longest, seq_len)
+    drafter: Drafter = PromptLookup(sequences)
+    if draft is not None:
+        _check_room(draft, 0, sequences.longest, seq_len)
+        drafter = ModelDraft(Predictor(draft, sequences, ahead=draft_tokens), temperature, filters)
+    # one row for each sequence; what is past seq_len is never used
+    streams = [noise, noise.derive(_ACCEPT), noise.derive(_DRAFT)]
+    numbers = torch.stack([stream.uniform_of_streams(seq_len + draft_tokens).T for stream in streams])
+    generated = torch.full((batch, seq_len + draft_tokens), pad_value, device=device)
+    calls = torch.zeros(batch, dtype=torch.int64, device=device)
+    rows, grown = torch.arange(batch, device=device), torch.zeros_like(calls)
+    call = longest = 0
+    while seq_len and len(rows):
+        places = grown[:, None] + torch.arange(draft_tokens + 1, device=device)
+        uniform, accept, propose = (each.gather(1, places) for each in numbers)
+        drafted, counts, proposals = drafter.draft(draft_tokens, propose[:, :-1])
+        counts = torch.minimum(counts, seq_len - 1 - grown)
+        logits = predictor.followed_by(drafted)
+        if proposals is None or is_greedy(temperature):
+            kept = match(drafted, draw(logits, temperature, uniform, filters), counts)
+        else:
+            kept = verify(
+                drafted,
+                filtered(logits, filters),
+                temperature,
+                VerificationNoise(uniform, accept[:, :-1]),
+                proposals=proposals,
+                counts=counts,
+            )
+        gained = _up_to_end(kept.tokens, kept.accepted + 1, eos_token)
+        generated[rows[:, None], places] = torch.where(places < (grown + gained)[:, None], kept.tokens, pad_value)
+        calls[rows] += 1
+        sequences.extend(kept.tokens.clamp(min=0), gained)
+        predictor.keep()
+        drafter.keep()
+        grown = grown + gained
+        call, longest = call + 1, max(longest, int(grown.max()))
+        if callback is not None:
+            callback(generated[:, :longest], call)
+        going_on = (grown < seq_len) & (gained == kept.accepted + 1)
+        if eos_token is not None:
+            going_on = going_on & (sequences.last[:, 0] != eos_token)
+        if not bool(going_on.all()):
+            left = going_on.nonzero()[:, 0]
+            rows, grown, numbers = rows[left], grown[left], numbers[:, left]
+            if len(left):
+                sequences.select(left)
+                predictor.select(left)
+                drafter.select(left)
+    return Continued(generated[:, :longest], calls)
+
+
+def _check_room(net: TransformerWrapper, prefixed: int, longest: int, seq_len: int) -> None:
+    if prefixed + longest + seq_len > net.max_seq_len:
+        raise ValueError(
+            f"drafts do not go with a window that slides: a prompt of {prefixed + longest} tokens and {seq_len} more "
+            f"exceed max_seq_len {net.max_seq_len}; generate fewer, or leave draft out"
+        )
+
+
+def _up_to_end(tokens: Tensor, counts: Tensor, eos_token: int | None) -> Tensor:
+    """How many of the first `counts` tokens of each row stand before its first end token or are it, int64 `[batch]`."""
+    if eos_token is None:
+        return counts
+    ends = (tokens == eos_token).long()
+    return torch.minimum(counts, (ends.cumsum(dim=1) - ends == 0).sum(dim=1))
