@@ -50,6 +50,7 @@ class HybridWrapper(Objective):
         ConfigError: arguments that contradict each other.
     """
 
+    mask_id: int
     bound_term = 1
     copies = 2
 
@@ -113,7 +114,7 @@ class HybridWrapper(Objective):
         """
         if x.shape[1] != self.max_seq_len:
             raise ValueError(f"sequences have {x.shape[1]} tokens, but max_seq_len is {self.max_seq_len}")
-        require((x != self.mask_id).all(), f"the data contains the mask id {self.mask_id}")
+        require(x.ne(self.mask_id).all(), f"the data contains the mask id {self.mask_id}")
         if documents is not None:
             check_documents(documents, x, lens)
         terms = self._loss_terms(x, Noise.draw(len(x), x.device), lens, documents)
@@ -222,8 +223,8 @@ class HybridWrapper(Objective):
             noise=noise,
             return_network_calls=True,
         )
-        tokens, network_calls = cast(Continued, result)
-        return Samples([_until(row, end_token) for row in tokens.tolist()], network_calls.tolist())
+        continued, network_calls = cast(Continued, result)
+        return Samples([_until(row, end_token) for row in continued.tolist()], network_calls.tolist())
 
     def probe_tokens(self, bits: Tensor) -> Tensor:
         """Tokens of which every other one is masked; see `Objective`."""
