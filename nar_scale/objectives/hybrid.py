@@ -131,6 +131,7 @@ class HybridWrapper(Objective):
         prompt_lens: Tensor | None = None,
         filter_logits_fn: FilterChoice = None,
         draft_temperature: float | None = None,
+        shared_calls: bool = True,
         return_prompt: bool = True,
         noise: Noise | None = None,
         return_network_calls: bool = False,
@@ -150,6 +151,8 @@ class HybridWrapper(Objective):
                 after another, or None for no filter.
             draft_temperature: of the drafts; `temperature` if not given. It decides how many are accepted, and has no
                 part in the distribution.
+            shared_calls: whether a call verifies a draft and makes the next one: fewer calls, but each has
+                `block_size` squared masks more. Otherwise one call drafts and another verifies.
             return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
             return_network_calls: also return the network calls in which each sequence grew.
@@ -178,6 +181,7 @@ class HybridWrapper(Objective):
                 noise=noise or Noise.draw(len(given.tokens), given.tokens.device),
                 temperature=temperature,
                 draft_temperature=draft_temperature,
+                shared_calls=shared_calls,
                 filters=chosen_filters(filter_logits_fn),
                 eos_token=eos_token,
                 pad_value=self.autoregressive.pad_value,
@@ -218,6 +222,7 @@ class HybridWrapper(Objective):
             room,
             eos_token=end_token,
             temperature=decoding.temperature,
+            shared_calls=decoding.shared_calls,
             filter_logits_fn=eligible(decoding.top_k, decoding.top_p),
             return_prompt=False,
             noise=noise,

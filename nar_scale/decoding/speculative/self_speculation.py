@@ -28,16 +28,18 @@ def self_speculate(
     noise: Noise,
     temperature: float,
     draft_temperature: float,
+    shared_calls: bool,
     filters: Sequence[LogitFilter],
     eos_token: int | None,
     pad_value: int,
 ) -> Continued:
     """Sample up to `seq_len` tokens after each prompt, several in a network call, with the distribution of one a call.
 
-    A call is given the last known token, the `block_size - 1` drafted ones behind it, and for each of these tokens, in
-    case it is the last to be accepted, a block of masks that sees all tokens up to it. The tokens are causal: they
-    verify the draft, which yields one more token whatever becomes of it. The masks draft what follows that token,
-    without having seen it. So drafting takes no calls of its own, but `block_size` squared masks in each call.
+    A call that drafts is given the last known token, which yields one more, and a block of masks behind it, which draft
+    what follows that token, without having seen it. A call that verifies is given this token and the
+    `block_size - 1` drafted ones, and yields those that are accepted and one more. With shared calls it is also given a
+    block of masks behind each of its tokens, in case it is the last to be accepted: drafting then takes no calls of its
+    own, but `block_size` squared masks in each.
 
     Args:
         net: a causal network that was also trained as block diffusion.
@@ -48,6 +50,7 @@ def self_speculate(
         noise: the source of all randomness, a stream for each prompt.
         temperature: divides the logits; 0 for the most probable token at each place.
         draft_temperature: the same for drafts.
+        shared_calls: whether a call verifies a draft and makes the next one, instead of one after another.
         filters: are applied to the logits one after another, unless the temperature is 0.
         eos_token: ends a sequence, which leaves the batch.
         pad_value: follows the end token.
@@ -60,7 +63,8 @@ def self_speculate(
     trial = _Trial(net, prompts, seq_len, mask_id, block_size)
     drafted, proposals = generated[:, :0], None
     while len(rows):
-        of_tokens, of_masks = trial.run(drafted)
+        masked = shared_calls or not drafted.shape[1]
+        of_tokens, of_masks = trial.run(drafted, masked)
         drafts, places = drafted.shape[1], lengths[rows, None] + torch.arange(block_size, device=device)
         verified = verify(
             drafted,
@@ -82,6 +86,9 @@ def self_speculate(
             break
         trial.keep(verified.tokens, verified.accepted, going_on)
         rows = rows[going_on]
+        drafted, proposals = generated[rows, :0], None
+        if not masked:
+            continue
         masks = of_masks[going_on, verified.accepted[going_on], 1:]
         places = lengths[rows, None] + torch.arange(block_size - 1, device=device)
         drafted, proposals = propose(
@@ -122,20 +129,21 @@ class _Trial:
         self._known = prompts.tokens  # those that are not there yet, of each row the first so many
         self._counts = torch.full_like(self._past, longest) if prompts.lengths is None else prompts.lengths
 
-    def run(self, drafted: Tensor) -> tuple[Tensor, Tensor]:
+    def run(self, drafted: Tensor, masked: bool) -> tuple[Tensor, Tensor]:
         """Take in what is known of the sequences, and try out a draft.
 
         Args:
             drafted: int64 `[batch, m]`; where there is one, a single token was not taken in before.
+            masked: whether there are masks.
 
         Returns:
             embeddings of the last known token and the drafted ones, `[batch, m + 1, dim]`, and of a block of masks for
-            each of these, which sees all up to that token, `[batch, m + 1, block_size, dim]`.
+            each of these, which sees all up to that token, `[batch, m + 1, block_size, dim]`; `[batch, 0, ...]` without masks.
         """
         tokens = torch.cat((self._known, drafted), dim=1)
         (batch, width), device, size = tokens.shape, tokens.device, self._block_size
         anchors = self._counts[:, None] - 1 + torch.arange(drafted.shape[1] + 1, device=device)
-        index = torch.arange(anchors.shape[1] * size, device=device)
+        index = torch.arange(anchors.shape[1] * size if masked else 0, device=device)
         own = torch.arange(width, device=device).expand(batch, -1)
         sees = torch.cat((own, anchors[:, index // size]), dim=1)  # the last token that each token or mask attends to
         block = torch.cat((torch.full_like(own[0], -1), index // size))
@@ -158,7 +166,7 @@ class _Trial:
             return_embeddings=True,
         )
         rows = torch.arange(batch, device=device)[:, None]
-        return hidden[rows, anchors], hidden[:, width:].unflatten(1, (anchors.shape[1], size))
+        return hidden[rows, anchors], hidden[:, width:].unflatten(1, (len(index) // size, size))
 
     def keep(self, tokens: Tensor, accepted: Tensor, rows: Tensor) -> None:
         """Keep what was accepted, and go on with some of the rows.

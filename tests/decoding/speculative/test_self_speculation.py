@@ -41,7 +41,7 @@ def joint_of(wrapper, prompt, count, temperature, filters):
     return p.gather(-1, answers[..., None])[..., 0].prod(dim=1)
 
 
-@pytest.mark.parametrize("block_size", [2, 4])
+@pytest.mark.parametrize(("block_size", "shared_calls"), [(2, True), (4, True), (4, False)])
 @pytest.mark.parametrize(
     ("temperature", "filters", "draft_temperature"),
     [
@@ -52,7 +52,9 @@ def joint_of(wrapper, prompt, count, temperature, filters):
         (1.0, [], 0.0),
     ],
 )
-def test_the_distribution_is_that_of_left_to_right_sampling(block_size, temperature, filters, draft_temperature):
+def test_the_distribution_is_that_of_left_to_right_sampling(
+    block_size, shared_calls, temperature, filters, draft_temperature
+):
     wrapper, prompt, count = tiny(block_size), [0, 2], 4
     result = wrapper.generate(
         torch.tensor(prompt).expand(ROWS, -1),
@@ -60,6 +62,7 @@ def test_the_distribution_is_that_of_left_to_right_sampling(block_size, temperat
         temperature=temperature,
         filter_logits_fn=filters,
         draft_temperature=draft_temperature,
+        shared_calls=shared_calls,
         noise=requests(ROWS),
         return_prompt=False,
         return_network_calls=True,
@@ -79,14 +82,15 @@ def test_greedy_tokens_are_those_of_left_to_right_decoding(block_size, net):
     expected = wrapper.autoregressive.generate(prompts, N - 9, temperature=0.0)
     assert torch.equal(wrapper.generate(prompts, N - 9, temperature=0.0), expected)
     assert torch.equal(wrapper.generate(prompts, N - 9, temperature=0.0, draft_temperature=3.0), expected)
+    assert torch.equal(wrapper.generate(prompts, N - 9, temperature=0.0, shared_calls=False), expected)
     assert torch.equal(wrapper.generate(prompts[0], 5, temperature=0.0), expected[0, :14])
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_prompt_gives_the_same_alone_and_in_a_batch(temperature):
+@pytest.mark.parametrize(("temperature", "shared_calls"), [(0.0, True), (1.0, True), (1.0, False)])
+def test_a_prompt_gives_the_same_alone_and_in_a_batch(temperature, shared_calls):
     wrapper = hybrid()
     prompts = [random_tokens(1, length, seed=length)[0] for length in (3, 9, 1, 20)]
-    settings = {"temperature": temperature, "eos_token": 8, "return_network_calls": True}
+    settings = {"temperature": temperature, "shared_calls": shared_calls, "eos_token": 8, "return_network_calls": True}
     together = wrapper.generate(prompts, 25, noise=requests(4), **settings)
     for row, prompt in enumerate(prompts):
         alone = wrapper.generate([prompt], 25, noise=Noise.of_requests(0, torch.tensor([row])), **settings)
