@@ -15,7 +15,8 @@ FLOORS = [
     {"objectives"},
     {"evaluation", "checkpoint"},
     {"planning"},
-    {"training", "generation", "interop"},
+    {"training", "generation"},
+    {"interop", "reporting"},
     {"examples"},
 ]
 FLOOR = {package: number for number, packages in enumerate([GROUND, *FLOORS]) for package in packages}

@@ -13,7 +13,6 @@ import pytest
 
 from launcher._command import run as command
 from nar_scale.checkpoint import WeightKind
-from nar_scale.decoding import Sampler
 from nar_scale.first_rank import seconds_after_first_rank
 from tests.errors import assert_names
 
@@ -53,10 +52,10 @@ def choices_of(script, option):
 @pytest.mark.parametrize(
     ("script", "option", "kind"),
     [
-        ("generate", "sampler", Sampler),
         ("generate", "weights", WeightKind),
         ("evaluate", "weights", WeightKind),
         ("export", "weights", WeightKind),
+        ("harness", "weights", WeightKind),
     ],
 )
 def test_choices_are_those_of_the_library(script, option, kind):
@@ -98,6 +97,7 @@ VALID = {
     "consolidate": ["--run", "x", "--output", "x"],
     "evaluate": ["--checkpoint", "x", "--data", "x", "--output", "x"],
     "generate": ["--checkpoint", "x", "--num-samples", "1", "--output", "x"],
+    "harness": ["--checkpoint", "x", "--tasks", "x", "--output", "x"],
     "export": ["--checkpoint", "x", "--format", "llama", "--output", "x"],
     "import": ["x", "--format", "llama", "--output", "x"],
 }

@@ -1,9 +1,11 @@
 """Decoding: logit filters, left-to-right sampling and beam search, iterative unmasking."""
 
+from nar_scale.decoding.categorical import Filters
 from nar_scale.decoding.filters import FILTERS, contrastive, eligible, get_filter, min_p, sample, top_a, top_k, top_p
 from nar_scale.decoding.left_to_right import continue_prompts, search_beams
-from nar_scale.decoding.options import DecodeManifest, SamplingOptions
+from nar_scale.decoding.options import DecodeManifest, SamplingOptions, resolve_decoding
 from nar_scale.decoding.predictor import Predictor
+from nar_scale.decoding.samplers import Sampler, make_sampler
 from nar_scale.decoding.sequences import Prompts, Sequences
 from nar_scale.decoding.speculative import (
     Continued,
@@ -14,12 +16,14 @@ from nar_scale.decoding.speculative import (
     speculate,
     verify,
 )
-from nar_scale.decoding.unmask import Sampler, Unmasked, unmask
+from nar_scale.decoding.unmask import Network, Unmasked, Watch, unmask
 
 __all__ = [
     "FILTERS",
     "Continued",
     "DecodeManifest",
+    "Filters",
+    "Network",
     "Predictor",
     "Prompts",
     "Sampler",
@@ -28,12 +32,15 @@ __all__ = [
     "Unmasked",
     "VerificationNoise",
     "Verified",
+    "Watch",
     "continue_prompts",
     "contrastive",
     "eligible",
     "get_filter",
+    "make_sampler",
     "min_p",
     "propose",
+    "resolve_decoding",
     "sample",
     "search_beams",
     "self_speculate",

@@ -27,6 +27,7 @@ def continue_prompts(
     prompts: Prompts,
     seq_len: int,
     *,
+    seq_lens: Tensor | None = None,
     noise: Noise,
     temperature: float,
     filters: Sequence[LogitFilter],
@@ -46,6 +47,7 @@ def continue_prompts(
         net: a causal network.
         prompts: the beginnings of the sequences.
         seq_len: tokens to generate at most.
+        seq_lens: tokens to generate for each prompt, int64 `[batch]`, at most `seq_len`; None for as many.
         noise: the source of all randomness, a stream for each prompt.
         temperature: divides the logits; 0 for the most probable token at each step.
         filters: are applied to the logits one after another, see `filters.draw`.
@@ -70,7 +72,8 @@ def continue_prompts(
     generated = torch.full((len(prompts.tokens), seq_len), pad_value, device=device)
     rows = torch.arange(len(generated), device=device)
     ended = torch.zeros_like(rows, dtype=torch.bool)
-    interval = _interval(device)
+    limits = torch.full_like(rows, seq_len) if seq_lens is None else seq_lens.to(device)
+    last_steps = set(limits.tolist())  # after which some sequences leave at once, before they outgrow the network
     for step in range(seq_len):
         logits = expert()
         for rival, settings in rivals:
@@ -85,15 +88,15 @@ def continue_prompts(
             generated[rows, step] = drawn
         if callback is not None:
             callback(generated[:, : step + 1], step + 1)
-        if eos_token is None:
-            continue
-        ended = ended | (drawn == eos_token)
-        if (step + 1) % interval == 0:
+        at_limit = step + 1 in last_steps
+        if eos_token is not None or at_limit:
+            ended = ended | (drawn == (-1 if eos_token is None else eos_token)) | (limits <= step + 1)
+        if at_limit or (eos_token is not None and (step + 1) % _interval(device) == 0):
             going_on = (~ended).nonzero()[:, 0]
             if len(going_on) == 0:
                 break
-            if not compile and len(going_on) <= (1 - _LEAVING) * len(rows):
-                rows, ended, uniform = rows[going_on], ended[going_on], uniform[:, going_on]
+            if not compile and (at_limit or len(going_on) <= (1 - _LEAVING) * len(rows)):
+                rows, ended, uniform, limits = rows[going_on], ended[going_on], uniform[:, going_on], limits[going_on]
                 sequences.select(going_on)
                 for predictor in (expert, *(rival for rival, _ in rivals)):
                     predictor.select(going_on)

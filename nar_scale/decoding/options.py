@@ -142,7 +142,9 @@ def resolve_decoding(default: SamplerConfig, sampler: str | None, settings: Mapp
     if foreign is not None:
         owners = [other for other, section in SAMPLERS.items() if foreign in section.model_fields]
         belongs = f"belongs to the sampler {' or '.join(owners)}" if owners else "is no setting of any sampler"
-        raise UserError(f"{foreign} {belongs}, not to {name}; leave it out")
+        raise UserError(
+            f"{foreign} {belongs}, not to {name}; leave it out{' or choose that sampler' if owners else ''}"
+        )
     kept = default.model_dump() if name == default.sampler else {each: getattr(default, each) for each in _COMMON}
     try:
         return cast(SamplerConfig, SAMPLERS[name].model_validate({**kept, "sampler": name, **settings}))

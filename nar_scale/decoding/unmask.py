@@ -1,29 +1,61 @@
-"""Iterative unmasking: Mask-Predict (arXiv:1904.09324) and MaskGIT (arXiv:2202.04200) decoding."""
+"""Iterative unmasking: the loop of network calls in which a sampler reveals tokens."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from dataclasses import replace
+from itertools import count
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from nar_scale.decoding.filters import sample, top_k
-from nar_scale.errors import ConfigError
-from nar_scale.masking import Noise, Schedule
+from nar_scale.decoding.categorical import Filters, answer
+from nar_scale.decoding.samplers import Call, Sampler
+from nar_scale.masking import Noise
 
-Predict = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
-"""Maps tokens, int64 `[batch, n]`, and the embeddings of the previous call (None in the first one) to logits
-`[batch, n, num_tokens]` and embeddings `[batch, n, dim]`."""
+_TILE = 16  # rows; matrix products of fewer than 12 rows are rounded in another way on CPUs
+_CHUNK_ON_CPU, _CHUNK = 2**22, 2**26  # logits that exist at a time; on a CPU they should stay in its cache
+_CACHED = 2**20  # logits that are looked at together, several times
 
-Critic = Callable[[Tensor], Tensor]
-"""Maps tokens, int64 `[batch, n]`, to the logit that each of them is wrong, `[batch, n]`."""
 
-Sampler = Literal["confidence", "random"]
-"""How the tokens that are masked again are chosen, see `unmask`."""
+class Network(Protocol):
+    """A network that predicts masked tokens of a batch, whose conditions and earlier results it remembers."""
 
-_ROUNDING = 1e-6  # in tokens, so that (1 - 5/6) * 6 counts as 1 and not as a little less
+    num_tokens: int
+    """Size of the vocabulary."""
+
+    shrinks: bool
+    """Whether finished sequences may leave the batch; false where each size of batch would be compiled anew."""
+
+    def embed(self, tokens: Tensor, shadows: bool = False) -> Tensor:
+        """Embeddings of tokens, `[batch, n, dim]`, with shadows `[batch, 2 n, dim]`.
+
+        Args:
+            tokens: int64 `[batch, n]`.
+            shadows: add a mask token in the place of each token, which sees all tokens but that one, and which no other
+                sees (arXiv:2507.18578): what the network would say if that token alone were masked.
+        """
+
+    def read(self, embeddings: Tensor, reduce: Callable[..., Tensor], *per_row: Tensor) -> Tensor:
+        """What `reduce` makes of the logits of embeddings, `[rows, ...]`.
+
+        Args:
+            embeddings: `[rows, dim]`.
+            reduce: maps logits `[rows, num_tokens]` and `per_row` to `[rows, ...]`.
+            per_row: tensors `[rows, ...]`.
+        """
+
+    def judge(self, tokens: Tensor) -> Tensor:
+        """The critic's logit that each of the tokens, int64 `[batch, n]`, is wrong; `[batch, n]`."""
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these sequences of the batch, int64 `[new_batch]`."""
+
+
+Watch = Callable[[Tensor, Tensor, int], None]
+"""Is called after each network call with the tokens, int64 `[batch, n]`, where masked ones are the mask token; which of
+them are masked, bool `[batch, n]`; and the number of the call, from 1."""
 
 
 class Unmasked(NamedTuple):
@@ -38,89 +70,105 @@ class Unmasked(NamedTuple):
     network_calls: Tensor
 
 
+@torch.no_grad()
 def unmask(
-    predict: Predict,
+    network: Network,
     tokens: Tensor,
-    *,
-    mask_id: int,
-    schedule: Schedule,
-    steps: int,
+    sampler: Sampler,
+    filters: Filters,
     noise: Noise,
-    sampler: Sampler = "confidence",
-    start_temperature: float = 1.0,
-    filter_thres: float = 0.7,
-    can_mask_prev_unmasked: bool = False,
-    critic: Critic | None = None,
-    noise_level_scale: float = 1.0,
+    *,
+    temperature: float = 1.0,
+    callback: Watch | None = None,
 ) -> Unmasked:
-    """Fill in every mask token, step by step.
+    """Fill in every mask token, call by call.
 
-    Each network call predicts all masked tokens and samples them; those that are least trusted are then masked again,
-    ever fewer of them, as the schedule says. Each call reveals at least one token, so that there are at most `steps`
-    calls and never more calls than masked tokens.
+    Each network call predicts the masked tokens that the sampler asks about, of which it reveals at least one. Finished
+    sequences leave the batch.
 
     Args:
-        predict: the network.
-        tokens: int64 `[batch, n]`; tokens other than `mask_id` are given and stay as they are.
-        mask_id: the mask token, which is never sampled.
-        schedule: the masked fraction that remains after each step.
-        steps: network calls at most.
+        network: predicts masked tokens; its conditions are of the same batch.
+        tokens: int64 `[batch, n]`; tokens other than the mask token are given and stay as they are.
+        sampler: decides which tokens are revealed.
+        filters: which tokens are eligible, and the mask token, which never is.
         noise: the source of all randomness, so that a sequence comes out the same in any batch.
-        sampler: which tokens are masked again. `confidence` masks those with the lowest probability, or with the
-            highest logit of the critic, and lowers the temperature linearly to 0 (MaskGIT). `random` masks any, at a
-            constant temperature, which samples from the model's own distribution (ancestral sampling of MDLM,
-            arXiv:2406.07524).
-        start_temperature: of the first step.
-        filter_thres: keeps the `ceil((1 - filter_thres) * num_tokens)` most probable tokens at each position.
-        can_mask_prev_unmasked: whether tokens that were revealed in earlier steps may be masked again.
-        critic: decides in place of the probabilities which tokens are masked again.
-        noise_level_scale: scale of the Gumbel noise on the critic's logits, which falls linearly to 0 too.
-
-    Raises:
-        ConfigError: an unknown sampler, or less than one step.
+        temperature: divides the logits, at least 0.
+        callback: watches.
     """
-    if sampler not in get_args(Sampler):
-        raise ConfigError(f"unknown sampler {sampler!r}; use {' or '.join(get_args(Sampler))}")
-    if steps < 1:
-        raise ConfigError(f"decoding needs at least 1 step, not {steps}")
+    tokens, mask_id = tokens.clone(), filters.mask_id
     generated = tokens == mask_id
-    masked = generated
-    total = generated.sum(dim=1)
-    embeddings: Tensor | None = None
-    calls = torch.zeros_like(total)
-    for step in range(steps):
-        if not bool(masked.any()):
+    masked, calls = generated.clone(), torch.zeros_like(tokens[:, 0])
+    active = torch.arange(len(tokens), device=tokens.device)
+    for number in count():
+        unfinished = masked[active].any(dim=1)
+        if not bool(unfinished.any()):
             break
-        logits, embeddings = predict(tokens, embeddings)
-        calls += masked.any(dim=1)
-        anneal = (steps - 1 - step) / steps
-        step_noise = noise.derive(step)
-        logits = logits.float()
-        logits[..., mask_id] = -math.inf
-        logits = top_k(logits, 1 - filter_thres)
-        temperature = start_temperature * (anneal if sampler == "confidence" else 1.0)
-        drawn = sample(logits, temperature, step_noise.uniform(tokens.shape[1]))
-        tokens = torch.where(masked, drawn, tokens)
-
-        progress = torch.tensor((step + 1) / steps, dtype=torch.float64, device=tokens.device)
-        left = (schedule.masked_fraction(progress) * total + _ROUNDING).floor().long()
-        left = torch.minimum(left, (masked.sum(dim=1) - 1).clamp(min=0)) * (step + 1 < steps)
-        if sampler == "random":
-            doubt = step_noise.derive(0).uniform(tokens.shape[1])
-        elif critic is not None:
-            doubt = critic(tokens).double()
-            doubt = doubt + noise_level_scale * anneal * step_noise.derive(0).gumbel(tokens.shape[1])
-        else:
-            doubt = 1 - logits.softmax(dim=-1).gather(-1, tokens[..., None])[..., 0].double()
-        candidates = generated if can_mask_prev_unmasked else masked
-        masked = _largest(doubt.masked_fill(~candidates, -math.inf), left)
-        tokens = tokens.masked_fill(masked, mask_id)
+        if network.shrinks and not bool(unfinished.all()):
+            rows = unfinished.nonzero()[:, 0]
+            network.select(rows)
+            active, unfinished = active[rows], unfinished[rows]
+        own = Noise(noise.keys[active], noise.strata[active])
+        call = Call(number, tokens[active], masked[active], generated[active], own, own.derive(number))
+        tokens[active], masked[active] = _reveal(network, call, sampler, filters, temperature)
+        calls[active] += unfinished
+        if callback is not None:
+            callback(tokens, masked, number + 1)
     return Unmasked(tokens, calls)
 
 
-def _largest(scores: Tensor, counts: Tensor) -> Tensor:
-    """The `counts[i]` largest scores of row i, as bool `[batch, n]`."""
-    import einx  # not at the top: it imports torch's compiler, which takes seconds
+def _reveal(
+    network: Network, call: Call, sampler: Sampler, filters: Filters, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """One network call: the tokens after it, and which of them are masked."""
+    embeddings = network.embed(call.tokens, sampler.shadows)
+    decided = sampler.statistic is None and not sampler.uses_critic  # without having seen what the network says
+    if decided:
+        after = sampler.masked_after(call)
+        call = _draw(network, embeddings, call, call.masked & ~after, sampler, filters, temperature)
+    else:
+        call = _draw(network, embeddings, call, sampler.asked_of(call) | call.masked, sampler, filters, temperature)
+        if sampler.uses_critic:
+            call = replace(call, judgement=network.judge(call.tokens).double())
+        after = sampler.masked_after(call)
+    return call.tokens.masked_fill(after, filters.mask_id), after
 
-    ranks = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return einx.less("b n, b -> b n", ranks, counts)
+
+def _draw(
+    network: Network,
+    embeddings: Tensor,
+    call: Call,
+    asked: Tensor,
+    sampler: Sampler,
+    filters: Filters,
+    temperature: float,
+) -> Call:
+    """Put drawn tokens in the place of the masked ones among `asked`, bool `[batch, n]`, with their statistics."""
+    n = call.tokens.shape[1]
+    if sampler.shadows:
+        embeddings = torch.where(call.masked[..., None], embeddings[:, :n], embeddings[:, n:])
+    places = asked.flatten().nonzero()[:, 0]
+    if not len(places):
+        return call
+    tiled = torch.cat((places, places[:1].expand(-len(places) % _TILE)))
+    kept = call.tokens.masked_fill(call.masked, -1)
+    heat = sampler.temperature(call, temperature)
+    per_place = [call.noise.uniform(n), kept]
+    if isinstance(heat, Tensor):
+        per_place.append(heat[:, None].expand_as(kept))
+
+    def reduce(logits: Tensor, uniform: Tensor, kept: Tensor, *rows_heat: Tensor) -> Tensor:
+        parts = zip(*(each.split(_rows(_CACHED, network)) for each in (logits, uniform, kept, *rows_heat)))
+        return torch.cat([answer(x, filters, h[0] if h else heat, u, k, sampler.statistic) for x, u, k, *h in parts])
+
+    per_row = [values.flatten()[tiled] for values in per_place]
+    rows = _rows(_CHUNK_ON_CPU if tiled.device.type == "cpu" else _CHUNK, network)
+    parts = zip(*(each.split(rows) for each in (embeddings.flatten(0, 1)[tiled], *per_row)))
+    answers = torch.cat([network.read(part, reduce, *rest) for part, *rest in parts])[: len(places)]
+    tokens, statistics = call.tokens.flatten().clone(), torch.zeros_like(call.tokens.flatten(), dtype=torch.float64)
+    tokens[places], statistics[places] = answers[:, 0].long(), answers[:, 1]
+    return replace(call, tokens=tokens.view_as(kept), statistics=statistics.view_as(kept))
+
+
+def _rows(logits: int, network: Network) -> int:
+    """How many rows of logits there are in so many, a multiple of a tile."""
+    return max(_TILE, logits // network.num_tokens // _TILE * _TILE)

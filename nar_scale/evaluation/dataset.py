@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
-from nar_scale.data import DatasetIndex, DatasetInfo, SampleFormat, ShardCache, sequential_batches
-from nar_scale.data.shards.layout import named_shards
-from nar_scale.data.shards.shard_comparison import check_against_info
+from nar_scale.data import Batch, SampleFormat, ShardCache, Tokenizer, sequential_batches
 from nar_scale.errors import DataError, UserError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
+from nar_scale.evaluation.reencoding import ReencodedText
+from nar_scale.evaluation.split import Split, find_info
 from nar_scale.objectives import Objective
 
 
@@ -48,15 +50,8 @@ def evaluate_dataset(
             vocabulary, sequence length or number of classes is not that of the model.
         UserError: a batch or limit without a sequence.
     """
-    for name, number in {"batch size": batch_size, "limit": 1 if limit is None else limit}.items():
-        if number < 1:
-            raise UserError(f"the {name} is {number}; give at least 1")
-    directory = str(directory)
-    info = DatasetInfo.find(directory, {} if cache is None else cache.storage_options)
-    if info is None:
-        raise DataError(f"{directory} has no dataset.json; make the data set with launcher/prepare.py")
-    if split not in info.splits:
-        raise DataError(f"{directory} has no split {split!r}, only {', '.join(info.splits)}")
+    _check_sizes(batch_size, limit)
+    info = find_info(str(directory), split, cache)
     if info.vocabulary_size != vocabulary_size:
         raise DataError(
             f"{directory} has a vocabulary of {info.vocabulary_size} tokens, the model one of {vocabulary_size}; "
@@ -70,14 +65,58 @@ def evaluate_dataset(
         num_classes=objective.num_classes,
         document_field=document_field,
     )
-    shards = named_shards(directory, f"{split}/*.tar", info)
-    index = DatasetIndex.open(directory, shards, sample_format.fields, index_directory, progress, cache)
-    check_against_info(index, directory, shards, info)
-    batches = sequential_batches(index, sample_format, batch_size=batch_size, rank=0, world_size=1, limit=limit)
-    total = -(-min(index.num_samples, limit or index.num_samples) // batch_size)
+    opened = Split.open(directory, split, sample_format.fields[1:], index_directory, progress, cache)
+    batches = sequential_batches(opened.index, sample_format, batch_size=batch_size, rank=0, world_size=1, limit=limit)
+    total = -(-min(opened.index.num_samples, limit or opened.index.num_samples) // batch_size)
     return evaluate_likelihood(
         objective,
-        tqdm(batches, total=total, desc="evaluating", unit="batch", disable=None if progress else True),
+        _with_progress(batches, total, progress),
         objective.net.token_emb.weight.device,
-        bytes_per_token=info.splits[split].bytes_per_token,
+        bytes_per_token=opened.bytes_per_token,
     )
+
+
+def evaluate_reencoded(
+    objective: Objective,
+    tokenizer: Tokenizer,
+    split: Split,
+    batch_size: int = 16,
+    limit: int | None = None,
+    progress: bool = True,
+) -> Likelihood:
+    """Evaluate a model on the text of a data set that was prepared with another tokenizer.
+
+    Only the bits per byte can be compared with those of other models: tokens are others, and so are sequences.
+
+    Args:
+        objective: the model; not one that is conditional on a class.
+        tokenizer: of the model.
+        split: of a data set of text.
+        batch_size: sequences in a forward pass.
+        limit: number of the data set's sequences, at most; all if None.
+        progress: whether a progress bar is shown, where the output is a terminal.
+
+    Raises:
+        DataError: the data set is not of text, or damaged.
+        UserError: a batch or limit without a sequence, or a model that needs classes.
+    """
+    _check_sizes(batch_size, limit)
+    if objective.num_classes is not None:
+        raise UserError("a model that is conditional on a class is evaluated on data prepared with its own tokenizer")
+    text = ReencodedText(split, tokenizer, objective.max_seq_len, limit)
+    batches = _with_progress(text.batches(batch_size), None, progress)
+    likelihood = evaluate_likelihood(objective, batches, objective.net.token_emb.weight.device)
+    return replace(likelihood, bytes_per_token=text.bytes / text.tokens)
+
+
+def _with_progress(batches: Iterable[Batch], total: int | None, progress: bool) -> Iterable[Batch]:
+    bar: Iterable[Batch] = tqdm(
+        batches, total=total, desc="evaluating", unit="batch", disable=None if progress else True
+    )
+    return bar
+
+
+def _check_sizes(batch_size: int, limit: int | None) -> None:
+    for name, number in {"batch size": batch_size, "limit": 1 if limit is None else limit}.items():
+        if number < 1:
+            raise UserError(f"the {name} is {number}; give at least 1")

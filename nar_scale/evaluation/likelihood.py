@@ -3,18 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from nar_scale.data import Batch
 from nar_scale.errors import DataError
+from nar_scale.evaluation.estimator import estimator_of
 from nar_scale.objectives import LossTerms, Objective, evaluating
+
+MASKED_FRACTION = "masked_"
+"""How the names of `LossTerms.metrics` by masked fraction begin."""
 
 EVALUATION_SEED = 20_240_611
 """Seed of the masks; all evaluations have the same, so that they can be compared."""
+
+
+@dataclass(frozen=True)
+class MeanLoss:
+    """A mean cross-entropy.
+
+    Attributes:
+        nats_per_token: the mean.
+        tokens: number of tokens in it.
+    """
+
+    nats_per_token: float
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,9 @@ class Likelihood:
         sequences: number of sequences.
         kind: `exact` or `bound`.
         bytes_per_token: mean length of the text behind a token, in bytes; None if it is unknown.
+        estimator: what the number was estimated with, in words; "" if it is not stated.
+        by_masked_fraction: the unweighted cross-entropy of masked tokens by the fraction of the sequence (or of the
+            block, in block diffusion) that was masked, such as `masked_0.0_to_0.2`; empty for models that mask nothing.
         bound_nats_per_token: the upper bound of a `hybrid` model's diffusion side (over all tokens); None for others.
     """
 
@@ -39,6 +59,8 @@ class Likelihood:
     sequences: int
     kind: str
     bytes_per_token: float | None = None
+    estimator: str = ""
+    by_masked_fraction: Mapping[str, MeanLoss] = field(default_factory=dict)
     bound_nats_per_token: float | None = None
 
     @property
@@ -86,6 +108,7 @@ def evaluate_likelihood(
     """
     loss_terms = loss_terms or objective.loss_terms
     totals = torch.zeros(8, dtype=torch.float64, device=device)
+    by_name: dict[str, Tensor] = {}
     with evaluating(objective):
         for batch in batches:
             terms = loss_terms(batch.to(device), seed=seed)
@@ -94,19 +117,37 @@ def evaluate_likelihood(
             totals[3:6] += terms.moments.double()
             if objective.bound_term is not None:
                 totals[6:] += torch.stack((terms.sums, terms.counts))[:, objective.bound_term].double()
-    total, tokens, sequences, loss_squared, loss_times_count, count_squared, *bound = reduce(totals).tolist()
+            for name, pair in terms.metrics.items():
+                if name.startswith(MASKED_FRACTION):
+                    by_name[name] = by_name.get(name, 0) + pair.double()
+    names = sorted(by_name)  # the same on all ranks, since all pass as many batches
+    reduced = reduce(torch.cat((totals, *(by_name[name] for name in names)))).tolist()
+    total, tokens, sequences, *moments = reduced[:6]
+    bound, bound_tokens = reduced[6:8]
     if tokens == 0:
         raise DataError("there is no token to evaluate; check the data, and that the limit is above 0")
-    nats = total / tokens
-    # the nats are a ratio of sums over sequences: their error is the spread of loss - nats * count (delta method)
-    spread = max(loss_squared - 2 * nats * loss_times_count + nats * nats * count_squared, 0.0)
-    error = math.sqrt(spread) / tokens
+    pairs = zip(names, reduced[8::2], reduced[9::2])
     return Likelihood(
-        nats,
-        error,
+        total / tokens,
+        ratio_error(total, tokens, moments),
         int(tokens),
         int(sequences),
         objective.likelihood_kind,
         bytes_per_token,
-        bound_nats_per_token=bound[0] / bound[1] if bound[1] else None,
+        estimator_of(objective, seed),
+        {name: MeanLoss(loss / count, int(count)) for name, loss, count in pairs if count},
+        bound_nats_per_token=bound / bound_tokens if bound_tokens else None,
     )
+
+
+def ratio_error(total: float, count: float, moments: Sequence[float]) -> float:
+    """The standard error of a ratio of sums over independent sequences (delta method).
+
+    Args:
+        total: sum of the losses.
+        count: sum of the counts, above 0.
+        moments: sums over sequences of loss squared, loss times count, and count squared.
+    """
+    ratio = total / count
+    spread = moments[0] - 2 * ratio * moments[1] + ratio * ratio * moments[2]
+    return math.sqrt(max(spread, 0.0)) / count

@@ -1,18 +1,23 @@
 """Generation from consolidated checkpoints by standalone workers, without DeepSpeed and webdataset."""
 
 from nar_scale.decoding import SamplingOptions
+from nar_scale.generation.direct import generate_directly
 from nar_scale.generation.encoding import check_requests
-from nar_scale.generation.requests import Request, read_requests, samples_from_scratch
+from nar_scale.generation.live_text import LiveText
+from nar_scale.generation.requests import Request, prompts_to_continue, read_requests, samples_from_scratch
 from nar_scale.generation.sampling import Sample, generate_samples
 from nar_scale.generation.worker import generate, read_results
 
 __all__ = [
+    "LiveText",
     "Request",
     "Sample",
     "SamplingOptions",
     "check_requests",
     "generate",
+    "generate_directly",
     "generate_samples",
+    "prompts_to_continue",
     "read_requests",
     "read_results",
     "samples_from_scratch",

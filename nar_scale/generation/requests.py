@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import codecs
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nar_scale.errors import UserError
 
+STANDARD_INPUT = "-"
 _FORMS = '{"prompt": "..."}, {"text": "... <mask:8> ..."} or {"class": 3}'
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "prompt": ((str,), "a string"),
@@ -57,21 +60,30 @@ def read_requests(path: str | Path) -> list[Request]:
     A prompt or a text may have a class too, and each line an `id`. Lines end at a line feed alone; blank ones do not
     count. A line that is not such an object becomes a request with a `fault`.
 
+    Args:
+        path: the file, or `-` for the standard input.
+
     Raises:
         UserError: the file cannot be read, or holds no prompts.
     """
-    path = Path(path)
+    from_input = str(path) == STANDARD_INPUT
+    path = Path("standard input") if from_input else Path(path)
     try:
-        lines = path.read_bytes().split(b"\n")
+        content = sys.stdin.buffer.read() if from_input else path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read the prompts {path}: {error.strerror}") from None
     requests: list[Request] = []
-    for line_number, line in enumerate(lines, 1):
+    for line_number, line in enumerate(content.split(b"\n"), 1):
         if line.removeprefix(codecs.BOM_UTF8).strip():
             requests.append(_parse(line, len(requests), path, line_number))
     if not requests:
         raise UserError(f"{path} holds no prompts")
     return requests
+
+
+def prompts_to_continue(prompts: Sequence[str]) -> list[Request]:
+    """A request for each prompt."""
+    return [Request(number, prompt) for number, prompt in enumerate(prompts)]
 
 
 def samples_from_scratch(count: int) -> list[Request]:

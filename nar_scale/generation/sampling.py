@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nar_scale.checkpoint import LoadedModel
 from nar_scale.config import SAMPLERS_OF_KIND, SamplerConfig
+from nar_scale.data import Tokenizer
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
 from nar_scale.generation.encoding import encode_request
 from nar_scale.generation.requests import Request
 from nar_scale.masking import Noise
+
+Watch = Callable[[Request, list[int], int], None]
+"""Is called after each network call with a request, its tokens so far and the number of the call, from 1: the tokens of
+the whole sequence with mask tokens in it, or of a model that generates left to right those that follow the prompt."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,10 @@ def check_options(options: SamplingOptions, model: LoadedModel) -> SamplerConfig
     if decoding.sampler not in samplers:
         kind = model.config.objective.kind
         raise UserError(f"--sampler {decoding.sampler} is not for a model of kind {kind}; use {', '.join(samplers)}")
+    if decoding.stop and model.tokenizer is None:
+        raise UserError("--stop needs texts, but the checkpoint names no tokenizer; set data.tokenizer")
+    if "" in decoding.stop:
+        raise UserError("--stop needs a text, not an empty one")
     if decoding.guidance != 1 and not model.wrapper.conditional:
         raise UserError("--guidance needs a model with objective.num_classes or objective.prefix_length")
     longest = model.wrapper.max_seq_len
@@ -71,17 +84,22 @@ def check_options(options: SamplingOptions, model: LoadedModel) -> SamplerConfig
 
 
 def generate_samples(
-    model: LoadedModel, requests: Sequence[Request], options: SamplingOptions, batch_size: int
+    model: LoadedModel,
+    requests: Sequence[Request],
+    options: SamplingOptions,
+    batch_size: int,
+    watch: Watch | None = None,
 ) -> Iterator[Sample]:
     """Generate a sample for each request, in order; a sample is the same in any batch.
 
-    Sequences of one length are generated together, so that none is padded.
+    Sequences of similar lengths are generated together, padded to the longest of them.
 
     Args:
         model: what samples are drawn from.
         requests: each with a class if the model is conditional on one, see `check_requests`.
         options: how to sample.
         batch_size: sequences in a batch, at most.
+        watch: is called after each network call, for each sequence of the batch.
 
     Raises:
         UserError: a prompt is too long, or of another kind than the model takes; there is guidance without a condition.
@@ -89,20 +107,33 @@ def generate_samples(
     decoding = check_options(options, model)
     length = options.length or model.wrapper.max_seq_len
     encoded = [_Encoded(request, encode_request(request, model, length)) for request in requests]
-    encoded.sort(key=lambda item: (len(item.tokens), item.request.number))
     samples: list[Sample] = []
-    for _, same_length in groupby(encoded, key=lambda item: len(item.tokens)):
-        waiting = list(same_length)
-        for start in range(0, len(waiting), batch_size):
-            samples += _generate_batch(model, waiting[start : start + batch_size], decoding, options.seed, length)
+    for batch in _batches(encoded, batch_size, model.wrapper.samples_padded):
+        samples += _generate_batch(model, batch, decoding, options.seed, length, watch)
     return iter(sorted(samples, key=lambda sample: sample.request.number))
 
 
+def _batches(encoded: Sequence[_Encoded], batch_size: int, padded: bool) -> Iterator[list[_Encoded]]:
+    """Sequences by their length, in batches of different lengths if they may be padded."""
+    ordered = sorted(encoded, key=lambda item: (len(item.tokens), item.request.number))
+    for _, together in groupby(ordered, key=lambda item: None if padded else len(item.tokens)):
+        waiting = list(together)
+        for start in range(0, len(waiting), batch_size):
+            yield waiting[start : start + batch_size]
+
+
 def _generate_batch(
-    model: LoadedModel, batch: list[_Encoded], decoding: SamplerConfig, seed: int, length: int
+    model: LoadedModel,
+    batch: Sequence[_Encoded],
+    decoding: SamplerConfig,
+    seed: int,
+    length: int,
+    watch: Watch | None,
 ) -> Iterator[Sample]:
     device = model.wrapper.net.token_emb.weight.device
-    given = torch.tensor([item.tokens for item in batch], device=device)
+    sizes = [len(item.tokens) for item in batch]
+    given = pad_sequence([torch.tensor(item.tokens, device=device) for item in batch], batch_first=True)
+    lengths = torch.tensor(sizes, device=device) if min(sizes) < max(sizes) else None
     noise = Noise.of_requests(seed, torch.tensor([item.request.number for item in batch], device=device))
     classes = [item.request.class_id for item in batch]
     samples = model.wrapper.sample(
@@ -110,9 +141,35 @@ def _generate_batch(
         decoding,
         noise,
         length=length,
+        lengths=lengths,
         classes=None if None in classes else torch.tensor(classes, device=device),
         end_token=model.info.decode.end_token,
+        callback=None if watch is None else partial(_show, watch, batch, model.wrapper.mask_id is not None),
     )
     for item, tokens, network_calls in zip(batch, *samples):
-        text = None if model.tokenizer is None else model.tokenizer.decode(tokens)
+        tokens, text = _until_stop(item.request, tokens, model.tokenizer, decoding.stop)
         yield Sample(item.request, tokens, text, network_calls)
+
+
+def _show(watch: Watch, batch: Sequence[_Encoded], whole: bool, tokens: Tensor, call: int) -> None:
+    for item, row in zip(batch, tokens.tolist()):
+        watch(item.request, row[: len(item.tokens)] if whole else row, call)
+
+
+def _until_stop(
+    request: Request, tokens: list[int], tokenizer: Tokenizer | None, stop: Sequence[str]
+) -> tuple[list[int], str | None]:
+    """Tokens and text up to the first stop text that follows the prompt; gaps that are filled in have no end."""
+    if tokenizer is None:
+        return tokens, None
+    text = tokenizer.decode(tokens)
+    prompt = request.prompt or ""
+    start = len(prompt) if text.startswith(prompt) else 0
+    found = [place for one in stop if (place := text.find(one, start)) >= 0]
+    if request.text is not None or not found:
+        return tokens, text
+    text = text[: min(found)]
+    count = bisect_right(range(len(tokens) + 1), len(text), key=lambda first: len(tokenizer.decode(tokens[:first]))) - 1
+    while not text.startswith(tokenizer.decode(tokens[:count])):  # part of a letter may look like another letter
+        count -= 1
+    return tokens[:count], text

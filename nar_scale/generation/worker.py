@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,17 +12,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nar_scale.checkpoint import LoadedModel, WeightKind, describe_consolidated, load_weights
+from nar_scale.checkpoint import LoadedModel, WeightKind
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
 from nar_scale.evaluation import encode_png, image_grid
 from nar_scale.files import create_atomically, remedy_for, write_atomically
-from nar_scale.generation.encoding import check_requests, refuse_faults
+from nar_scale.generation.opening import open_model
 from nar_scale.generation.requests import Request
-from nar_scale.generation.sampling import Sample, check_options, generate_samples
-from nar_scale.model.devices import find_device
-
-_logger = logging.getLogger(__name__)
+from nar_scale.generation.sampling import Sample, generate_samples
 
 MANIFEST_FILE = "generation.json"
 
@@ -76,11 +72,10 @@ def generate(
         raise UserError(f"worker {worker} of {workers} does not exist; workers count from 0")
     if batch_size < 1 or part_size < 1 or not requests:
         raise UserError("the batch size, the part size and the number of requests must be at least 1")
-    output, checkpoint, device = Path(output), Path(checkpoint), find_device(device)
-    model = describe_consolidated(checkpoint)
-    decoding = check_options(options, model)
-    requests = _check(requests, model, options, skip_faults)
-    load_weights(model, checkpoint, device, kind=weights)
+    output, checkpoint = Path(output), Path(checkpoint)
+    model, decoding, requests = open_model(
+        checkpoint, requests, options, device=device, weights=weights, skip_faults=skip_faults
+    )
     manifest = {
         "checkpoint": _digest((checkpoint / "manifest.json").read_bytes()),
         "weights": weights,
@@ -100,19 +95,6 @@ def generate(
             _generate_part(path, requests[part * part_size : (part + 1) * part_size], model, options, batch_size)
         paths.append(path)
     return paths
-
-
-def _check(
-    requests: Sequence[Request], model: LoadedModel, options: SamplingOptions, skip_faults: bool
-) -> list[Request]:
-    """The requests with their classes and faults, which are counted if they are not refused."""
-    requests = check_requests(requests, model, options.length or model.wrapper.max_seq_len)
-    faults = sum(request.fault is not None for request in requests)
-    if faults and not skip_faults:
-        refuse_faults(requests)
-    if faults:
-        _logger.warning("%d of %d prompts cannot be used; their results say why", faults, len(requests))
-    return requests
 
 
 def _generate_part(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nar_scale.checkpoint.consolidated import LoadedModel
 from nar_scale.checkpoint.directory import written_whole
 from nar_scale.checkpoint.shards import SHARD_BYTES, save_weights
+from nar_scale.config import SamplerConfig
 from nar_scale.errors import ConfigError
 from nar_scale.interop.llama_layout import llama_names
 from nar_scale.interop.llama_tokenizer import save_text_tokenizer
@@ -22,7 +23,7 @@ from nar_scale.objectives import AutoregressiveWrapper
 
 @torch.no_grad()
 def export_llama(model: LoadedModel, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write `config.json`, the weights, and for a model with a tokenizer `tokenizer.json` and its configuration.
+    """Write the weights and their configurations, and for a model with a tokenizer `tokenizer.json` with its own.
 
     `transformers.LlamaForCausalLM.from_pretrained(directory)` computes the same logits. `AutoTokenizer` gives
     the ids that the model was trained on, pads on the left with the end token, and so does `generate` with what has
@@ -44,8 +45,18 @@ def export_llama(model: LoadedModel, directory: str | Path, *, shard_bytes: int 
     with written_whole(Path(directory)) as writing:
         save_weights(writing, _rename(net), "model", shard_bytes)
         (writing / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        how = {**special, **_sampling(model.info.decode.decoding)}
+        (writing / "generation_config.json").write_text(json.dumps(how, indent=2) + "\n")
         if model.tokenizer is not None:
             save_text_tokenizer(model.tokenizer, end_token, net.max_seq_len, writing)
+
+
+def _sampling(decoding: SamplerConfig) -> dict[str, Any]:
+    """What `transformers` calls the settings of decoding; texts that stop it are not among its files."""
+    if decoding.temperature == 0:
+        return {"do_sample": False}
+    filters = {"top_k": decoding.top_k or 0, "top_p": 1.0 if decoding.top_p is None else decoding.top_p}
+    return {"do_sample": True, "temperature": decoding.temperature, **filters}
 
 
 def _refusals(net: TransformerWrapper) -> list[tuple[bool, str]]:

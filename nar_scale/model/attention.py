@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from nar_scale.model.kv_cache import KeyValueCache
@@ -81,9 +80,9 @@ class Attention(nn.Module):
             `[batch, n, dim]` and, if asked for, the squared logsumexp summed over heads, `[batch, n]`.
         """
         source = x if context is None else context
-        queries = self.query_norm(rearrange(self.to_queries(x), "b n (h d) -> b h n d", h=self.heads))
-        keys = self.key_norm(rearrange(self.to_keys(source), "b n (h d) -> b h n d", h=self.kv_heads))
-        values = rearrange(self.to_values(source), "b n (h d) -> b h n d", h=self.kv_heads)
+        queries = self.query_norm(self._by_head(self.to_queries(x), self.heads))
+        keys = self.key_norm(self._by_head(self.to_keys(source), self.kv_heads))
+        values = self._by_head(self.to_values(source), self.kv_heads)
         if angles is not None:
             queries, keys = rotate(queries, *angles), rotate(keys, *angles)
         if cache is not None:
@@ -96,7 +95,11 @@ class Attention(nn.Module):
         if with_z_loss:
             by_head = self._squared_log_partition(queries, keys, mask, is_causal)
             z_loss = sequence_parallel.to_tokens(by_head[..., None]).sum(dim=(1, 3))
-        return self.to_out(rearrange(out, "b h n d -> b n (h d)")), z_loss
+        return self.to_out(out.transpose(1, 2).flatten(2)), z_loss
+
+    def _by_head(self, x: Tensor, heads: int) -> Tensor:
+        """`[batch, n, heads * dim_head]` as `[batch, heads, n, dim_head]`."""
+        return x.unflatten(2, (heads, self.dim_head)).transpose(1, 2)
 
     def _attend(self, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | Any, is_causal: bool) -> Tensor:
         grouped = keys.shape[1] != queries.shape[1]

@@ -12,6 +12,7 @@ from nar_scale.model.layers import Linear
 
 CHUNK_SIZE = 2**26
 """Logits that exist at a time, unless told otherwise: 256 MiB in float32."""
+_FEW, _LARGE = 8, 4096  # tokens, and tokens of a vocabulary
 
 
 class Head(Linear):
@@ -58,7 +59,20 @@ class Head(Linear):
         return torch.cat([checkpoint(run, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
     def _project(self, embeddings: Tensor) -> Tensor:
-        logits = super().forward(embeddings if self.input_scale == 1 else embeddings * self.input_scale)
+        logits = self._product(embeddings)
         if self.excluded is not None:
             logits[..., self.excluded] = -torch.inf
         return logits
+
+    def _product(self, embeddings: Tensor) -> Tensor:
+        embeddings = embeddings if self.input_scale == 1 else embeddings * self.input_scale
+        if self._wide_for(embeddings):
+            # the other way round the weight is not packed first, which takes longer than the product itself
+            return (self.weight @ embeddings.flatten(0, -2).T).T.contiguous().view(*embeddings.shape[:-1], -1)
+        return super().forward(embeddings)
+
+    def _wide_for(self, embeddings: Tensor) -> bool:
+        """Whether this is a step of decoding on a CPU: few tokens and a large vocabulary (benchmarks/RESULTS.md)."""
+        if torch.is_grad_enabled() or embeddings.device.type != "cpu" or self.out_features < _LARGE:
+            return False
+        return 1 < embeddings[..., 0].numel() <= _FEW

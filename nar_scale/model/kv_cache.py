@@ -115,8 +115,8 @@ class KeyValueCache(nn.Module):
             self.register_buffer(name, buffer, persistent=False)
         buffer = cast(Tensor, self._buffers[name])
         if self.aligned:
-            buffer[:, :, self.longest : end] = new
+            buffer.narrow(2, self.longest, end - self.longest).copy_(new)
         else:
             index = (self.lengths[:, None] + torch.arange(new.shape[2], device=new.device))[:, None, :, None]
             buffer.scatter_(2, index.expand_as(new), new)
-        return buffer if end == self.capacity else buffer[:, :, :end]
+        return buffer if end == self.capacity else buffer.narrow(2, 0, end)

@@ -108,18 +108,23 @@ class Rotary(nn.Module):
         self.interpolation_factor = interpolation_factor
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines for int64 positions `[..., n]`, each float32 `[..., n, dim / 2]`."""
+        """Cosines and sines for int64 positions `[..., n]`, each float32 `[..., n, dim]`.
+
+        Both halves have the same angles, and the sines of the first are negative: factors of what `rotate` adds.
+        """
         exponents = torch.arange(0, self.dim, 2, device=positions.device, dtype=torch.float32) / self.dim
         angles = (positions / self.interpolation_factor)[..., None].float() * self.theta**-exponents
-        return angles.cos(), angles.sin()
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the channel pairs (i, i + r) of `[batch, heads, n, dim_head]` by their angles `[..., n, r]`.
+    """Rotate the channel pairs (i, i + r) of `[batch, heads, n, dim_head]` by what `Rotary.angles` gives for them.
 
     Channels from 2r on stay as they are.
     """
-    pairs = cos.shape[-1]
-    first, second, rest = x.float().split((pairs, pairs, x.shape[-1] - 2 * pairs), dim=-1)
-    rotated = torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
-    return rotated.type_as(x)
+    rotated, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
+    rotated = rotated.float()
+    # one after the other for both halves: (first cos - second sin, second cos + first sin)
+    rotated = (rotated * cos + rotated.roll(cos.shape[-1] // 2, dims=-1) * sin).type_as(x)
+    return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nar_scale.decoding import Unmasked, unmask
+from nar_scale.config import ConfidenceDecoding, RandomDecoding, SamplerConfig
+from nar_scale.decoding import Filters, Sampler, Unmasked, Watch
 from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Noise
 from nar_scale.model import WHOLE, KeyValueCache, SequenceParallelContext, TransformerWrapper
+from nar_scale.objectives.denoising import GuidedNetwork, first_end, unmask_blocks, watch_tokens
 from nar_scale.objectives.non_autoregressive import NonAutoregressiveWrapper
+from nar_scale.objectives.objective import Samples
 
 
 class BlockDiffusionWrapper(NonAutoregressiveWrapper):
@@ -40,6 +43,8 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         ConfigError: arguments that contradict each other.
     """
 
+    samples_padded = False  # padding would share a block with tokens
+
     def __init__(self, net: TransformerWrapper, *, mask_id: int, block_size: int, **options: Any):
         if block_size < 1 or net.max_seq_len % block_size:
             raise ConfigError(f"max_seq_len {net.max_seq_len} is not a multiple of block_size {block_size}")
@@ -52,14 +57,35 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         self.parts = net.max_seq_len // block_size
         self.copies = 1 if self.parts == 1 else 2
 
+    def sample(
+        self,
+        given: Tensor,
+        decoding: SamplerConfig,
+        noise: Noise,
+        *,
+        length: int | None = None,
+        lengths: Tensor | None = None,
+        classes: Tensor | None = None,
+        end_token: int | None = None,
+        callback: Callable[[Tensor, int], None] | None = None,
+    ) -> Samples:
+        """Fill in the masks of sequences of one length, up to the end token, if nothing is given behind it."""
+        if lengths is not None:
+            raise ValueError("block diffusion takes sequences of one length together; leave lengths out")
+        watch = watch_tokens(callback)
+        tokens, calls = self._fill_in(given, decoding, noise, classes=classes, end_token=end_token, callback=watch)
+        ended = [] if end_token is None else first_end(given == self.mask_id, tokens, end_token).tolist()
+        rows = tokens.tolist()
+        return Samples([row[:end] for row, end in zip(rows, ended)] if ended else rows, calls.tolist())
+
     def _check_generation(
-        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float, compile: bool
+        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, compile: bool
     ) -> None:
         if compile and self.parts > 1:
             raise ValueError("block diffusion runs uncompiled: the keys that it keeps grow; leave compile out")
         if documents is not None and self.parts > 1:
             raise ValueError("block diffusion generates one document a sequence; leave documents out")
-        super()._check_generation(tokens, classes, documents, guidance_scale, compile)
+        super()._check_generation(tokens, classes, documents, compile)
 
     def _by_block(self, values: Tensor) -> Tensor:
         """Values `[batch, n]` with a row for each block, `[batch * parts, block_size]`."""
@@ -102,30 +128,42 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         masked, true = self.embed(both, None, classes, **{**net_kwargs, **twice}, rule=rule).split(stripe, dim=1)
         return masked, true
 
-    def _unmask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Unmasked:
-        """Unmask block after block, each with an equal part of the `steps` network calls, but at least one."""
-        noise: Noise = options.pop("noise")
-        steps = max(1, options.pop("steps") // self.parts)
-        if steps == 1:
-            options["sampler"] = "random"  # `confidence` would have temperature 0 in its only step
-        cache = KeyValueCache(tokens.shape[1])
-        calls = torch.zeros_like(tokens[:, 0])
-        finished: list[Tensor] = []
-        for number, block in enumerate(tokens.split(self.block_size, dim=1)):
-            past = cache.longest
+    def _unmask(
+        self,
+        tokens: Tensor,
+        network: Callable[..., GuidedNetwork],
+        sampler: Callable[[SamplerConfig], Sampler],
+        decoding: SamplerConfig,
+        noise: Noise,
+        callback: Watch | None,
+        end_token: int | None,
+    ) -> Unmasked:
+        """Unmask block after block, each with an equal part of the network calls, but at least one."""
+        decoding = _for_a_block(decoding, self.parts)
+        n = tokens.shape[1]
+        smallest = tokens[:, (n - 1) // self.block_size * self.block_size :]
+        cache = KeyValueCache(n + self.block_size)  # a block has shadows with some samplers
+        return unmask_blocks(
+            network(smallest, cache=cache),
+            tokens,
+            self.block_size,
+            sampler(decoding),
+            Filters(self.mask_id, decoding.top_k, decoding.top_p),
+            noise,
+            temperature=decoding.temperature,
+            end_token=end_token,
+            callback=callback,
+        )
 
-            def predict_block(tokens: Tensor, embeddings: Tensor | None, past: int = past) -> tuple[Tensor, Tensor]:
-                cache.truncate(past)  # drop the keys and values of the block as it was in the previous call
-                return predict(tokens, embeddings, cache=cache)
 
-            result = unmask(predict_block, block, steps=steps, noise=noise.derive(number), **options)
-            finished.append(result.tokens)
-            calls += result.network_calls
-            if past + block.shape[1] < tokens.shape[1]:
-                cache.truncate(past)  # for the keys and values of the finished block
-                predict(result.tokens, None, cache=cache, causal=self.net.causal)
-                calls += 1
-        return Unmasked(torch.cat(finished, dim=1), calls)
+def _for_a_block(decoding: SamplerConfig, parts: int) -> SamplerConfig:
+    steps = getattr(decoding, "steps", None)
+    if steps is None:
+        return decoding
+    steps = max(1, steps // parts)
+    if steps == 1 and isinstance(decoding, ConfidenceDecoding):  # which would have temperature 0 in its only step
+        return RandomDecoding.model_validate({**decoding.model_dump(), "sampler": "random", "steps": 1})
+    return decoding.model_copy(update={"steps": steps})
 
 
 def masked_then_true(stripe: int, block_size: int, causal: bool = False) -> Callable[[Tensor, Tensor], Tensor]:

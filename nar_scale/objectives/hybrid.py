@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -135,6 +136,7 @@ class HybridWrapper(Objective):
         return_prompt: bool = True,
         noise: Noise | None = None,
         return_network_calls: bool = False,
+        callback: Callable[[Tensor, int], None] | None = None,
     ) -> Tensor | Continued:
         """Continue prompts by up to `seq_len` tokens, by drafts of blocks that the network verifies itself.
 
@@ -156,6 +158,8 @@ class HybridWrapper(Objective):
             return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
             return_network_calls: also return the network calls in which each sequence grew.
+            callback: is called after each network call with what has been generated so far, int64
+                `[batch, seq_len]`, and the number of the call, from 1.
 
         Returns:
             int64 `[batch, n + seq_len]`, without the prompt `[batch, seq_len]`; with `return_network_calls`
@@ -185,6 +189,7 @@ class HybridWrapper(Objective):
                 filters=chosen_filters(filter_logits_fn),
                 eos_token=eos_token,
                 pad_value=self.autoregressive.pad_value,
+                callback=callback,
             )
         single = isinstance(prompts, Tensor) and prompts.ndim == 1
         tokens, calls = result
@@ -205,16 +210,23 @@ class HybridWrapper(Objective):
         noise: Noise,
         *,
         length: int | None = None,
+        lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
+        callback: Callable[[Tensor, int], None] | None = None,
     ) -> Samples:
         """Continue prompts, all of one length; see `Objective`. Samplers that fill in masks do so block by block."""
+        if lengths is not None:
+            raise ValueError("a hybrid takes prompts of one length together; leave lengths out")
         if isinstance(decoding, LeftToRightDecoding):
-            return self.autoregressive.sample(given, decoding, noise, length=length, end_token=end_token)
+            return self.autoregressive.sample(
+                given, decoding, noise, length=length, end_token=end_token, callback=callback
+            )
         room = (length or self.max_seq_len) - given.shape[1]
         if not isinstance(decoding, SelfSpeculativeDecoding):
             masks = given.new_full((len(given), room), self.mask_id)
-            filled = self.diffusion.sample(torch.cat((given, masks), dim=1), decoding, noise)
+            whole = torch.cat((given, masks), dim=1)
+            filled = self.diffusion.sample(whole, decoding, noise, end_token=end_token, callback=callback)
             tokens = [_until(row[given.shape[1] :], end_token) for row in filled.tokens]
             return Samples(tokens, filled.network_calls)
         result = self.generate(
@@ -226,6 +238,7 @@ class HybridWrapper(Objective):
             filter_logits_fn=eligible(decoding.top_k, decoding.top_p),
             return_prompt=False,
             noise=noise,
+            callback=callback,
             return_network_calls=True,
         )
         continued, network_calls = cast(Continued, result)

@@ -16,7 +16,7 @@ from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import TransformerWrapper
-from nar_scale.objectives.objective import Objective, Samples, evaluating
+from nar_scale.objectives.objective import Objective, Samples, evaluating, without_padding
 
 FilterChoice = str | LogitFilter | Sequence[LogitFilter] | None
 
@@ -33,12 +33,13 @@ class LeftToRightGenerator(Objective):
     net: TransformerWrapper
     max_seq_len: int
     pad_value: int
+    samples_padded = True
 
     @torch.no_grad()
     def generate(
         self,
         prompts: Tensor | list[Tensor],
-        seq_len: int,
+        seq_len: int | Tensor,
         eos_token: int | None = None,
         temperature: float = 1.0,
         prompt_lens: Tensor | None = None,
@@ -60,7 +61,7 @@ class LeftToRightGenerator(Objective):
 
         Args:
             prompts: int64 `[batch, n]` or `[n]`, or a list of `[n_i]` of different lengths.
-            seq_len: tokens to generate for each prompt, at most.
+            seq_len: tokens to generate for each prompt, at most; or int64 `[batch]`, a number for each.
             eos_token: ends a sequence; what follows it is `pad_value`.
             temperature: divides the logits; 0 for the most probable token at each step.
             prompt_lens: int64 `[batch]`, true lengths of prompts that are padded on the right.
@@ -72,31 +73,28 @@ class LeftToRightGenerator(Objective):
             cache_kv: keep keys and values of earlier tokens.
             return_prompt: return the prompt too, when it is a tensor without `prompt_lens`.
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
-            compile: run each step but the first through `torch.compile`, on GPUs as one CUDA graph; the first call for
-                a number of prompts and a length, rounded up to a multiple of 64, then takes up to minutes.
-            callback: is called after each step with what has been generated so far, int64 `[batch, n]`, `pad_value`
-                after ends, and the number of the step, from 1.
+            compile: run steps through `torch.compile`, on GPUs as CUDA graphs; the first call for a number of prompts
+                and a length, rounded up to a multiple of 64, then takes up to minutes.
+            callback: is called after each step with what has been generated, int64 `[batch, n]`, and its number from 1.
             draft: a smaller model with the same vocabulary, or `prompt_lookup` for what followed the last tokens where
-                they stood before: drafts of several tokens are then verified in one call, which leaves the distribution
-                as it is (speculative sampling, arXiv:2211.17192), and with `prompt_lookup` the tokens too.
+                they stood before; drafts are verified in one call, which leaves the distribution as it is, and with
+                `prompt_lookup` the tokens too (arXiv:2211.17192).
             draft_tokens: tokens of a draft.
             return_network_calls: also return the network calls in which each sequence grew.
             conditions: further arguments of the network, with a row for each prompt: `context` and `context_mask`, and
                 `prepend_embeds` as in `forward`, which are not returned.
 
         Returns:
-            int64 `[batch, n + seq_len]` (shorter if all sequences have ended), without the prompt
-            `[batch, seq_len]`; and with `return_network_calls` int64 `[batch]`.
+            int64 `[batch, n + seq_len]`, without the prompt `[batch, seq_len]`, or shorter; and the calls, `[batch]`.
 
         Raises:
-            ValueError: no prompt, an empty one or one with tokens that are not in the vocabulary, a negative
-                temperature, conditions that do not fit, or options that exclude each other.
+            ValueError: prompts, lengths, a temperature or conditions that do not fit, or options that exclude others.
         """
-        if compile and not cache_kv:
-            raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
-        check_sampling(seq_len, temperature)
-        given = self._prompts(prompts, prompt_lens)
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
+        _check_combination(compile, cache_kv, draft is not None, bool(amateurs))
+        given = self._prompts(prompts, prompt_lens)
+        longest, seq_lens = _limits(seq_len, len(given.tokens), plain=not compile and draft is None)
+        check_sampling(longest, temperature)
         settings: dict[str, Any] = {
             "noise": noise or Noise.draw(len(given.tokens), given.tokens.device),
             "temperature": temperature,
@@ -106,26 +104,16 @@ class LeftToRightGenerator(Objective):
             "conditions": conditions,
             "callback": callback,
         }
-        calls = None
         if draft is None:
-            with evaluating(self, *(model for model, _ in amateurs)):
-                rivals = [(_net(model), settings) for model, settings in amateurs]
-                settings |= {"amateurs": rivals, "use_cache": cache_kv, "compile": compile}
-                generated = continue_prompts(self.net, given, seq_len, **settings)
-        else:
-            if amateurs or compile or not cache_kv:
-                raise ValueError("draft goes without amateur_model and compile, and with cache_kv; leave one out")
-            model = self._draft_model(draft, draft_tokens)
-            with evaluating(self, *([] if model is None else [model])):
-                generated, calls = speculate(
-                    self.net, given, seq_len, draft=model, draft_tokens=draft_tokens, **settings
-                )
-        if calls is None and return_network_calls:
+            settings |= {"amateurs": amateurs, "use_cache": cache_kv, "compile": compile}
+            with evaluating(self, *(amateur for amateur, _ in amateurs)):
+                generated = continue_prompts(self.net, given, longest, seq_lens=seq_lens, **settings)
             calls = _lengths(generated, eos_token)
+        else:
+            generated, calls = self._from_drafts(given, longest, draft, draft_tokens, settings)
         if return_prompt and isinstance(prompts, Tensor) and prompt_lens is None:
             generated = torch.cat((given.tokens, generated), dim=1)
-        if _is_single(prompts):
-            generated, calls = generated[0], None if calls is None else calls[0]
+        generated, calls = (generated[0], calls[0]) if _is_single(prompts) else (generated, calls)
         return (generated, calls) if return_network_calls else generated
 
     @torch.no_grad()
@@ -193,28 +181,40 @@ class LeftToRightGenerator(Objective):
         noise: Noise,
         *,
         length: int | None = None,
+        lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
+        callback: Callable[[Tensor, int], None] | None = None,
     ) -> Samples:
-        """Continue prompts, all of one length; see `Objective`."""
+        """Continue prompts; see `Objective`."""
         if decoding.sampler != "left_to_right":
             raise ConfigError(f"the sampler {decoding.sampler} is not for autoregressive models")
+        room = (length or self.max_seq_len) - (given.shape[1] if lengths is None else lengths)
         generated, calls = self.generate(
             given,
-            (length or self.max_seq_len) - given.shape[1],
+            room,
+            prompt_lens=lengths,
             eos_token=end_token,
             temperature=decoding.temperature,
             filter_logits_fn=eligible(decoding.top_k, decoding.top_p),
             return_prompt=False,
             noise=noise,
             return_network_calls=True,
+            callback=callback,
         )
-        lengths = _lengths(generated, end_token).tolist()
-        tokens = [row[:length] for row, length in zip(generated.tolist(), lengths)]
-        return Samples([row[:-1] if row[-1:] == [end_token] else row for row in tokens], calls.tolist())
+        tokens = without_padding(generated, _lengths(generated, end_token).clamp(max=room))
+        ended = [row[:-1] if row[-1:] == [end_token] else row for row in tokens]
+        return Samples(ended, calls.clamp(max=room).tolist())
 
     def _prompts(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> Prompts:
         return Prompts.of(prompts, lengths, self.net.num_tokens, self.net.token_emb.weight.device)
+
+    def _from_drafts(
+        self, given: Prompts, seq_len: int, draft: nn.Module | str, draft_tokens: int, settings: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        net = self._draft_model(draft, draft_tokens)
+        with evaluating(self, *([] if net is None else [net])):
+            return speculate(self.net, given, seq_len, draft=net, draft_tokens=draft_tokens, **settings)
 
     def _draft_model(self, draft: nn.Module | str, draft_tokens: int) -> TransformerWrapper | None:
         if draft_tokens < 1:
@@ -248,6 +248,17 @@ def chosen_filters(which: FilterChoice, settings: dict[str, Any] | None = None) 
     return [] if which is None else [partial(get_filter(which), **(settings or {}))]
 
 
+def _limits(seq_len: int | Tensor, batch: int, plain: bool) -> tuple[int, Tensor | None]:
+    """The tokens to generate at most, and int64 `[batch]` for each prompt if they differ."""
+    if not isinstance(seq_len, Tensor):
+        return seq_len, None
+    if seq_len.shape != (batch,) or bool((seq_len < 0).any()):
+        raise ValueError(f"seq_len {seq_len.tolist()} is not a number of tokens for each of {batch} prompts")
+    if not plain:
+        raise ValueError("a seq_len for each prompt is for generation without compile and without a draft")
+    return int(seq_len.max()), seq_len
+
+
 def check_sampling(seq_len: int, temperature: float) -> None:
     """Refuse what no sequence can be sampled with.
 
@@ -266,6 +277,13 @@ def _lengths(generated: Tensor, end_token: int | None) -> Tensor:
     return (ends.cumsum(dim=1) - ends == 0).sum(dim=1)
 
 
+def _check_combination(compile: bool, cache_kv: bool, drafts: bool, amateurs: bool) -> None:
+    if compile and not cache_kv:
+        raise ValueError("compiled steps keep keys and values; leave cache_kv on or compile off")
+    if drafts and (amateurs or compile or not cache_kv):
+        raise ValueError("draft goes without amateur_model and compile, and with cache_kv; leave one out")
+
+
 def _is_single(prompts: Tensor | list[Tensor]) -> bool:
     return isinstance(prompts, Tensor) and prompts.ndim == 1
 
@@ -276,11 +294,11 @@ def _net(model: nn.Module) -> TransformerWrapper:
 
 def _pair(
     models: nn.Module | Sequence[nn.Module] | None, settings: dict[str, float] | Sequence[dict[str, float]] | None
-) -> list[tuple[nn.Module, dict[str, float]]]:
+) -> list[tuple[TransformerWrapper, dict[str, float]]]:
     if models is None:
         return []
     models = [models] if isinstance(models, nn.Module) else list(models)
     settings = [settings or {}] * len(models) if settings is None or isinstance(settings, dict) else list(settings)
     if len(models) != len(settings):
         raise ValueError(f"{len(models)} amateur models but {len(settings)} contrastive_decode_kwargs")
-    return list(zip(models, settings))
+    return [(_net(model), each) for model, each in zip(models, settings)]

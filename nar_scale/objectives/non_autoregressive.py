@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_scale.config import ConfidenceDecoding, RandomDecoding, SamplerConfig
 from nar_scale.data import Batch
-from nar_scale.decoding import Sampler, Unmasked, unmask
 from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Masking, Noise, choose_masked, get_schedule, mask_tokens, masked_counts
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
-from nar_scale.objectives.critic import critic_loss, draw_answers
-from nar_scale.objectives.denoiser import Denoiser
-from nar_scale.objectives.documents import check_documents, within_documents
-from nar_scale.objectives.objective import Samples, evaluating
+from nar_scale.objectives.denoising import Unmasker, critic_loss, draw_answers
+from nar_scale.objectives.documents import check_documents
 from nar_scale.objectives.predicted import PredictedTokens, losses_by_masked_fraction, slots_for
 from nar_scale.objectives.terms import Losses, LossTerms, length_mask, on_device, require, sequence_moments
 
 # streams of one sequence's noise; `mask_tokens` derives its own below the first
 MASK, _SELF_CONDITION, _CRITIC, _DROP_CONDITION = range(100, 104)
-_FILTER_THRES = 0.7  # of x-transformers
 
 
-class NonAutoregressiveWrapper(Denoiser):
+class NonAutoregressiveWrapper(Unmasker):
     """Trains an `Encoder` to predict masked tokens and generates by unmasking step by step.
 
     Mask-Predict (arXiv:1904.09324) and MaskGIT (arXiv:2202.04200); with the MDLM weight (arXiv:2406.07524)
@@ -59,6 +53,8 @@ class NonAutoregressiveWrapper(Denoiser):
     Raises:
         ConfigError: arguments that contradict each other.
     """
+
+    samples_padded = True
 
     def __init__(
         self,
@@ -193,127 +189,6 @@ class NonAutoregressiveWrapper(Denoiser):
         total = critic_loss if only_train_critic and critic_loss is not None else terms.total()
         return Losses(total, generator_loss, critic_loss)
 
-    @torch.no_grad()
-    def generate(
-        self,
-        batch_size: int | None = None,
-        start_temperature: float = 1.0,
-        filter_thres: float = _FILTER_THRES,
-        noise_level_scale: float = 1.0,
-        *,
-        prompt: Tensor | None = None,
-        sampler: Sampler = "confidence",
-        steps: int | None = None,
-        noise: Noise | None = None,
-        classes: Tensor | None = None,
-        documents: Tensor | None = None,
-        guidance_scale: float = 1.0,
-        return_network_calls: bool = False,
-        compile: bool = False,
-        **net_kwargs: Any,
-    ) -> Tensor | Unmasked:
-        """Fill in masks, all of a sequence or those of `prompt`.
-
-        Args:
-            batch_size: number of sequences; None for one, without batch dimension.
-            start_temperature: of the first step; with the `confidence` sampler it falls linearly to 0.
-            filter_thres: keeps the `ceil((1 - filter_thres) * num_tokens)` most probable tokens at each position.
-            noise_level_scale: scale of the Gumbel noise on a critic's logits.
-            prompt: int64 `[batch, n]` or `[n]` with `mask_id` where tokens are wanted; the others stay as they are.
-            sampler: `confidence` or `random`, see `nar_scale.decoding.unmask`.
-            steps: network calls, instead of the wrapper's number.
-            noise: the source of all randomness; if None, it is drawn from torch's default generator.
-            classes: int64 `[batch]`, with `num_classes`.
-            documents: int64, of the shape of `prompt`, to fill in several documents at once; as in `forward`.
-            guidance_scale: how far logits go from the unconditional ones in the direction of the conditional ones:
-                1 for the conditional, 0 for the unconditional (arXiv:2207.12598, with scale 1 + w). With other values
-                than 1, each network call has twice the sequences.
-            return_network_calls: return `Unmasked`.
-            compile: run the network through `torch.compile`, which takes up to minutes for each new shape.
-            net_kwargs: further arguments of the network.
-
-        Returns:
-            int64 `[batch_size, max_seq_len]` or, for one sequence, `[max_seq_len]`; never a mask token.
-
-        Raises:
-            ValueError: a prompt longer than `max_seq_len`; classes that are missing, not expected or unknown; guidance
-                without a condition; documents that do not fit the prompt; documents or `compile` with
-                block diffusion.
-        """
-        device = self.net.token_emb.weight.device
-        single = batch_size is None if prompt is None else prompt.ndim == 1
-        if prompt is None:
-            prompt = torch.full((batch_size or 1, self.max_seq_len), self.mask_id, device=device)
-        tokens = prompt.to(device).view(-1, prompt.shape[-1])
-        classes = None if classes is None else classes.to(device).view(-1)
-        documents = None if documents is None else documents.to(device).view(-1, documents.shape[-1])
-        self._check_generation(tokens, classes, documents, guidance_scale, compile)
-        if documents is not None:
-            net_kwargs = self._within(documents, net_kwargs)
-        noise = noise or Noise.draw(len(tokens), device)
-        judge = partial(self.critic_logits, classes=classes, **net_kwargs)
-        with evaluating(self):
-            result = self._unmask(
-                tokens,
-                self.guided(guidance_scale, classes, net_kwargs, compile),
-                schedule=self.schedule,
-                mask_id=self.mask_id,
-                steps=self.steps if steps is None else steps,
-                noise=noise,
-                sampler=sampler,
-                start_temperature=start_temperature,
-                filter_thres=filter_thres,
-                can_mask_prev_unmasked=self.can_mask_prev_unmasked,
-                critic=judge if self.token_critic is not None else None,
-                noise_level_scale=noise_level_scale,
-            )
-        if single:
-            result = Unmasked(result.tokens[0], result.network_calls[0])
-        return result if return_network_calls else result.tokens
-
-    def sample(
-        self,
-        given: Tensor,
-        decoding: SamplerConfig,
-        noise: Noise,
-        *,
-        length: int | None = None,
-        classes: Tensor | None = None,
-        end_token: int | None = None,
-    ) -> Samples:
-        """Fill in the masks of sequences of one length; see `Objective`."""
-        if not isinstance(decoding, ConfidenceDecoding | RandomDecoding):
-            raise ConfigError(f"the sampler {decoding.sampler} is not for non-autoregressive models")
-        kept = self.net.num_tokens if decoding.top_k is None else decoding.top_k
-        result = self.generate(
-            prompt=given,
-            start_temperature=decoding.temperature,
-            filter_thres=max(0.0, 1 - kept / self.net.num_tokens),
-            sampler=decoding.sampler,
-            steps=given.shape[1] if decoding.steps is None else decoding.steps,
-            noise=noise,
-            classes=classes,
-            guidance_scale=decoding.guidance,
-            return_network_calls=True,
-        )
-        tokens, network_calls = cast(Unmasked, result)
-        return Samples(tokens.tolist(), network_calls.tolist())
-
-    def _check_generation(
-        self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, guidance_scale: float, compile: bool
-    ) -> None:
-        if tokens.shape[1] > self.max_seq_len:
-            raise ValueError(f"the prompt has {tokens.shape[1]} tokens, but max_seq_len is {self.max_seq_len}")
-        if guidance_scale != 1 and not self.conditional:
-            raise ValueError("guidance_scale needs a condition: num_classes or prefix_length")
-        if classes is not None:
-            self.check_classes(classes.cpu(), len(tokens))
-        if documents is not None:
-            check_documents(documents, tokens, None)
-
-    def _unmask(self, tokens: Tensor, predict: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Unmasked:
-        return unmask(predict, tokens, **options)
-
     def _noise(self, batch: Batch, seed: int) -> Noise:
         return Noise.of_samples(seed, batch.epochs, batch.sample_ids, batch.positions)
 
@@ -334,11 +209,6 @@ class NonAutoregressiveWrapper(Denoiser):
         if self.prefix_length:
             maskable = maskable & (torch.arange(present.shape[1], device=present.device) >= self.prefix_length)
         return maskable
-
-    def _within(self, documents: Tensor, net_kwargs: dict[str, Any]) -> dict[str, Any]:
-        if self.prefix_length:
-            raise ValueError("documents and prefix_length exclude each other; pack one document into a sample")
-        return within_documents(self.net, documents, net_kwargs)
 
     def _masked_counts(self, maskable: Tensor, noise: Noise) -> Tensor:
         """How many tokens `_mask_tokens` masks in each of its rows."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -29,6 +29,12 @@ class Samples(NamedTuple):
     network_calls: list[int]
 
 
+def without_padding(tokens: Tensor, lengths: Tensor | None) -> list[list[int]]:
+    """Rows of tokens, int64 `[batch, n]`, each of its own length, int64 `[batch]`; None for whole rows."""
+    counts = [tokens.shape[1]] * len(tokens) if lengths is None else lengths.tolist()
+    return [row[:count] for row, count in zip(tokens.tolist(), counts)]
+
+
 class Objective(nn.Module, ABC):
     """A network with the loss that it is trained with and the way it generates: the base class of the wrappers.
 
@@ -41,6 +47,7 @@ class Objective(nn.Module, ABC):
         max_seq_len: tokens of the longest sequence.
         mask_id: the token that stands for an unknown one, or None for a model that has none.
         num_classes: number of classes that the model is conditional on, or None.
+        samples_padded: whether `sample` takes sequences of different lengths together.
         fills_gaps: whether `sample` fills in masks; otherwise it continues prompts.
         bound_term: which loss term is an upper bound on an exact first one, if any is.
         copies: how often each token of the data passes the network in training.
@@ -51,6 +58,7 @@ class Objective(nn.Module, ABC):
     max_seq_len: int
     mask_id: int | None = None
     num_classes: int | None = None
+    samples_padded: bool = False
     fills_gaps: bool = False
     bound_term: int | None = None
     copies: int = 1
@@ -124,8 +132,10 @@ class Objective(nn.Module, ABC):
         noise: Noise,
         *,
         length: int | None = None,
+        lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
+        callback: Callable[[Tensor, int], None] | None = None,
     ) -> Samples:
         """Generate a batch of sequences, each the same in any batch.
 
@@ -134,12 +144,18 @@ class Objective(nn.Module, ABC):
             decoding: how to sample; its stop texts are for those who know the tokenizer.
             noise: the source of all randomness, a stream for each sequence.
             length: tokens of a sequence with its prompt, of a model that generates left to right; None for the longest.
+            lengths: int64 `[batch]`, true lengths of sequences that are padded on the right with any token; None where
+                none is. A sequence comes out as without padding.
             classes: int64 `[batch]`, of a model with `num_classes`.
             end_token: ends a sequence of a model that generates left to right.
+            callback: is called after each network call with the tokens, int64 `[batch, n]`, and the number of the call,
+                from 1. Masked tokens are `mask_id`; of a model that generates left to right, the tokens are those that
+                follow the prompts.
 
         Raises:
             ConfigError: a sampler or a setting that is not for this kind of model.
-            ValueError: sequences that are too long, or a class that the model does not have.
+            ValueError: sequences that are too long, `lengths` for a model without `samples_padded`, or a class that the
+                model does not have.
         """
 
     @abstractmethod

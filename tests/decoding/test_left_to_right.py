@@ -4,6 +4,7 @@ from itertools import combinations, product
 import pytest
 import torch
 
+from nar_scale.decoding import eligible, predictor, top_k, top_p
 from nar_scale.errors import ConfigError
 from nar_scale.model import Decoder
 from nar_scale.objectives import AutoregressiveWrapper
@@ -258,3 +259,82 @@ def test_a_context_conditions_generation_and_follows_its_beams():
         rows = slice(row, row + 1)
         alone = wrapper.beam_search(prompts[rows], 6, beams=3, context=context[rows], context_mask=mask[rows])
         assert torch.equal(alone, beams[rows])
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_sequences_that_have_ended_leave_the_batch_and_change_nothing(monkeypatch, compile, temperature):
+    """Each comes out as alone, and the network sees fewer and fewer of them unless it is compiled for their number."""
+    monkeypatch.setattr(predictor, "compiled_step", lambda step, on_gpu: step)
+    wrapper, prompts, noise = small_ar(net={"max_seq_len": 60}), prompts_of([5, 1, 9, 3, 5, 2, 7, 4]), requests(8)
+    settings = {"seq_len": 40, "temperature": temperature, "filter_logits_fn": None, "compile": compile}
+    free = wrapper.generate(prompts, noise=noise, **settings)
+    eos = int(free[:, 3:].flatten().mode().values)
+    seen = []
+    wrapper.net.register_forward_pre_hook(lambda net, arguments: seen.append(len(arguments[0])))
+    ours, calls = wrapper.generate(prompts, noise=noise, eos_token=eos, return_network_calls=True, **settings)
+    for row, alone in enumerate(free.tolist()):
+        length = alone.index(eos) + 1 if eos in alone else 40
+        assert ours[row, :length].tolist() == alone[:length]
+        assert not ours[row, length:].any()
+        assert int(calls[row]) == length
+    sizes = sorted(set(seen), reverse=True)
+    assert seen == sorted(seen, reverse=True)
+    assert sizes == [8] if compile else len(sizes) > 2
+
+
+def test_a_callback_sees_the_tokens_of_every_step():
+    wrapper, prompts, seen = small_ar(), prompts_of(), []
+    ours = wrapper.generate(
+        prompts, 6, noise=requests(5), callback=lambda *step: seen.append((step[0].clone(), step[1]))
+    )
+    assert [call for _, call in seen] == [1, 2, 3, 4, 5, 6]
+    for tokens, call in seen:
+        assert torch.equal(tokens, ours[:, :call])
+
+
+def test_several_filters_apply_one_after_another():
+    wrapper, prompts, noise = small_ar(), random_tokens(50, 3), requests(50)
+    settings = {"seq_len": 6, "noise": noise, "temperature": 2.0}
+    both = wrapper.generate(prompts, filter_logits_fn=eligible(3, 0.5), **settings)
+    by_hand = wrapper.generate(prompts, filter_logits_fn=lambda logits: top_p(top_k(logits, k=3), 0.5), **settings)
+    for ours in (both, by_hand):
+        logits = wrapper.net(ours[:, :-1])[:, 2:]
+        kept = top_p(top_k(logits, k=3), 0.5).gather(2, ours[:, 3:, None])
+        assert kept.isfinite().all()
+    assert torch.equal(
+        wrapper.generate(prompts, filter_logits_fn=eligible(None, None), **settings),
+        wrapper.generate(prompts, filter_logits_fn=None, **settings),
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "named"),
+    [
+        ([], {}, ["list of prompts is empty"]),
+        (torch.zeros(0, 3, dtype=torch.int64), {}, ["no prompts"]),
+        (torch.zeros(2, 0, dtype=torch.int64), {}, ["prompt is empty"]),
+        ([torch.tensor([1]), torch.tensor([], dtype=torch.int64)], {}, ["prompt is empty"]),
+        (torch.tensor([[1, 11]]), {}, [11, "0..10"]),
+        ([torch.tensor([1]), torch.tensor([2, -1])], {}, [-1, "0..10"]),
+        (torch.tensor([[1.0]]), {}, ["float32"]),
+        (torch.tensor([[[1]]]), {}, [[1, 1, 1]]),
+        (torch.tensor([[1, 2]]), {"prompt_lens": torch.tensor([3])}, ["prompt_lens", [3]]),
+        (torch.tensor([[1, 2]]), {"prompt_lens": torch.tensor([1, 1])}, ["prompt_lens", [1, 1]]),
+        ([torch.tensor([1])], {"prompt_lens": torch.tensor([1])}, ["prompt_lens"]),
+        (torch.tensor([[1]]), {"temperature": -0.5}, ["temperature", -0.5]),
+        (torch.tensor([[1]]), {"temperature": math.nan}, ["temperature", "nan"]),
+        (torch.tensor([[1]]), {"seq_len": -1}, ["seq_len", -1]),
+        (torch.tensor([[1]]), {"filter_logits_fn": None, "filter_kwargs": {"k": 3}}, ["filter_kwargs", "k"]),
+        (torch.tensor([[1]]), {"filter_logits_fn": eligible(3, None), "filter_kwargs": {"k": 3}}, ["filter_kwargs"]),
+    ],
+)
+def test_prompts_and_options_that_make_no_sense_are_refused(prompts, options, named):
+    with refused(ValueError, *named):
+        small_ar().generate(prompts, **{"seq_len": 2, **options})
+
+
+def test_padding_of_prompts_may_be_any_number():
+    wrapper, prompts = small_ar(), torch.tensor([[1, 2, 3], [4, -100, 999]])
+    ours = wrapper.generate(prompts, 5, temperature=0.0, prompt_lens=torch.tensor([3, 1]))
+    assert torch.equal(ours, wrapper.generate([prompts[0], prompts[1, :1]], 5, temperature=0.0))

@@ -6,9 +6,11 @@ import torch.nn.functional as F
 
 from nar_scale.errors import DataError
 from nar_scale.evaluation import Likelihood, evaluate_likelihood
-from nar_scale.objectives import NonAutoregressiveWrapper
-from tests.errors import refused
-from tests.model.helpers import TableNet
+from nar_scale.evaluation.likelihood import EVALUATION_SEED, MeanLoss
+from nar_scale.model import Encoder
+from nar_scale.objectives import BlockDiffusionWrapper, NonAutoregressiveWrapper
+from tests.errors import assert_names, refused
+from tests.model.helpers import TableNet, small_net
 from tests.objectives.helpers import batch_of, nelbo_by_all_orders, random_tokens, rows_of, small_ar, small_nar
 
 N, ROWS = 12, 40
@@ -83,6 +85,32 @@ def test_the_bound_lies_within_its_standard_error_of_the_truth(schedule):
     assert abs(sum(deviations)) / math.sqrt(20) < 4
 
 
+def test_masked_tokens_are_told_apart_by_the_fraction_that_is_masked():
+    wrapper = small_nar()
+    by_size = [evaluate_likelihood(wrapper, batches(size, LENGTHS)).by_masked_fraction for size in (7, 40)]
+    assert list(by_size[0]) == [f"masked_0.{i}_to_0.{i + 2}" for i in (0, 2, 4, 6)] + ["masked_0.8_to_1.0"]
+    terms = wrapper.loss_terms(batch_of(random_tokens(ROWS, N), LENGTHS), seed=EVALUATION_SEED)
+    for name, loss in by_size[0].items():
+        nats, tokens = terms.metrics[name].tolist()
+        assert loss.tokens == by_size[1][name].tokens == tokens
+        assert loss.nats_per_token == pytest.approx(nats / tokens, rel=1e-5)
+        assert loss.nats_per_token == pytest.approx(by_size[1][name].nats_per_token, rel=1e-5)
+    assert evaluate_likelihood(small_ar(), batches(8)).by_masked_fraction == {}
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "named"),
+    [
+        (small_ar(), ("exact NLL",)),
+        (small_nar(), ("NELBO", "exact-count masking", "stratified", "seed", 5)),
+        (small_nar(masking="bernoulli"), ("NELBO", "Bernoulli masking")),
+        (BlockDiffusionWrapper(small_net(Encoder), mask_id=10, block_size=4), ("NELBO", "blocks", 4)),
+    ],
+)
+def test_the_estimator_is_named(wrapper, named):
+    assert_names(evaluate_likelihood(wrapper, batches(40), seed=5).estimator, *named)
+
+
 def test_ranks_add_up():
     """`reduce` sums over ranks: here, two that see the same give the same mean and a smaller error."""
     wrapper = small_ar()
@@ -91,6 +119,10 @@ def test_ranks_add_up():
     assert two.nats_per_token == pytest.approx(one.nats_per_token)
     assert two.standard_error == pytest.approx(one.standard_error / math.sqrt(2))
     assert (two.tokens, two.sequences) == (2 * one.tokens, 2 * one.sequences)
+    one = evaluate_likelihood(small_nar(), batches(8))
+    two = evaluate_likelihood(small_nar(), batches(8), reduce=lambda sums: sums * 2)
+    for name, loss in one.by_masked_fraction.items():
+        assert two.by_masked_fraction[name] == MeanLoss(pytest.approx(loss.nats_per_token), 2 * loss.tokens)
 
 
 @pytest.mark.parametrize("wrapper", [small_ar(), small_nar(self_cond=True)], ids=["ar", "nar"])

@@ -5,6 +5,7 @@ import torch
 from nar_scale.checkpoint import ModelInfo, run_probe
 from nar_scale.checkpoint.consolidated import write_consolidated
 from nar_scale.config import validate_config
+from nar_scale.data.tokenizers import TOKENIZER_FILE
 from nar_scale.decoding import DecodeManifest
 from nar_scale.objectives import build_wrapper
 
@@ -18,7 +19,7 @@ _OBJECTIVES = {
 }
 
 
-def export(directory, kind, vocabulary_size=257, tokenizer="byte", **sections):
+def export(directory, kind, vocabulary_size=257, tokenizer="byte", tokenizer_file=None, **sections):
     """An untrained model of the kind, with sections of its configuration updated."""
     values = {
         "model": {"dim": 16, "depth": 1, "heads": 2, "max_seq_len": 24},
@@ -35,5 +36,10 @@ def export(directory, kind, vocabulary_size=257, tokenizer="byte", **sections):
     wrapper = build_wrapper(config, vocabulary_size)
     end_token = None if tokenizer is None else vocabulary_size - 1
     info = ModelInfo(vocabulary_size, tokenizer, 1, 1, "fp32", DecodeManifest.of(config, wrapper.mask_id, end_token))
-    write_consolidated(directory, wrapper, config, info, run_probe(wrapper))
+    write_consolidated(directory, wrapper, config, info, run_probe(wrapper), tokenizer_file)
     return directory
+
+
+def export_with_tokenizer(directory, tokenizer_file, kind="autoregressive"):
+    """An untrained model with a tokenizer of 257 tokens that is read from a file."""
+    return export(directory, kind, tokenizer=TOKENIZER_FILE, tokenizer_file=tokenizer_file)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -84,6 +85,24 @@ def test_the_config_says_what_the_model_is(tmp_path):
         "dtype": "float32",
     }
     assert {name: config[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("decoding", "expected"),
+    [
+        ({}, {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}),
+        ({"temperature": 0.5, "top_k": 3, "top_p": 0.9}, {"temperature": 0.5, "top_k": 3, "top_p": 0.9}),
+        ({"temperature": 0.0, "top_k": 3}, {"do_sample": False, "top_k": None}),
+    ],
+)
+def test_the_settings_of_decoding_go_along(tmp_path, decoding, expected):
+    model = built()
+    settings = model.info.decode.decoding.model_copy(update=decoding)
+    info = replace(model.info, decode=model.info.decode.model_copy(update={"decoding": settings}))
+    export_llama(replace(model, info=info), tmp_path / "llama")
+    config = json.loads((tmp_path / "llama" / "generation_config.json").read_text())
+    assert {name: config.get(name) for name in expected} == expected
+    assert (config["eos_token_id"], config["pad_token_id"]) == (END, END)
 
 
 @torch.no_grad()

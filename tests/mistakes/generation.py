@@ -12,7 +12,17 @@ OPTIONS = {
     "--steps 0": ("steps", "0"),
     "--length 33": ("33", "32"),
     "--length 0": ("length", "0"),
+    "--top-p 0": ("top_p", "0.0"),
+    "--top-p 1.5": ("top_p", "1.5"),
     "--sampler greedy": ("greedy", "confidence"),
+    "--sampler left_to_right": ("left_to_right", "non_autoregressive", "confidence"),
+    "--threshold 0.9": ("threshold", "confidence"),
+    "--sampler threshold --threshold 0": ("threshold", "0.0"),
+    "--sampler threshold --threshold 1.1": ("threshold", "1.1"),
+    "--sampler threshold --factor 2": ("factor", "threshold"),
+    "--sampler wino --keep-threshold -1": ("keep_threshold", "-1.0"),
+    "--sampler remask --remask-rule loop": ("--remask-rule", "loop", "cap"),
+    "--stop ''": ("--stop",),
     "--guidance 2": ("guidance",),
     "--worker 2/2": ("worker", "2", "0"),
     "--worker one": ("--worker", "one"),
@@ -54,6 +64,17 @@ MISTAKES = {
         ("1", "text"),
         write("prompts.jsonl", '{"text": "a <mask:2>"}\n'),
     ),
+    "generate: steps of an autoregressive model": Mistake(
+        "generate --checkpoint ar --output new --num-samples 2 --steps 4", ("steps", "left_to_right")
+    ),
+    "generate: an empty prompt list": Mistake("generate --checkpoint nar --output new --prompt", ("--prompt",)),
+    "generate: a prompt that is too long": Mistake(
+        f"generate --checkpoint nar --prompt {'a' * 40}", ("prompt 0", "40", "32")
+    ),
+    "generate: workers without files": Mistake(
+        "generate --checkpoint nar --num-samples 2 --worker 0/2", ("--worker", "--output")
+    ),
+    "generate: watching what is written": Mistake(f"{FROM_SCRATCH} --watch", ("--watch", "--output")),
     "generate: neither prompts nor a number": Mistake(
         "generate --checkpoint nar --output new", ("--prompts", "--num-samples")
     ),

@@ -30,13 +30,14 @@ def test_angles_are_positions_times_falling_frequencies(dim, theta, factor):
     for row, position in enumerate(positions.tolist()):
         for pair in range(dim // 2):
             angle = position * theta ** (-2 * pair / dim)
-            assert cos[row, pair].item() == pytest.approx(math.cos(angle), abs=2e-3)
-            assert sin[row, pair].item() == pytest.approx(math.sin(angle), abs=2e-3)
+            for half, sign in ((0, -1), (dim // 2, 1)):
+                assert cos[row, half + pair].item() == pytest.approx(math.cos(angle), abs=2e-3)
+                assert sin[row, half + pair].item() == pytest.approx(sign * math.sin(angle), abs=2e-3)
 
 
 def test_rescaling_the_base_stretches_the_longest_wavelength_by_the_factor_and_leaves_the_shortest():
     position = torch.tensor([1])
-    plain, rescaled = (Rotary(8, 1000.0, 1.0, factor).angles(position)[1].asin()[0] for factor in (1.0, 4.0))
+    plain, rescaled = (Rotary(8, 1000.0, 1.0, factor).angles(position)[1][0, 4:].asin() for factor in (1.0, 4.0))
     assert rescaled[0].item() == pytest.approx(plain[0].item(), rel=1e-6)
     assert rescaled[-1].item() == pytest.approx(plain[-1].item() / 4, rel=1e-4)
     assert (plain / rescaled).diff().min() > 0
@@ -48,7 +49,7 @@ def test_interpolation_divides_positions():
     torch.testing.assert_close(interpolated(tokens(), positions=far), plain(tokens(), positions=near))
     assert not torch.allclose(interpolated(tokens(), positions=near), plain(tokens(), positions=near), atol=1e-3)
     halves = Rotary(6, 100.0, 2.0).angles(torch.tensor([3]))[0]
-    torch.testing.assert_close(halves[0], torch.cos(1.5 * 100.0 ** (-torch.arange(3) / 3)))
+    torch.testing.assert_close(halves[0], torch.cos(1.5 * 100.0 ** (-torch.arange(3) / 3)).repeat(2))
 
 
 def test_the_options_of_the_stack_reach_the_rotary_positions():

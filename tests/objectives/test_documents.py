@@ -12,7 +12,8 @@ from torch._dynamo.backends.debugging import aot_eager
 from nar_scale.evaluation import evaluate_likelihood
 from nar_scale.model import Encoder
 from nar_scale.objectives import BlockDiffusionWrapper
-from nar_scale.objectives.documents import document_positions
+from nar_scale.objectives.denoising import GuidedNetwork
+from nar_scale.objectives.documents import document_positions, within_documents
 from tests.errors import refused
 from tests.model.helpers import small_net
 
@@ -351,15 +352,13 @@ def test_documents_are_filled_in_as_if_each_were_alone():
 @torch.no_grad()
 def test_both_passes_of_guidance_keep_documents_apart():
     wrapper = nar(num_classes=3, net={"rotary": False}).eval()
-    batch, classes, seen = packed(FULL), torch.arange(len(FULL)) % 3, []
-    guided = wrapper.guided
-    wrapper.guided = lambda *arguments: seen.append(arguments) or guided(*arguments)
-    wrapper.generate(prompt=batch.tokens, classes=classes, documents=batch.documents, guidance_scale=2.5)
-    logits, _ = guided(*seen[0])(batch.tokens, None)
+    batch, classes = packed(FULL), torch.arange(len(FULL)) % 3
+    apart = within_documents(wrapper.net, batch.documents, {})
+    hidden = GuidedNetwork(wrapper, batch.tokens, 2.5, classes, apart).embed(batch.tokens)
     for sample, start, end in spans(FULL):
-        chosen = slice(sample, sample + 1)
-        expected, _ = guided(2.5, classes[chosen], {})(batch.tokens[chosen, start:end], None)
-        torch.testing.assert_close(logits[chosen, start:end], expected, rtol=1e-4, atol=1e-4)
+        chosen, document = slice(sample, sample + 1), batch.tokens[sample : sample + 1, start:end]
+        expected = GuidedNetwork(wrapper, document, 2.5, classes[chosen]).embed(document)
+        torch.testing.assert_close(hidden[chosen, start:end], expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -40,7 +40,7 @@ class _Decoding(Section):
     )
     stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
         default=(),
-        description="A generated text ends before the first of these; the token that ends a document always ends it.",
+        description="A text that continues a prompt, or begins from scratch, ends before the first of these.",
     )
 
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from nar_scale.decoding.filters import LogitFilter, draw, filtered, is_greedy
 from nar_scale.decoding.predictor import Predictor
 from nar_scale.decoding.sequences import Prompts, Sequences
-from nar_scale.decoding.speculative.drafts import Drafter, ModelDraft, PromptLookup
-from nar_scale.decoding.speculative.verification import VerificationNoise, match, verify
+from nar_scale.decoding.speculative.drafts import Draft, Drafter, ModelDraft, PromptLookup
+from nar_scale.decoding.speculative.verification import VerificationNoise, Verified, match, verify
 from nar_scale.masking import Noise
 from nar_scale.model import TransformerWrapper
 
@@ -69,37 +69,24 @@ def speculate(
         ValueError: the sequences do not fit into `max_seq_len`, past which no window slides here.
     """
     batch, device = len(prompts.tokens), prompts.tokens.device
-    sequences = Sequences(prompts, seq_len + draft_tokens)
+    sequences = Sequences(prompts, seq_len + draft_tokens)  # of which what is past seq_len is never kept
     predictor = Predictor(net, sequences, ahead=draft_tokens, conditions=conditions)
     _check_room(net, predictor.prefixed, sequences.longest, seq_len)
     drafter: Drafter = PromptLookup(sequences)
     if draft is not None:
         _check_room(draft, 0, sequences.longest, seq_len)
         drafter = ModelDraft(Predictor(draft, sequences, ahead=draft_tokens), temperature, filters)
-    # one row for each sequence; what is past seq_len is never used
-    streams = [noise, noise.derive(_ACCEPT), noise.derive(_DRAFT)]
-    numbers = torch.stack([stream.uniform_of_streams(seq_len + draft_tokens).T for stream in streams])
+    numbers = _Numbers.of(noise, seq_len + draft_tokens)
     generated = torch.full((batch, seq_len + draft_tokens), pad_value, device=device)
     calls = torch.zeros(batch, dtype=torch.int64, device=device)
     rows, grown = torch.arange(batch, device=device), torch.zeros_like(calls)
     call = longest = 0
     while seq_len and len(rows):
         places = grown[:, None] + torch.arange(draft_tokens + 1, device=device)
-        uniform, accept, propose = (each.gather(1, places) for each in numbers)
-        drafted, counts, proposals = drafter.draft(draft_tokens, propose[:, :-1])
-        counts = torch.minimum(counts, seq_len - 1 - grown)
-        logits = predictor.followed_by(drafted)
-        if proposals is None or is_greedy(temperature):
-            kept = match(drafted, draw(logits, temperature, uniform, filters), counts)
-        else:
-            kept = verify(
-                drafted,
-                filtered(logits, filters),
-                temperature,
-                VerificationNoise(uniform, accept[:, :-1]),
-                proposals=proposals,
-                counts=counts,
-            )
+        here = numbers.at(places)
+        proposed = drafter.draft(draft_tokens, here.draft[:, :-1])
+        proposed = proposed._replace(counts=torch.minimum(proposed.counts, seq_len - 1 - grown))
+        kept = _keep(proposed, predictor.followed_by(proposed.tokens), temperature, filters, here)
         gained = _up_to_end(kept.tokens, kept.accepted + 1, eos_token)
         generated[rows[:, None], places] = torch.where(places < (grown + gained)[:, None], kept.tokens, pad_value)
         calls[rows] += 1
@@ -110,17 +97,52 @@ def speculate(
         call, longest = call + 1, max(longest, int(grown.max()))
         if callback is not None:
             callback(generated[:, :longest], call)
-        going_on = (grown < seq_len) & (gained == kept.accepted + 1)
+        going_on = grown < seq_len
         if eos_token is not None:
             going_on = going_on & (sequences.last[:, 0] != eos_token)
         if not bool(going_on.all()):
             left = going_on.nonzero()[:, 0]
-            rows, grown, numbers = rows[left], grown[left], numbers[:, left]
+            rows, grown, numbers = rows[left], grown[left], numbers.select(left)
             if len(left):
-                sequences.select(left)
-                predictor.select(left)
-                drafter.select(left)
+                for each in (sequences, predictor, drafter):
+                    each.select(left)
     return Continued(generated[:, :longest], calls)
+
+
+class _Numbers(NamedTuple):
+    """Random numbers in (0, 1) of each place of each sequence, float64 `[batch, places]`.
+
+    Attributes:
+        draw: for tokens drawn from the target, those that `continue_prompts` uses.
+        accept: for whether a drafted token is kept.
+        draft: for drafted tokens.
+    """
+
+    draw: Tensor
+    accept: Tensor
+    draft: Tensor
+
+    @classmethod
+    def of(cls, noise: Noise, places: int) -> _Numbers:
+        streams = (noise, noise.derive(_ACCEPT), noise.derive(_DRAFT))
+        return cls(*(stream.uniform_of_streams(places).T for stream in streams))
+
+    def at(self, places: Tensor) -> _Numbers:
+        return _Numbers(*(numbers.gather(1, places) for numbers in self))
+
+    def select(self, rows: Tensor) -> _Numbers:
+        return _Numbers(*(numbers[rows] for numbers in self))
+
+
+def _keep(
+    draft: Draft, logits: Tensor, temperature: float, filters: Sequence[LogitFilter], numbers: _Numbers
+) -> Verified:
+    """What is kept of a draft, given the target's logits before filters."""
+    if draft.proposals is None or is_greedy(temperature):
+        return match(draft.tokens, draw(logits, temperature, numbers.draw, filters), draft.counts)
+    noise = VerificationNoise(numbers.draw, numbers.accept[:, :-1])
+    logits = filtered(logits, filters)
+    return verify(draft.tokens, logits, temperature, noise, proposals=draft.proposals, counts=draft.counts)
 
 
 def _check_room(net: TransformerWrapper, prefixed: int, longest: int, seq_len: int) -> None:

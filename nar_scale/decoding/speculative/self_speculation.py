@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -32,20 +32,19 @@ def self_speculate(
     filters: Sequence[LogitFilter],
     eos_token: int | None,
     pad_value: int,
+    callback: Callable[[Tensor, int], None] | None = None,
 ) -> Continued:
     """Sample up to `seq_len` tokens after each prompt, several in a network call, with the distribution of one a call.
 
-    A call that drafts is given the last known token, which yields one more, and a block of masks behind it, which draft
-    what follows that token, without having seen it. A call that verifies is given this token and the
-    `block_size - 1` drafted ones, and yields those that are accepted and one more. With shared calls it is also given a
-    block of masks behind each of its tokens, in case it is the last to be accepted: drafting then takes no calls of its
-    own, but `block_size` squared masks in each.
+    A call that drafts sees the last known token, which yields one more, and a block of masks, which draft what follows
+    that one. A call that verifies sees this token and the drafted ones, and yields those that are accepted and one
+    more. With shared calls it also sees a block of masks behind each, in case it is the last that is accepted.
 
     Args:
         net: a causal network that was also trained as block diffusion.
         prompts: the beginnings of the sequences.
-        seq_len: tokens to generate at most; with the prompt no more than the network's `max_seq_len`.
-        mask_id: the token that stands for an unknown one, of which the network's logits are -inf.
+        seq_len: tokens to generate at most; with the prompt no more than `max_seq_len`.
+        mask_id: the mask token, of which the network's logits are -inf.
         block_size: masks in a block.
         noise: the source of all randomness, a stream for each prompt.
         temperature: divides the logits; 0 for the most probable token at each place.
@@ -54,6 +53,7 @@ def self_speculate(
         filters: are applied to the logits one after another, unless the temperature is 0.
         eos_token: ends a sequence, which leaves the batch.
         pad_value: follows the end token.
+        callback: is called after each call with the tokens so far, int64 `[batch, seq_len]`, and its number.
     """
     batch, device = len(prompts.tokens), prompts.tokens.device
     rows = torch.arange(batch if seq_len else 0, device=device)
@@ -81,6 +81,8 @@ def self_speculate(
         generated[rows[:, None], places[:, : drafts + 1]] = verified.tokens
         lengths[rows] += gained
         calls[rows] += 1
+        if callback is not None:
+            callback(_only_first(generated[:, :seq_len], lengths, pad_value), int(calls.max()))
         going_on = (~ended & (lengths[rows] < seq_len)).nonzero()[:, 0]
         if not len(going_on):
             break
@@ -96,8 +98,12 @@ def self_speculate(
             draft_temperature,
             uniform[_PROPOSE][rows].gather(1, places),
         )
-    unused = torch.arange(seq_len, device=device) >= lengths[:, None]
-    return Continued(generated[:, :seq_len].masked_fill(unused, pad_value), calls)
+    return Continued(_only_first(generated[:, :seq_len], lengths, pad_value), calls)
+
+
+def _only_first(tokens: Tensor, counts: Tensor, pad_value: int) -> Tensor:
+    """The first `counts` tokens of each row, and padding behind them."""
+    return tokens.masked_fill(torch.arange(tokens.shape[1], device=tokens.device) >= counts[:, None], pad_value)
 
 
 def _until_end(tokens: Tensor, counts: Tensor, eos_token: int | None) -> tuple[Tensor, Tensor]:
@@ -138,7 +144,8 @@ class _Trial:
 
         Returns:
             embeddings of the last known token and the drafted ones, `[batch, m + 1, dim]`, and of a block of masks for
-            each of these, which sees all up to that token, `[batch, m + 1, block_size, dim]`; `[batch, 0, ...]` without masks.
+            each of these, which sees all up to that token, `[batch, m + 1, block_size, dim]` (0 instead of m + 1
+            without masks).
         """
         tokens = torch.cat((self._known, drafted), dim=1)
         (batch, width), device, size = tokens.shape, tokens.device, self._block_size

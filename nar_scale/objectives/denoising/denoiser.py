@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nar_scale.errors import ConfigError
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
 from nar_scale.model.layers import Embedding, Linear
-from nar_scale.objectives.critic import SelfCritic
+from nar_scale.objectives.denoising.critic import SelfCritic
 from nar_scale.objectives.objective import Objective
 from nar_scale.objectives.terms import require
 
@@ -65,7 +65,7 @@ class Denoiser(Objective):
         self.num_classes, self.prefix_length = num_classes, prefix_length
         # the last row stands for no class
         self.class_emb = Embedding(num_classes + 1, net.emb_dim) if num_classes is not None else None
-        self._compiled_predict: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._compiled_embed: Callable[..., Tensor] | None = None
 
     @property
     def conditional(self) -> bool:
@@ -129,41 +129,11 @@ class Denoiser(Objective):
             net_kwargs = {**net_kwargs, "sum_embeds": embeds if asked is None else embeds + asked}
         return cast(nn.Module, self.token_critic)(tokens, **net_kwargs)[:, -tokens.shape[1] :, 0]
 
-    def guided(
-        self, scale: float, classes: Tensor | None, net_kwargs: dict[str, Any], compile: bool = False
-    ) -> Callable[..., tuple[Tensor, Tensor]]:
-        """`predict` under classifier-free guidance (arXiv:2207.12598), as a function of tokens and embeddings.
-
-        The logits are u + scale (c - u), with the conditional logits c and the unconditional ones u, which come from
-        one network call with a batch of twice the size.
-
-        Args:
-            scale: 1 for the conditional logits, 0 for the unconditional ones.
-            classes: int64 `[batch]`, with `num_classes`.
-            net_kwargs: further arguments of the network.
-            compile: whether the network runs through `torch.compile`.
-        """
-        run = self._compiled() if compile else self.predict
-        if scale == 1:
-            return lambda tokens, embeddings, **more: run(tokens, embeddings, classes=classes, **net_kwargs, **more)
-        doubled = {name: _twice(value) for name, value in net_kwargs.items()}
-
-        def predict(tokens: Tensor, embeddings: Tensor | None, **more: Any) -> tuple[Tensor, Tensor]:
-            dropped = torch.arange(2 * len(tokens), device=tokens.device) >= len(tokens)
-            start = more["cache"].longest if "cache" in more else 0
-            both = self.without_prefix(_twice(tokens), dropped, start)
-            both_classes = self.without_class(_twice(classes), dropped)
-            logits, embeddings = run(both, embeddings, classes=both_classes, **doubled, **more)
-            conditional, unconditional = logits.float().chunk(2)
-            return unconditional + scale * (conditional - unconditional), embeddings
-
-        return predict
-
-    def _compiled(self) -> Callable[..., tuple[Tensor, Tensor]]:
-        """`predict` with a static graph for each shape, made when it is first seen."""
-        if self._compiled_predict is None:
-            self._compiled_predict = torch.compile(self.predict, dynamic=False)
-        return self._compiled_predict
+    def compiled_embed(self) -> Callable[..., Tensor]:
+        """`embed` with a static graph for each shape, made when it is first seen."""
+        if self._compiled_embed is None:
+            self._compiled_embed = torch.compile(self.embed, dynamic=False)
+        return self._compiled_embed
 
     def without_prefix(self, tokens: Tensor, dropped: Tensor, start: int = 0) -> Tensor:
         """Mask the prefix of some sequences.
@@ -223,8 +193,3 @@ class Denoiser(Objective):
         if classes is None:
             raise ValueError(f"classes are needed: the model is conditional on one of {self.num_classes}")
         return cast(Embedding, self.class_emb)(classes)[:, None]
-
-
-def _twice(value: Any) -> Any:
-    """A tensor `[batch, ...]` twice, `[2 * batch, ...]`; anything else as it is."""
-    return torch.cat((value, value)) if isinstance(value, Tensor) else value

@@ -1,0 +1,138 @@
+"""A report as Markdown tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy
+from nar_scale.reporting.report import ModelReport, Report
+
+_QUALITY_HEAD = (
+    "generative perplexity",
+    "entropy",
+    "distinct-1",
+    "distinct-2",
+    "distinct-3",
+    "distinct-4",
+    "repetition",
+    "known words",
+)
+
+
+def render_markdown(report: Report, picture: str | None = None) -> str:
+    """The text of a report.
+
+    Args:
+        report: what is written.
+        picture: name of the file with its picture, beside the text.
+    """
+    return "\n".join(_lines(report, picture)) + "\n"
+
+
+def _lines(report: Report, picture: str | None) -> Iterator[str]:
+    yield f"# {', '.join(model.name for model in report.models)}"
+    yield ""
+    yield f"Evaluated on the split `{report.split}` of {', '.join(f'`{each}`' for each in report.data.values())}."
+    if picture is not None:
+        yield from ("", f"![The report as a picture]({picture})")
+    yield from ("", "## Likelihood", "")
+    yield from _likelihoods(report)
+    if any(model.likelihood.by_masked_fraction for model in report.models):
+        yield from ("", "Cross-entropy of masked tokens by the fraction that is masked, nats/token:", "")
+        yield from _by_fraction(report.models)
+    if report.validation_text is not None:
+        yield from ("", "## Samples", "")
+        yield from _samples(report, report.validation_text)
+
+
+def _likelihoods(report: Report) -> Iterator[str]:
+    rows = []
+    for model in report.models:
+        sources = {"": model.likelihood} if len(model.sources) == 1 else {"all": model.likelihood, **model.sources}
+        for name, likelihood in sources.items():
+            bits = likelihood.bits_per_byte
+            rows.append(
+                (
+                    model.name,
+                    *((name,) if len(report.data) > 1 else ()),
+                    model.kind,
+                    f"{model.parameters:,}",
+                    f"{model.step:,}",
+                    f"{likelihood.nats_per_token:.4f} ± {likelihood.standard_error:.4f}",
+                    "" if bits is None else f"{bits:.3f}",
+                    likelihood.estimator + (", text encoded anew" if model.reencoded else ""),
+                )
+            )
+    source = ("source",) if len(report.data) > 1 else ()
+    yield from _table(("model", *source, "kind", "parameters", "steps", "nats/token", "bits/byte", "estimator"), rows)
+    yield from ("", "Tokens of different tokenizers differ: compare bits/byte. A NELBO is an upper bound.")
+
+
+def _by_fraction(models: Sequence[ModelReport]) -> Iterator[str]:
+    names = sorted({name for model in models for name in model.likelihood.by_masked_fraction})
+    rows = []
+    for model in models:
+        losses = model.likelihood.by_masked_fraction
+        if losses:
+            rows.append(
+                (model.name, *(f"{losses[name].nats_per_token:.3f}" if name in losses else "" for name in names))
+            )
+    yield from _table(("model", *(fraction_label(name) for name in names)), rows)
+
+
+def fraction_label(name: str) -> str:
+    """A range of masked fractions, such as "0.2 to 0.4", from the name `masked_0.2_to_0.4`."""
+    return name.removeprefix("masked_").replace("_", " ")
+
+
+def _samples(report: Report, text: TextQuality) -> Iterator[str]:
+    reference = "no reference model" if report.reference is None else f"reference model `{report.reference}`"
+    yield (
+        f"{text.samples} samples of each setting, seed {report.seed}; {reference}; timed on {report.machine}. Low "
+        "perplexity with low entropy is no quality: compare perplexities at equal entropy, with that of the evaluated "
+        "text as the mark. Entropy grows with length, so mind the tokens of a sample."
+    )
+    yield from ("", "At the temperature whose entropy is nearest to that of the evaluated text:", "")
+    near = [(model, point) for model in report.models for point in at_entropy(model.points, text.entropy)]
+    yield from _points(near, text)
+    yield from ("", "All settings:", "")
+    yield from _points([(model, point) for model in report.models for point in model.points], text)
+
+
+def _points(points: Sequence[tuple[ModelReport, FrontierPoint]], text: TextQuality) -> Iterator[str]:
+    mauve = any(point.quality.mauve is not None for _, point in points)
+    rows = [
+        (
+            model.name,
+            point.setting.sampler or "left to right",
+            "" if point.setting.steps is None else str(point.setting.steps),
+            f"{point.setting.temperature:g}",
+            f"{point.quality.tokens_per_sample:.0f}",
+            f"{point.tokens_per_call:.2f}",
+            f"{point.tokens_per_second:,.0f}",
+            *_quality(point.quality, mauve),
+        )
+        for model, point in points
+    ]
+    rows.append(("evaluated text", "", "", "", f"{text.tokens_per_sample:.0f}", "", "", *_quality(text, mauve)))
+    head = ("model", "sampler", "steps", "temperature", "tokens", "tokens/call", "tokens/s")
+    yield from _table((*head, *_QUALITY_HEAD, *(("MAUVE",) if mauve else ())), rows)
+
+
+def _quality(quality: TextQuality, mauve: bool) -> tuple[str, ...]:
+    perplexity, error = quality.generative_perplexity, quality.generative_perplexity_error
+    return (
+        "" if perplexity is None else f"{perplexity:.2f} ± {error:.2f}",
+        f"{quality.entropy:.3f}",
+        *(f"{share:.3f}" for share in quality.distinct.values()),
+        f"{quality.repetition:.3f}",
+        "" if quality.known_words is None else f"{quality.known_words:.1%} of {quality.words:,}",
+        *(("" if quality.mauve is None else f"{quality.mauve:.3f}",) if mauve else ()),
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"

@@ -1,0 +1,118 @@
+"""Samples of a model over a grid of settings, with the time and the network calls that they took."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from nar_scale.checkpoint import LoadedModel
+from nar_scale.errors import UserError
+from nar_scale.evaluation.reencoding import cut_documents
+from nar_scale.generation import SamplingOptions, check_requests, generate_samples, samples_from_scratch
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How samples are drawn.
+
+    Attributes:
+        temperature: of the sampler.
+        sampler: its name; None for a model that generates left to right.
+        steps: network calls for a sequence; None for a model that generates left to right.
+    """
+
+    temperature: float
+    sampler: str | None = None
+    steps: int | None = None
+
+    def __str__(self) -> str:
+        steps = "left to right" if self.steps is None else f"{self.sampler}, {self.steps} steps"
+        return f"{steps}, temperature {self.temperature:g}"
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """Samples that were drawn from scratch with one setting.
+
+    Attributes:
+        setting: how they were drawn.
+        documents: the texts of the documents that each sample holds.
+        tokens: generated tokens of all samples, in the model's own tokens.
+        network_calls: the sum over the samples of the forward passes that each took.
+        seconds: wall time of all samples.
+    """
+
+    setting: Setting
+    documents: list[list[str]]
+    tokens: int
+    network_calls: int
+    seconds: float
+
+
+def settings_of(
+    model: LoadedModel, temperatures: Sequence[float], samplers: Sequence[str], steps: Sequence[int] | None
+) -> list[Setting]:
+    """The grid of settings that make sense for a model.
+
+    Args:
+        model: of any kind.
+        temperatures: of all samplers.
+        samplers: of models that fill in masks.
+        steps: network calls of models that fill in masks; an eighth, a quarter, a half and all of their tokens if None.
+    """
+    if model.wrapper.mask_id is None:
+        return [Setting(temperature) for temperature in temperatures]
+    n = model.wrapper.max_seq_len
+    steps = steps or sorted({max(1, n // 8), max(1, n // 4), max(1, n // 2), n})
+    return [
+        Setting(temperature, sampler, count) for sampler, count, temperature in product(samplers, steps, temperatures)
+    ]
+
+
+def draw_samples(model: LoadedModel, setting: Setting, count: int, seed: int, batch_size: int) -> SampleSet:
+    """Draw samples from scratch; one more is drawn before them, so that the time is not that of the first call.
+
+    Args:
+        model: with a tokenizer.
+        setting: how to draw.
+        count: number of samples.
+        seed: of all randomness.
+        batch_size: sequences in a batch.
+
+    Raises:
+        UserError: the model has no tokenizer, or not this setting.
+    """
+    if model.tokenizer is None:
+        raise UserError(
+            "samples are compared as text, but the checkpoint has no tokenizer; leave them out (--samples 0)"
+        )
+    options = _options(setting, seed)
+    requests = check_requests(samples_from_scratch(count), model, model.wrapper.max_seq_len)
+    list(generate_samples(model, requests[:1], options, batch_size))
+    start = time.perf_counter()
+    samples = list(generate_samples(model, requests, options, batch_size))
+    seconds = time.perf_counter() - start
+    _logger.info("%d samples in %.1f s: %s", count, seconds, setting)
+    end_token, decode = model.info.decode.end_token, model.tokenizer.decode
+    return SampleSet(
+        setting,
+        [[decode(document) for document in cut_documents(sample.tokens, end_token)] for sample in samples],
+        sum(len(sample.tokens) for sample in samples),
+        sum(sample.network_calls for sample in samples),
+        seconds,
+    )
+
+
+def _options(setting: Setting, seed: int) -> SamplingOptions:
+    """The only place where the options of a sampler are made."""
+    return SamplingOptions(
+        temperature=setting.temperature,
+        sampler=setting.sampler,
+        steps=setting.steps,
+        seed=seed,
+    )

@@ -1,0 +1,136 @@
+"""`launcher/generate.py` for whoever waits for the text."""
+
+import io
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.generate import decoding_settings, parse
+from launcher.generate import main as launch
+from nar_scale.config import SAMPLERS
+from tests.errors import assert_names
+from tests.generation.helpers import KINDS, export
+
+SCRIPT = Path(__file__).parents[2] / "launcher" / "generate.py"
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    return {kind: export(tmp_path_factory.mktemp("exported") / kind, kind) for kind in KINDS}
+
+
+def arguments(checkpoint, *more):
+    return ["--checkpoint", str(checkpoint), *map(str, more)]
+
+
+def test_every_setting_of_every_sampler_is_an_option():
+    named = {"sampler", *(name for sampler in SAMPLERS.values() for name in sampler.model_fields)}
+    assert set(decoding_settings()) == named
+    assert set(decoding_settings()["sampler"]["samplers"]) == set(SAMPLERS)
+    values = {"sampler": "wino", "stop": "x", "remask_rule": "rescale"}
+    for name, setting in decoding_settings().items():
+        options = parse(arguments("x", "--num-samples", 1, f"--{name.replace('_', '-')}", values.get(name, "1")))
+        assert getattr(options, name) == (["x"] if name == "stop" else values.get(name, 1))
+        assert set(setting["samplers"]) == {one for one, section in SAMPLERS.items() if name in section.model_fields}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_on_the_command_line_are_answered_on_the_terminal(checkpoints, capsys, kind):
+    assert launch(arguments(checkpoints[kind], "--prompt", "ab", "--prompt", "c", "--length", 16)) == 0
+    out = capsys.readouterr().out
+    assert re.findall(r"^--- (\d) \(\d+ network calls\)\n(..?)", out, re.MULTILINE) == [
+        ("0", "ab"),
+        ("1", out.split(" calls)\n")[2][:2]),
+    ]
+    assert out.split(" calls)\n")[2].startswith("c")
+
+
+def test_prompts_on_the_standard_input(checkpoints, capsys, monkeypatch, tmp_path):
+    lines = b'{"prompt": "ab"}\nnonsense\n{"text": "x<mask:2>y"}\n'
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    command = arguments(checkpoints["non_autoregressive"], "--prompts", "-")
+    assert launch(command) == 2
+    assert_names(capsys.readouterr().err.rstrip("\n"), "standard input", "line 2")
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert launch([*command, "--on-bad-prompt", "skip", "--output", str(tmp_path / "out")]) == 0
+    first, second, third = map(json.loads, (tmp_path / "out" / "part-00000.jsonl").read_text().splitlines())
+    assert first["generated"].startswith("ab")
+    assert "error" in second
+    assert (third["generated"][0], third["generated"][-1]) == ("x", "y")
+
+
+def test_what_is_shown_is_what_would_be_written(checkpoints, capsys, tmp_path):
+    command = arguments(checkpoints["autoregressive"], "--num-samples", 3, "--temperature", 0.7, "--seed", 4)
+    assert launch(command) == 0
+    shown = capsys.readouterr().out
+    assert launch([*command, "--output", str(tmp_path / "out"), "--print"]) == 0
+    assert capsys.readouterr().out == f"{shown}1 part(s) in {tmp_path / 'out'}\n"
+    record = json.loads((tmp_path / "out" / "generation.json").read_text())
+    assert record["decoding"]["sampler"] == "left_to_right"
+    assert record["decoding"]["temperature"] == 0.7
+    assert launch([*command, "--top-k", "3", "--output", str(tmp_path / "out")]) == 2
+    assert_names(capsys.readouterr().err.rstrip("\n"), tmp_path / "out", "decoding")
+
+
+def test_pictures_are_named(tmp_path, capsys):
+    options = {"vocabulary_size": 5, "tokenizer": None, "logging": {"image_shape": [4, 6]}}
+    model = export(tmp_path / "model", "non_autoregressive", **options)
+    assert launch(arguments(model, "--num-samples", 2, "--output", tmp_path / "out")) == 0
+    assert str(tmp_path / "out" / "part-00000.png") in capsys.readouterr().out.splitlines()
+    assert launch(arguments(model, "--num-samples", 2)) == 2
+    assert_names(capsys.readouterr().err.rstrip("\n"), "--output", "images")
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        (["--worker", "0/2"], ["--output"]),
+        (["--watch", "--output", "x"], ["--output", "--watch"]),
+    ],
+)
+def test_options_that_exclude_each_other(capsys, more, named):
+    with pytest.raises(SystemExit) as ended:
+        parse(arguments("x", "--num-samples", 1, *more))
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert all(one in error for one in named)
+
+
+WATCHED = ["autoregressive"]
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+def test_without_a_terminal_each_call_is_a_line(checkpoints, capsys, kind):
+    assert launch(arguments(checkpoints[kind], "--prompt", "ab", "--watch", "--length", 12, "--seed", 2)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    calls = int(re.match(r"--- 0 \((\d+) network calls\)", next(line for line in lines if line.startswith("---")))[1])
+    assert [line[:7] for line in lines[:calls]] == [f"{call:>4} ab" for call in range(1, calls + 1)]
+
+
+@pytest.mark.parametrize("kind", WATCHED)
+def test_in_a_terminal_the_text_is_drawn_in_place(checkpoints, kind):
+    ours, theirs = pty.openpty()
+    command = arguments(checkpoints[kind], "--prompt", "ab", "--watch", "--length", 12, "--seed", 2)
+    running = subprocess.Popen([sys.executable, str(SCRIPT), *command], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            more = os.read(ours, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not more:
+            break
+        seen += more
+    os.close(ours)
+    assert running.wait() == 0, seen
+    frames = re.split(rb"\x1b\[\dA\r", seen)
+    assert len(frames) >= 3
+    assert b"--- 0 (" in frames[-1]
+    assert all(b"\x1b[Jab" in frame for frame in frames[:-1])

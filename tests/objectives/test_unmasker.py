@@ -1,0 +1,144 @@
+"""What `generate` of a non-autoregressive model takes and refuses."""
+
+import pytest
+import torch
+
+from nar_scale.config import LeftToRightDecoding, ThresholdDecoding
+from nar_scale.errors import ConfigError, UserError
+from nar_scale.masking import Noise
+from tests.decoding.tables import settings
+from tests.errors import refused
+from tests.objectives.helpers import random_tokens, small_nar
+
+N, MASK_ID = 12, 10
+
+
+def generate(wrapper, **options):
+    return wrapper.generate(4, noise=Noise.of_requests(1, torch.arange(4)), return_network_calls=True, **options)
+
+
+def test_a_sampler_is_given_by_name_or_by_its_settings():
+    wrapper = small_nar()
+    named = generate(wrapper, sampler="threshold", filter_thres=0.0, sampler_options={"threshold": 0.4})
+    config = generate(wrapper, sampler=ThresholdDecoding(sampler="threshold", threshold=0.4))
+    assert torch.equal(named.tokens, config.tokens)
+    assert torch.equal(named.network_calls, config.network_calls)
+    sampled = wrapper.sample(
+        torch.full((4, N), MASK_ID), settings("threshold", threshold=0.4), Noise.of_requests(1, torch.arange(4))
+    )
+    assert sampled.tokens == config.tokens.tolist()
+    assert sampled.network_calls == config.network_calls.tolist()
+
+
+@pytest.mark.parametrize(
+    ("sampler", "calls"),
+    [("confidence", 3), ("entropy", 3), ("margin", 3), ("random", 3), ("remask", 3)],
+)
+def test_scheduled_samplers_take_the_steps_of_the_wrapper(sampler, calls):
+    assert generate(small_nar(steps=3), sampler=sampler).network_calls.tolist() == [calls] * 4
+    assert generate(small_nar(steps=3), sampler=sampler, steps=5).network_calls.tolist() == [5] * 4
+
+
+def test_first_hitting_takes_at_most_the_steps_of_the_wrapper():
+    assert generate(small_nar(steps=5), sampler="first_hitting").network_calls.max() <= 5
+
+
+@pytest.mark.parametrize("sampler", ["threshold", "factor", "entropy_bound", "wino"])
+def test_adaptive_samplers_take_as_many_calls_as_they_need(sampler):
+    strict = {"threshold": {"threshold": 1.0}, "factor": {"factor": 1e-9}, "entropy_bound": {"entropy_bound": 0.0}}
+    options = {**strict, "wino": {"reveal_threshold": 1.0}}[sampler]
+    calls = generate(small_nar(steps=2), sampler=sampler, sampler_options=options, start_temperature=2.0).network_calls
+    assert calls.tolist() == [N] * 4
+    assert generate(small_nar(steps=2), sampler=sampler, steps=3).network_calls.max() <= 3
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"sampler": "best"}, ["'best'", "confidence", "wino"]),
+        ({"sampler": "left_to_right"}, ["steps", "confidence", "left_to_right"]),
+        ({"sampler": "entropy", "sampler_options": {"threshold": 0.5}}, ["threshold", "entropy"]),
+        ({"sampler": "threshold", "sampler_options": {"threshold": 0.0}}, ["threshold", "0.0"]),
+        ({"sampler": "threshold", "sampler_options": {"threshold": 1.5}}, ["threshold", "1.5"]),
+        ({"sampler": "wino", "sampler_options": {"keep_threshold": -1}}, ["keep_threshold", "-1"]),
+        ({"sampler": "factor", "sampler_options": {"factor": 0}}, ["factor", "0"]),
+        ({"sampler": "entropy_bound", "sampler_options": {"entropy_bound": -0.1}}, ["entropy_bound", "-0.1"]),
+        ({"sampler": "remask", "sampler_options": {"remask_rule": "often"}}, ["remask_rule", "'often'"]),
+        ({"sampler": "random", "sampler_options": {"top_p": 1.2}}, ["top_p", "1.2"]),
+        ({"sampler": "random", "sampler_options": {"top_k": 0}}, ["top_k", "0"]),
+        ({"start_temperature": -1.0}, ["temperature", "-1.0"]),
+        ({"steps": 0}, ["steps", "0"]),
+        ({"guidance_scale": -2.0}, ["guidance", "-2.0"]),
+    ],
+)
+def test_settings_that_a_sampler_does_not_take_are_refused(options, named):
+    with refused(UserError, *named):
+        small_nar(num_classes=2).generate(2, classes=torch.tensor([0, 1]), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"batch_size": 0}, ["nothing", "(0, 12)"]),
+        ({"prompt": torch.zeros(0, 5, dtype=torch.int64)}, ["nothing", "(0, 5)"]),
+        ({"prompt": torch.zeros(0, dtype=torch.int64)}, ["nothing", "(1, 0)"]),
+        ({"prompt": torch.full((2, 13), 1)}, ["13", "max_seq_len", 12]),
+        ({"prompt": torch.tensor([[1, 11]])}, ["id 11", "0..10"]),
+        ({"prompt": torch.tensor([1, -1])}, ["id -1", "0..10"]),
+        ({"filter_thres": 1.5}, ["filter_thres", "1.5"]),
+        ({"guidance_scale": 2.0}, ["guidance_scale", "num_classes"]),
+        ({"sampler": settings("random"), "steps": 3}, ["steps", "RandomDecoding"]),
+    ],
+)
+def test_bad_input_is_refused(options, named):
+    with refused(ValueError, *named):
+        small_nar().generate(**options)
+
+
+def test_samplers_of_other_models_are_refused():
+    with refused(ConfigError, "left_to_right"):
+        small_nar().generate(2, sampler=LeftToRightDecoding(sampler="left_to_right"))
+
+
+def test_wino_needs_full_attention():
+    with refused(ConfigError, "wino", "window"):
+        small_nar(net={"window": 3}).generate(2, sampler="wino")
+
+
+@pytest.mark.parametrize("sampler", ["confidence", "remask", "wino"])
+def test_samplers_that_use_a_critic_do(sampler):
+    judged = []
+    wrapper = small_nar(self_token_critic=True, steps=4)
+    wrapper.token_critic.register_forward_hook(lambda _, arguments, output: judged.append(arguments[0]))
+    result = generate(wrapper, sampler=sampler, start_temperature=3.0)
+    assert len(judged) == result.network_calls.max()
+    assert all((tokens[:4] != MASK_ID).all() for tokens in judged)
+
+
+def test_guidance_combines_logits():
+    """The head is linear: combined embeddings have the combined logits."""
+    wrapper = small_nar(num_classes=3).eval()
+    tokens, classes = torch.full((2, N), MASK_ID), torch.tensor([0, 2])
+    tokens[:, ::2] = random_tokens(2, 6)
+    with_class = wrapper.predict(tokens, classes=classes)[0]
+    without = wrapper.predict(tokens, classes=torch.full((2,), 3))[0]
+    logits = without + 2.5 * (with_class - without)
+    logits[..., MASK_ID] = -torch.inf
+    greedy = wrapper.generate(prompt=tokens, classes=classes, guidance_scale=2.5, steps=1)
+    assert torch.equal(greedy, torch.where(tokens == MASK_ID, logits.argmax(dim=-1), tokens))
+
+
+def test_compiled_generation_keeps_the_batch_whole(monkeypatch):
+    """A batch of another size would be compiled anew."""
+    wrapper, sizes = small_nar(), []
+    monkeypatch.setattr(
+        torch, "compile", lambda function, **_: lambda *a, **k: sizes.append(len(a[0])) or function(*a, **k)
+    )
+    given = torch.full((4, N), MASK_ID)
+    given[1:, :8] = random_tokens(3, 8)
+    compiled = wrapper.generate(
+        prompt=given, sampler="random", steps=20, noise=Noise.of_requests(1, torch.arange(4)), compile=True
+    )
+    assert set(sizes) == {4}
+    plain = wrapper.generate(prompt=given, sampler="random", steps=20, noise=Noise.of_requests(1, torch.arange(4)))
+    assert torch.equal(compiled, plain)

@@ -1,0 +1,216 @@
+"""Reports about checkpoints, as a user asks for them."""
+
+import json
+import math
+import sys
+
+import pytest
+from PIL import Image
+
+from launcher.evaluate import main
+from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy
+from nar_scale.reporting.sampling import Setting
+from tests.data.preparation.preparing import made, write_tokenizer
+from tests.errors import assert_names
+from tests.generation.helpers import export, export_with_tokenizer
+
+KINDS = {"ar": "autoregressive", "nar": "non_autoregressive", "block": "block_diffusion"}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """Untrained models of all kinds, and two data sets."""
+    root = tmp_path_factory.mktemp("given")
+    for name, text in {"prose": "a few words, and not many of them. ", "code": "def f(x): return x\n"}.items():
+        (root / name).mkdir()
+        for number in range(12):
+            (root / name / f"{number}.txt").write_text(f"{number} {text}" * 8)
+        made(root / name, root / "data" / name, seq_len=24, validation=0.4)
+    for name, kind in KINDS.items():
+        export(root / name, kind)
+    return root
+
+
+def arguments(given, *names, sources=("prose",)):
+    data = [str(given / "data" / source) for source in sources]
+    return ["--checkpoint", *(str(given / name) for name in names), "--data", *data]
+
+
+SAMPLES = ["--samples", "3", "--temperatures", "0.5", "1", "--steps", "2", "6", "--training-samples", "50"]
+
+
+@pytest.fixture(scope="module")
+def report(given, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("report") / "new"
+    reference = ["--reference-checkpoint", str(given / "ar")]
+    command = [*arguments(given, *KINDS, sources=("prose", "code")), "--report", str(directory), *SAMPLES, *reference]
+    assert main(command) == 0
+    return directory
+
+
+def test_the_numbers_of_a_report_are_those_of_a_single_evaluation(given, report, tmp_path):
+    models = json.loads((report / "report.json").read_text())["models"]
+    for name, described in zip(KINDS, models):
+        output = tmp_path / f"{name}.json"
+        assert main([*arguments(given, name, sources=("prose", "code")), "--output", str(output)]) == 0
+        alone = json.loads(output.read_text())
+        assert described["name"] == name
+        assert described["likelihood"]["nats_per_token"] == alone["nats_per_token"]
+        assert described["sources"] == alone["by_source"]
+        assert set(alone["by_source"]) == {"prose", "code"}
+        assert sum(source["tokens"] for source in alone["by_source"].values()) == alone["tokens"]
+
+
+def test_the_estimator_and_the_masked_fractions_are_in_the_result(report):
+    ar, nar, block = json.loads((report / "report.json").read_text())["models"]
+    assert ar["likelihood"]["estimator"] == "exact NLL, left to right"
+    assert ar["likelihood"]["by_masked_fraction"] == {}
+    for model in (nar, block):
+        assert model["likelihood"]["estimator"].startswith("NELBO")
+        assert "seed 20240611" in model["likelihood"]["estimator"]
+        assert set(model["likelihood"]["by_masked_fraction"]) <= {
+            f"masked_0.{i}_to_0.{i + 2}" for i in (0, 2, 4, 6)
+        } | {"masked_0.8_to_1.0"}
+    assert "blocks of 8" in block["likelihood"]["estimator"]
+
+
+def test_samples_are_a_grid_with_quality_and_cost(report):
+    content = json.loads((report / "report.json").read_text())
+    ar, nar, block = (model["points"] for model in content["models"])
+    assert [point["setting"] for point in ar] == [
+        {"temperature": t, "sampler": None, "steps": None} for t in (0.5, 1.0)
+    ]
+    assert [(point["setting"]["steps"], point["setting"]["temperature"]) for point in nar] == [
+        (2, 0.5),
+        (2, 1.0),
+        (6, 0.5),
+        (6, 1.0),
+    ]
+    for point in nar:
+        assert point["calls_per_sample"] == point["setting"]["steps"]
+        assert point["tokens_per_call"] == pytest.approx(24 / point["setting"]["steps"])
+    for point in [*ar, *nar, *block]:
+        quality = point["quality"]
+        assert point["tokens_per_second"] > 0
+        assert quality["samples"] == 3
+        assert quality["generative_perplexity"] > 1
+        assert 0 <= quality["entropy"] <= math.log(quality["tokens_per_sample"]) + 1e-9
+        assert list(quality["distinct"]) == ["1", "2", "3", "4"]
+    text = content["validation_text"]
+    assert text["samples"] == 3
+    assert text["known_words"] > 0.9  # all documents are alike
+
+
+def test_the_text_and_the_picture_show_all_models(report):
+    text = (report / "report.md").read_text()
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in text.splitlines() if line.startswith("| ")]
+    for name in KINDS:
+        assert rows.count(name) >= 3  # likelihoods, and samples twice
+    assert "(report.png)" in text
+    widths = {len(line.split(" | ")) for line in text.splitlines() if line.startswith(("| ar ", "| evaluated text "))}
+    assert len(widths) == 2  # of the table of likelihoods and that of samples
+    with Image.open(report / "report.png") as picture:
+        assert min(picture.size) > 600
+        assert len(picture.convert("L").getcolors(256)) > 20
+
+
+def test_likelihoods_alone_need_no_samples(given, tmp_path):
+    assert main([*arguments(given, "nar"), "--report", str(tmp_path), "--samples", "0"]) == 0
+    content = json.loads((tmp_path / "report.json").read_text())
+    assert content["validation_text"] is None
+    assert content["models"][0]["points"] == []
+    assert "Samples" not in (tmp_path / "report.md").read_text()
+
+
+def test_models_with_other_tokenizers_are_compared_on_the_same_text(given, tmp_path):
+    tokenizer = write_tokenizer(tmp_path / "tokenizer.json")
+    export_with_tokenizer(tmp_path / "bpe", tokenizer)
+    command = [*arguments(given, "nar"), "--report", str(tmp_path), "--samples", "0"]
+    command.insert(1, str(tmp_path / "bpe"))
+    assert main(command) == 0
+    anew, direct = json.loads((tmp_path / "report.json").read_text())["models"]
+    assert (anew["reencoded"], direct["reencoded"]) == (True, False)
+    assert anew["likelihood"]["bits_per_byte"] > 0
+
+
+def test_mauve_is_measured_when_asked_for(given, tmp_path):
+    reference = ["--reference-checkpoint", str(given / "ar"), "--mauve"]
+    samples = ["--samples", "24", "--temperatures", "1", "--training-samples", "0"]
+    assert main([*arguments(given, "ar"), "--report", str(tmp_path), *samples, *reference]) == 0
+    content = json.loads((tmp_path / "report.json").read_text())
+    (point,) = content["models"][0]["points"]
+    assert 0 < point["quality"]["mauve"] <= 1
+    assert content["validation_text"]["mauve"] is None
+    assert "| MAUVE |" in (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--mauve"], ["MAUVE", "--reference-checkpoint"]),
+        (["--reference-checkpoint", "nowhere"], ["nowhere", "model.json", "config.json"]),
+        (["--samples", "-1"], ["negative"]),
+        (["--temperatures", "-0.5"], ["temperature", -0.5]),
+        (["--limit", "0"], ["limit", 0]),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_line(given, tmp_path, capsys, change, named):
+    assert main([*arguments(given, "ar"), "--report", str(tmp_path), *change]) == 2
+    assert_names(capsys.readouterr().err.splitlines()[-1], *named)
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "more"),
+    [("matplotlib.figure", "report", []), ("mauve", "mauve", ["--mauve", "--reference-checkpoint"])],
+)
+def test_an_extra_that_is_missing_is_named_before_anything_is_measured(
+    given, tmp_path, capsys, monkeypatch, module, extra, more
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    command = [
+        *arguments(given, "ar"),
+        "--report",
+        str(tmp_path / "report"),
+        *more,
+        *([str(given / "ar")] if more else []),
+    ]
+    assert main(command) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert_names(line, f"'nar_scale[{extra}]'")
+    assert not list((tmp_path).glob("*/*"))
+
+
+def test_a_report_that_cannot_be_written_is_refused_first(given, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main([*arguments(given, "ar"), "--report", str(tmp_path / "file" / "report")]) == 2
+    assert_names(capsys.readouterr().err.removesuffix("\n"), tmp_path / "file" / "report")
+
+
+def test_sources_and_checkpoints_have_names_of_their_own(given, tmp_path, capsys):
+    twice = [*arguments(given, "ar"), str(given / "data" / "prose"), "--output", str(tmp_path / "x.json")]
+    assert main(twice) == 2
+    assert_names(capsys.readouterr().err.splitlines()[-1], "'prose'", "--data NAME=DIR")
+    named = f"other={given / 'data' / 'prose'}"
+    assert main([*arguments(given, "ar"), named, "--output", str(tmp_path / "x.json")]) == 0
+    assert set(json.loads((tmp_path / "x.json").read_text())["by_source"]) == {"prose", "other"}
+    assert main([*arguments(given, "ar", "ar"), "--report", str(tmp_path)]) == 2
+    assert_names(capsys.readouterr().err.splitlines()[-1], "checkpoint", "twice")
+
+
+def test_an_output_is_about_one_checkpoint(given, capsys):
+    for wrong in ([*arguments(given, "ar", "nar"), "--output", "x"], arguments(given, "ar")):
+        with pytest.raises(SystemExit):
+            main(wrong)
+        assert "--report" in capsys.readouterr().err
+
+
+def point(entropy, sampler=None, steps=None, temperature=1.0):
+    quality = TextQuality(1, 1, None, None, None, entropy, {}, 0.0, None, 0)
+    return FrontierPoint(Setting(temperature, sampler, steps), quality, 1, 1, 1)
+
+
+def test_samplers_are_compared_at_the_entropy_of_the_text():
+    points = [point(1.0, "random", 4, 0.5), point(2.1, "random", 4, 1.0), point(2.6, "random", 8, 0.5), point(2.2)]
+    chosen = at_entropy(points, 1.9)
+    assert chosen == points[1:]
+    assert at_entropy([], 1.0) == []
