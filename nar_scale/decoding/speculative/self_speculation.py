@@ -70,10 +70,7 @@ def self_speculate(
             drafted,
             filtered(net.to_logits(of_tokens).float(), () if is_greedy(temperature) else filters),
             temperature,
-            VerificationNoise(
-                uniform[_DRAW][rows].gather(1, places[:, : drafts + 1]),
-                uniform[_ACCEPT][rows].gather(1, places[:, :drafts]),
-            ),
+            _noise_at({name: each[rows] for name, each in uniform.items()}, places, drafts),
             proposals=proposals,
             counts=(seq_len - 1 - lengths[rows]).clamp(max=drafts),
         )
@@ -99,6 +96,12 @@ def self_speculate(
             uniform[_PROPOSE][rows].gather(1, places),
         )
     return Continued(_only_first(generated[:, :seq_len], lengths, pad_value), calls)
+
+
+def _noise_at(uniform: dict[int, Tensor], places: Tensor, drafts: int) -> VerificationNoise:
+    """The numbers of the places of a draft, from those of all places."""
+    draw, accept = uniform[_DRAW], uniform[_ACCEPT]
+    return VerificationNoise(draw.gather(1, places[:, : drafts + 1]), accept.gather(1, places[:, :drafts]))
 
 
 def _only_first(tokens: Tensor, counts: Tensor, pad_value: int) -> Tensor:
