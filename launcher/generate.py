@@ -63,6 +63,8 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
             options |= {"action": "append", "metavar": "TEXT"}
         elif "enum" in setting:
             options["choices"] = setting["enum"]
+        elif kind == "boolean":
+            options["action"] = argparse.BooleanOptionalAction
         else:
             options |= {"type": TYPES[kind], "metavar": "N" if kind == "integer" else "X"}
         group.add_argument(f"--{name.replace('_', '-')}", **options)

@@ -40,6 +40,7 @@ from nar_scale.config.sections.model import ModelConfig
 from nar_scale.config.sections.objective import (
     AutoregressiveConfig,
     BlockDiffusionConfig,
+    HybridConfig,
     NonAutoregressiveConfig,
     ObjectiveConfig,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "FactorDecoding",
     "FaultsConfig",
     "FirstHittingDecoding",
+    "HybridConfig",
     "InverseSqrtScheduleConfig",
     "Key",
     "LeftToRightDecoding",

@@ -60,8 +60,8 @@ def _lengths(config: Config) -> Iterator[str]:
 
 def _logging(config: Config) -> Iterator[str]:
     shape, length = config.logging.image_shape, config.model.max_seq_len
-    if shape is not None and config.objective.kind == "autoregressive":
-        yield "logging.image_shape needs a non-autoregressive model, whose samples have a fixed length"
+    if shape is not None and config.objective.kind in ("autoregressive", "hybrid"):
+        yield "logging.image_shape needs a model that fills in masks, whose samples have a fixed length"
     elif shape is not None and shape[0] * shape[1] != length:
         yield (
             f"logging.image_shape {shape[0]} x {shape[1]} has {shape[0] * shape[1]} pixels, but model.max_seq_len "

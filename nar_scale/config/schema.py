@@ -28,6 +28,7 @@ SAMPLERS_OF_KIND: dict[str, tuple[str, ...]] = {
     "autoregressive": ("left_to_right",),
     "non_autoregressive": UNMASKING_SAMPLERS,
     "block_diffusion": UNMASKING_SAMPLERS,
+    "hybrid": ("self_speculative", "left_to_right", *UNMASKING_SAMPLERS),
 }
 """The samplers that each kind of objective has, the one of `auto` first."""
 
@@ -91,7 +92,7 @@ class Config(Section):
     @validator(mode="after")
     def _objective_fits(self) -> "Config":
         length, objective = self.model.max_seq_len, self.objective
-        if objective.kind == "block_diffusion" and length % objective.block_size:
+        if objective.kind in ("block_diffusion", "hybrid") and length % objective.block_size:
             raise ValueError(
                 f"model.max_seq_len {length} is not a multiple of objective.block_size {objective.block_size}"
             )

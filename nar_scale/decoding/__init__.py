@@ -7,11 +7,20 @@ from nar_scale.decoding.options import DecodeManifest, SamplingOptions, resolve_
 from nar_scale.decoding.predictor import Predictor
 from nar_scale.decoding.samplers import Sampler, make_sampler
 from nar_scale.decoding.sequences import Prompts, Sequences
-from nar_scale.decoding.speculative import VerificationNoise, Verified, propose, speculate, verify
+from nar_scale.decoding.speculative import (
+    Continued,
+    VerificationNoise,
+    Verified,
+    propose,
+    self_speculate,
+    speculate,
+    verify,
+)
 from nar_scale.decoding.unmask import Network, Unmasked, Watch, unmask
 
 __all__ = [
     "FILTERS",
+    "Continued",
     "DecodeManifest",
     "Filters",
     "Network",
@@ -34,6 +43,7 @@ __all__ = [
     "resolve_decoding",
     "sample",
     "search_beams",
+    "self_speculate",
     "speculate",
     "top_a",
     "top_k",

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from nar_scale.errors import UserError
 from nar_scale.evaluation.masked_continuation import Question, decode_greedily, score_questions
 from nar_scale.objectives import BlockDiffusionWrapper, Objective, evaluating
-from nar_scale.objectives.denoising.denoiser import Denoiser
+from nar_scale.objectives.denoising import Denoiser
 
 
 @dataclass(frozen=True)

@@ -50,6 +50,7 @@ class Likelihood:
         estimator: what the number was estimated with, in words; "" if it is not stated.
         by_masked_fraction: the unweighted cross-entropy of masked tokens by the fraction of the sequence (or of the
             block, in block diffusion) that was masked, such as `masked_0.0_to_0.2`; empty for models that mask nothing.
+        bound_nats_per_token: the upper bound of a `hybrid` model's diffusion side (over all tokens); None for others.
     """
 
     nats_per_token: float
@@ -60,6 +61,7 @@ class Likelihood:
     bytes_per_token: float | None = None
     estimator: str = ""
     by_masked_fraction: Mapping[str, MeanLoss] = field(default_factory=dict)
+    bound_nats_per_token: float | None = None
 
     @property
     def perplexity(self) -> float:
@@ -75,7 +77,8 @@ class Likelihood:
 
     def __str__(self) -> str:
         compression = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.3f} bits/byte"
-        return f"{self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token ({self.kind}){compression}"
+        bound = "" if self.bound_nats_per_token is None else f", diffusion bound {self.bound_nats_per_token:.4f}"
+        return f"{self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token ({self.kind}{bound}){compression}"
 
 
 @torch.no_grad()
@@ -104,23 +107,26 @@ def evaluate_likelihood(
         DataError: there is no token to evaluate.
     """
     loss_terms = loss_terms or objective.loss_terms
-    totals = torch.zeros(6, dtype=torch.float64, device=device)
+    totals = torch.zeros(8, dtype=torch.float64, device=device)
     by_name: dict[str, Tensor] = {}
     with evaluating(objective):
         for batch in batches:
             terms = loss_terms(batch.to(device), seed=seed)
             sequences = (batch.lengths > 0).sum().to(device)
             totals[:3] += torch.stack((terms.sums[0], terms.counts[0], sequences)).double()
-            totals[3:] += terms.moments.double()
+            totals[3:6] += terms.moments.double()
+            if objective.bound_term is not None:
+                totals[6:] += torch.stack((terms.sums, terms.counts))[:, objective.bound_term].double()
             for name, pair in terms.metrics.items():
                 if name.startswith(MASKED_FRACTION):
                     by_name[name] = by_name.get(name, 0) + pair.double()
     names = sorted(by_name)  # the same on all ranks, since all pass as many batches
     reduced = reduce(torch.cat((totals, *(by_name[name] for name in names)))).tolist()
     total, tokens, sequences, *moments = reduced[:6]
+    bound, bound_tokens = reduced[6:8]
     if tokens == 0:
         raise DataError("there is no token to evaluate; check the data, and that the limit is above 0")
-    pairs = zip(names, reduced[6::2], reduced[7::2])
+    pairs = zip(names, reduced[8::2], reduced[9::2])
     return Likelihood(
         total / tokens,
         ratio_error(total, tokens, moments),
@@ -130,6 +136,7 @@ def evaluate_likelihood(
         bytes_per_token,
         estimator_of(objective, seed),
         {name: MeanLoss(loss / count, int(count)) for name, loss, count in pairs if count},
+        bound_nats_per_token=bound / bound_tokens if bound_tokens else None,
     )
 
 

@@ -81,17 +81,19 @@ def encode_request(request: Request, model: LoadedModel, length: int) -> list[in
     """
     if request.fault is not None:
         raise UserError(f"prompt {request.number}: {request.fault}")
-    mask_id = model.info.decode.mask_id
+    mask_id, fills_gaps = model.info.decode.mask_id, model.wrapper.fills_gaps
     if request.text is not None:
-        if mask_id is None:
-            raise UserError("an autoregressive model cannot fill gaps; give a 'prompt' instead of a 'text'")
+        if mask_id is None or not fills_gaps:
+            raise UserError(
+                f"a model of kind {model.config.objective.kind} cannot fill gaps; give a 'prompt' instead of a 'text'"
+            )
         tokens = fill_gaps(request.text, _tokenizer(model), mask_id, length)
         if mask_id not in tokens:
             raise UserError(f"the text {request.text!r:.60} has no <mask> gap to fill in")
         return tokens
     prompt = _tokenizer(model).encode(request.prompt.encode()).tolist() if request.prompt else []
     tokens = model.wrapper.start_from(prompt, length, model.info.decode.end_token)
-    if len(tokens) > length or (mask_id is None and len(tokens) == length):
+    if len(tokens) > length or (not fills_gaps and len(tokens) == length):
         raise _too_long(f"prompt {(request.prompt or '')!r:.60}", len(tokens), length)
     return tokens
 

@@ -24,7 +24,12 @@ class Head(Linear):
     Args:
         input_scale: of the embeddings, for a weight that is shared with an embedding table.
         chunk_size: tokens times vocabulary that are projected at a time; one token at least.
+
+    Attributes:
+        excluded: a token that is never an answer: its logits are -inf; None for no such token.
     """
+
+    excluded: int | None = None
 
     def __init__(self, dim: int, num_tokens: int, input_scale: float = 1.0, chunk_size: int = CHUNK_SIZE):
         super().__init__(dim, num_tokens)
@@ -54,6 +59,12 @@ class Head(Linear):
         return torch.cat([checkpoint(run, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
     def _project(self, embeddings: Tensor) -> Tensor:
+        logits = self._product(embeddings)
+        if self.excluded is not None:
+            logits[..., self.excluded] = -torch.inf
+        return logits
+
+    def _product(self, embeddings: Tensor) -> Tensor:
         embeddings = embeddings if self.input_scale == 1 else embeddings * self.input_scale
         if self._wide_for(embeddings):
             # the other way round the weight is not packed first, which takes longer than the product itself

@@ -195,6 +195,7 @@ class AttentionLayers(nn.Module):
         *,
         documents: Tensor | None = None,
         rule: Rule | None = None,
+        causal: bool | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         sequence_parallel: SequenceParallelContext = WHOLE,
@@ -209,6 +210,7 @@ class AttentionLayers(nn.Module):
             with_z_loss: also return the attention z-loss.
             documents: int64 `[batch, keys]`; a token attends only to its own document.
             rule: which queries may attend to which keys, by their indices, in addition.
+            causal: whether a token sees only itself and the past; None for what the stack is made for.
             context: `[batch, m, dim_context]`, with `cross_attend`.
             context_mask: bool `[batch, m]`, true where the context may be attended.
             sequence_parallel: this rank's part of the sequences, which `x` and `positions` are of; `mask`, `documents`
@@ -227,12 +229,13 @@ class AttentionLayers(nn.Module):
         if flex and with_z_loss:
             raise ValueError("the attention z-loss needs attention_kernel sdpa")
         queries = x.shape[1] * sequence_parallel.size
+        causal = self.causal if causal is None else causal
         past: int | Tensor = 0
         keys = None
         if cache is not None:
             cache.start(len(x), x.device)
             past, keys = (cache.longest, None) if cache.aligned else (cache.lengths, cache.keys_after(queries))
-        visibility = Visibility(queries, past, self.causal, self.window, mask, documents, rule, keys)
+        visibility = Visibility(queries, past, causal, self.window, mask, documents, rule, keys)
         angles = self.rotary.angles(positions) if self.rotary else None
         if angles is not None and positions.ndim == 2:
             angles = (angles[0][:, None], angles[1][:, None])

@@ -100,6 +100,7 @@ class TransformerWrapper(nn.Module):
         cache: KeyValueCache | None = None,
         documents: Tensor | None = None,
         rule: Rule | None = None,
+        causal: bool | None = None,
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         return_embeddings: bool = False,
@@ -120,6 +121,7 @@ class TransformerWrapper(nn.Module):
             cache: keys and values of earlier tokens, extended in place.
             documents: int64 `[batch, keys]`; a token attends only to its own document.
             rule: which queries may attend to which keys, by their indices, in addition (`Visibility.rule`).
+            causal: whether a token sees only the past; None for what `attn_layers` are made for.
             context: `[batch, m, dim_context]` for cross-attention.
             context_mask: bool `[batch, m]`, true where the context may be attended.
             return_embeddings: return `[batch, n, dim]` instead of logits.
@@ -138,13 +140,7 @@ class TransformerWrapper(nn.Module):
         """
         tokens = x.shape[1] + (prepend_embeds.shape[1] if prepend_embeds is not None else 0)
         if positions is None:
-            if cache is None:
-                self._check_length(tokens)
-                positions = torch.arange(tokens, device=x.device)
-            else:
-                cache.start(len(x), x.device)
-                self._check_length(cache.keys_after(tokens))
-                positions = cache.positions(tokens)
+            positions = self._positions(x, tokens, cache)
         if sequence_parallel.size > 1 and (cache is not None or prepend_embeds is not None):
             raise ValueError("sequences that ranks share have no cache and no prepended embeddings")
         positions = sequence_parallel.shard(positions, dim=-1)
@@ -157,6 +153,7 @@ class TransformerWrapper(nn.Module):
             with_z_loss,
             documents=documents,
             rule=rule,
+            causal=causal,
             context=context,
             context_mask=context_mask,
             sequence_parallel=sequence_parallel,
@@ -177,6 +174,15 @@ class TransformerWrapper(nn.Module):
         if self.pos_emb is not None:
             embeds = embeds + self.pos_emb(positions)
         return embeds
+
+    def _positions(self, x: Tensor, tokens: int, cache: KeyValueCache | None) -> Tensor:
+        """Positions counted on from the cache, int64 `[tokens]` or `[batch, tokens]`."""
+        if cache is None:
+            self._check_length(tokens)
+            return torch.arange(tokens, device=x.device)
+        cache.start(len(x), x.device)
+        self._check_length(cache.keys_after(tokens))
+        return cache.positions(tokens)
 
     def _check_length(self, length: int) -> None:
         if self.pos_emb is not None and length > self.max_seq_len:

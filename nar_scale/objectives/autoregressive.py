@@ -182,7 +182,7 @@ class AutoregressiveWrapper(LeftToRightGenerator):
         found = PredictedTokens.of(predicted, sequence_parallel, slots)
         embeddings = found.select_local(output.embeddings)
         answers = found.answers(targets)
-        losses = self.net.to_logits(embeddings, _cross_entropy, answers)
+        losses = self.net.to_logits(embeddings, cross_entropy, answers)
         sums = [losses.sum()]
         weights = [1.0]
         if self.add_attn_z_loss:
@@ -230,5 +230,6 @@ class AutoregressiveWrapper(LeftToRightGenerator):
         return (self.net.to_next_embed_pred(embeddings) - truth).abs().mean(dim=-1)
 
 
-def _cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, answers: Tensor) -> Tensor:
+    """In nats, float32 `[tokens]`, from logits `[tokens, num_tokens]` and the true tokens, int64 `[tokens]`."""
     return F.cross_entropy(logits.float(), answers, reduction="none")

@@ -55,6 +55,7 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         super().__init__(net, mask_id=mask_id, **options)
         self.block_size = block_size
         self.parts = net.max_seq_len // block_size
+        self.copies = 1 if self.parts == 1 else 2
 
     def sample(
         self,
@@ -104,6 +105,12 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
     ) -> Tensor:
         if self.parts == 1:
             return super()._embed(visible, tokens, noise, classes, net_kwargs)
+        return self._embed_both(visible, tokens, classes, net_kwargs)[0]
+
+    def _embed_both(
+        self, visible: Tensor, tokens: Tensor, classes: Tensor | None, net_kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings `[batch, n, dim]` of this rank's part of the masked sequences and of the true ones."""
         n = tokens.shape[1]
         sequence_parallel: SequenceParallelContext = net_kwargs.get("sequence_parallel", WHOLE)
         stripe = n // sequence_parallel.size  # so that each rank has as much of both copies
@@ -117,8 +124,9 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
             by_token["positions"] = torch.arange(n, device=tokens.device)
         twice = {name: side_by_side(each, each) for name, each in by_token.items() if each is not None}
         both = side_by_side(visible, tokens)
-        rule = masked_then_true(stripe, self.block_size)
-        return self.embed(both, None, classes, **{**net_kwargs, **twice}, rule=rule)[:, :stripe]
+        rule = masked_then_true(stripe, self.block_size, causal=self.net.causal)
+        masked, true = self.embed(both, None, classes, **{**net_kwargs, **twice}, rule=rule).split(stripe, dim=1)
+        return masked, true
 
     def _unmask(
         self,
@@ -158,30 +166,33 @@ def _for_a_block(decoding: SamplerConfig, parts: int) -> SamplerConfig:
     return decoding.model_copy(update={"steps": steps})
 
 
-def masked_then_true(stripe: int, block_size: int) -> Callable[[Tensor, Tensor], Tensor]:
+def masked_then_true(stripe: int, block_size: int, causal: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
     """Which tokens attend to which in a masked sequence interleaved with the true one (BD3-LM, section 4.1).
 
-    Masked tokens attend to those of their own block and to the true tokens of earlier blocks; true tokens attend to the
-    true ones of their own block and of earlier blocks.
+    Masked tokens attend to those of their own block and to the true tokens of earlier blocks. True tokens attend to the
+    true ones of their own block and of earlier blocks or, if they are causal, to themselves and the true ones before.
 
     Args:
         stripe: the first `stripe` tokens of the masked sequence are followed by as many of the true one, and so on; the
             length of the sequence for the masked sequence followed by the true one.
         block_size: tokens in a block.
+        causal: whether true tokens see only themselves and the past.
 
     Returns:
         a function of the positions of a query and a key, int64, to bool, both broadcast against each other.
     """
 
-    def block(position: Tensor) -> Tensor:
-        return (position // (2 * stripe) * stripe + position % stripe) // block_size
+    def place(position: Tensor) -> Tensor:
+        return position // (2 * stripe) * stripe + position % stripe
 
     def rule(query: Tensor, key: Tensor) -> Tensor:
-        query_block, key_block = block(query), block(key)
+        query_place, key_place = place(query), place(key)
+        query_block, key_block = query_place // block_size, key_place // block_size
         query_true, key_true = query // stripe % 2 == 1, key // stripe % 2 == 1
         within_masked = ~query_true & ~key_true & (query_block == key_block)
         to_the_past = ~query_true & key_true & (key_block < query_block)
-        within_true = query_true & key_true & (key_block <= query_block)
+        past = key_place <= query_place if causal else key_block <= query_block
+        within_true = query_true & key_true & past
         return within_masked | to_the_past | within_true
 
     return rule

@@ -9,6 +9,7 @@ from nar_scale.config import Config, ModelConfig
 from nar_scale.model import AttentionLayers, Decoder, Encoder, TransformerWrapper
 from nar_scale.objectives.autoregressive import AutoregressiveWrapper
 from nar_scale.objectives.block_diffusion import BlockDiffusionWrapper
+from nar_scale.objectives.hybrid import HybridWrapper
 from nar_scale.objectives.non_autoregressive import NonAutoregressiveWrapper
 from nar_scale.objectives.objective import Objective
 
@@ -20,7 +21,8 @@ def build_wrapper(config: Config, vocabulary_size: int) -> Objective:
 
     Args:
         config: its `model` and `objective` sections.
-        vocabulary_size: number of token ids in the data; a non-autoregressive model adds the mask token as the last id.
+        vocabulary_size: number of token ids in the data; all kinds but the autoregressive one add the mask
+            token as the last id.
 
     Raises:
         ConfigError: settings that do not fit each other.
@@ -30,7 +32,7 @@ def build_wrapper(config: Config, vocabulary_size: int) -> Objective:
     net = TransformerWrapper(
         num_tokens=vocabulary_size + (0 if autoregressive else 1),
         max_seq_len=model.max_seq_len,
-        attn_layers=(Decoder if autoregressive else Encoder)(
+        attn_layers=(Decoder if objective.kind in ("autoregressive", "hybrid") else Encoder)(
             **{name: getattr(model, name) for name in _LAYER_OPTIONS}, rotary=model.positions == "rotary"
         ),
         tie_embedding=model.tie_embeddings,
@@ -39,6 +41,14 @@ def build_wrapper(config: Config, vocabulary_size: int) -> Objective:
     )
     if objective.kind == "autoregressive":
         return AutoregressiveWrapper(net, mask_prob=objective.mask_prob, add_attn_z_loss=objective.attention_z_loss)
+    if objective.kind == "hybrid":
+        return HybridWrapper(
+            net,
+            mask_id=vocabulary_size,
+            block_size=objective.block_size,
+            autoregressive_weight=objective.autoregressive_weight,
+            diffusion_weight=objective.diffusion_weight,
+        )
     options: dict[str, Any] = {
         "mask_id": vocabulary_size,
         "no_replace_prob": objective.no_replace_prob,

@@ -94,11 +94,11 @@ class LeftToRightGenerator(Objective):
         _check_combination(compile, cache_kv, draft is not None, bool(amateurs))
         given = self._prompts(prompts, prompt_lens)
         longest, seq_lens = _limits(seq_len, len(given.tokens), plain=not compile and draft is None)
-        _check_sampling(longest, temperature)
+        check_sampling(longest, temperature)
         settings: dict[str, Any] = {
             "noise": noise or Noise.draw(len(given.tokens), given.tokens.device),
             "temperature": temperature,
-            "filters": () if amateurs else _filters(filter_logits_fn, filter_kwargs),
+            "filters": () if amateurs else chosen_filters(filter_logits_fn, filter_kwargs),
             "eos_token": eos_token,
             "pad_value": self.pad_value,
             "conditions": conditions,
@@ -149,7 +149,7 @@ class LeftToRightGenerator(Objective):
             ConfigError: more beams than tokens in the vocabulary.
             ValueError: an empty prompt.
         """
-        _check_sampling(seq_len, temperature)
+        check_sampling(seq_len, temperature)
         given = self._prompts(prompts, prompt_lens)
         with evaluating(self):
             tokens, scores = search_beams(
@@ -160,7 +160,7 @@ class LeftToRightGenerator(Objective):
                 noise=noise or Noise.draw(len(given.tokens), given.tokens.device),
                 temperature=temperature,
                 stochastic=stochastic,
-                filters=_filters(filter_logits_fn, filter_kwargs),
+                filters=chosen_filters(filter_logits_fn, filter_kwargs),
                 eos_token=eos_token,
                 pad_value=self.pad_value,
                 use_cache=cache_kv,
@@ -232,7 +232,13 @@ class LeftToRightGenerator(Objective):
         return net
 
 
-def _filters(which: FilterChoice, settings: dict[str, Any] | None) -> Sequence[LogitFilter]:
+def chosen_filters(which: FilterChoice, settings: dict[str, Any] | None = None) -> Sequence[LogitFilter]:
+    """The filters that `filter_logits_fn` and `filter_kwargs` of `generate` name.
+
+    Raises:
+        ConfigError: there is no filter with that name.
+        ValueError: settings without one filter that they could be of.
+    """
     if isinstance(which, Sequence) and not isinstance(which, str):
         if settings:
             raise ValueError("several filters have their own arguments; leave filter_kwargs out")
@@ -253,7 +259,12 @@ def _limits(seq_len: int | Tensor, batch: int, plain: bool) -> tuple[int, Tensor
     return int(seq_len.max()), seq_len
 
 
-def _check_sampling(seq_len: int, temperature: float) -> None:
+def check_sampling(seq_len: int, temperature: float) -> None:
+    """Refuse what no sequence can be sampled with.
+
+    Raises:
+        ValueError: a negative number of tokens, or a temperature that is negative or not finite.
+    """
     if seq_len < 0:
         raise ValueError(f"seq_len {seq_len} is negative; give the number of tokens to generate")
     if not 0 <= temperature < math.inf:

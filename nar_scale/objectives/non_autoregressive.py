@@ -20,7 +20,7 @@ from nar_scale.objectives.predicted import PredictedTokens, losses_by_masked_fra
 from nar_scale.objectives.terms import Losses, LossTerms, length_mask, on_device, require, sequence_moments
 
 # streams of one sequence's noise; `mask_tokens` derives its own below the first
-_MASK, _SELF_CONDITION, _CRITIC, _DROP_CONDITION = range(100, 104)
+MASK, _SELF_CONDITION, _CRITIC, _DROP_CONDITION = range(100, 104)
 
 
 class NonAutoregressiveWrapper(Unmasker):
@@ -112,7 +112,7 @@ class NonAutoregressiveWrapper(Unmasker):
         maskable = self._maskable(present, None)
         generator = maskable.sum()
         if not self._weighted:
-            generator = self._masked_counts(maskable, self._noise(batch, seed).derive(_MASK)).sum()
+            generator = self._masked_counts(maskable, self._noise(batch, seed).derive(MASK)).sum()
         return torch.stack((generator, present.sum())[: len(self.term_names)]).float()
 
     def loss_terms(self, batch: Batch, *, seed: int = 0) -> LossTerms:
@@ -198,7 +198,7 @@ class NonAutoregressiveWrapper(Unmasker):
         if host is None:
             return None
         maskable = self._maskable(length_mask(host.lengths, host.tokens.shape[1]), None)
-        noise = self._noise(host, seed).derive(_MASK)
+        noise = self._noise(host, seed).derive(MASK)
         if sequence_parallel.size == 1:
             return slots_for(self._masked_counts(maskable, noise).sum(), host.tokens.numel())
         mine = sequence_parallel.shard(self._choose_masked(maskable, noise).view_as(host.tokens))
@@ -259,7 +259,7 @@ class NonAutoregressiveWrapper(Unmasker):
             seen, asked = F.pad(present, (prefix, 0), value=True), net_kwargs.get("mask")
             net_kwargs["mask"] = seen if asked is None else seen & asked
         maskable = self._maskable(present, frozen)
-        masked = self._mask_tokens(tokens, maskable, noise.derive(_MASK))
+        masked = self._mask_tokens(tokens, maskable, noise.derive(MASK))
         visible, true = masked.tokens.view_as(tokens), tokens
         if self.training and self.condition_drop_prob > 0:
             dropped = noise.derive(_DROP_CONDITION).uniform() < self.condition_drop_prob

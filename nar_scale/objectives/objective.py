@@ -45,9 +45,12 @@ class Objective(nn.Module, ABC):
     Attributes:
         net: the network; all names of its weights begin with `net.`.
         max_seq_len: tokens of the longest sequence.
-        mask_id: the token that stands for an unknown one, or None for a model that generates left to right.
+        mask_id: the token that stands for an unknown one, or None for a model that has none.
         num_classes: number of classes that the model is conditional on, or None.
         samples_padded: whether `sample` takes sequences of different lengths together.
+        fills_gaps: whether `sample` fills in masks; otherwise it continues prompts.
+        bound_term: which loss term is an upper bound on an exact first one, if any is.
+        copies: how often each token of the data passes the network in training.
         sequence_parallel: this rank's part of every batch in training, where ranks share sequences.
     """
 
@@ -56,6 +59,9 @@ class Objective(nn.Module, ABC):
     mask_id: int | None = None
     num_classes: int | None = None
     samples_padded: bool = False
+    fills_gaps: bool = False
+    bound_term: int | None = None
+    copies: int = 1
     sequence_parallel: SequenceParallelContext = WHOLE
 
     @property

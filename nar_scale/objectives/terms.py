@@ -54,6 +54,20 @@ class Losses(NamedTuple):
     critic_loss: Tensor | None
 
 
+class HybridLosses(NamedTuple):
+    """What `HybridWrapper.forward` returns: scalars in nats per token.
+
+    Attributes:
+        loss: the weighted sum of the others, which is to be minimised.
+        token_loss: of the next token, the negative log-likelihood.
+        diffusion_loss: block diffusion's bound on it.
+    """
+
+    loss: Tensor
+    token_loss: Tensor
+    diffusion_loss: Tensor
+
+
 @torch.no_grad()
 def sequence_moments(losses: Tensor, rows: Tensor, counts: Tensor) -> Tensor:
     """The `moments` of `LossTerms`, from losses `[m]` of the rows `[m]` they belong to and counts `[batch]`."""

@@ -11,6 +11,7 @@ from nar_scale.config import Config
 from nar_scale.model import TransformerWrapper
 from nar_scale.model.layers import hidden_width
 from nar_scale.model.parameters import full_size, muon_matrices
+from nar_scale.objectives import Objective
 
 _FP32 = 4
 
@@ -34,7 +35,7 @@ class Part:
         return f"{self.name:<18}{self.size / GIBIBYTE:>10.3f} GiB{where}"
 
 
-def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any], ranks: int) -> list[Part]:
+def estimate_memory(wrapper: Objective, config: Config, resolved: dict[str, Any], ranks: int) -> list[Part]:
     """What a rank holds at the end of a forward pass and in the step after it.
 
     With P parameters on R ranks, and b bytes an element in forward and backward pass (4 in fp32, else 2):
@@ -114,12 +115,11 @@ def activation_elements(config: Config, tokens: int) -> tuple[float, float]:
     return tokens * model.depth * block, 0
 
 
-def _activations(wrapper: nn.Module, config: Config, width: int) -> list[Part]:
+def _activations(wrapper: Objective, config: Config, width: int) -> list[Part]:
     training, net = config.training, _net(wrapper)
     tokens = training.micro_batch_size * config.model.max_seq_len // training.sequence_parallel_size
-    copies = 2 if config.objective.kind == "block_diffusion" else 1  # the masked and the true one
     around = 3 * net.emb_dim * tokens  # embedding, final norm, and what the head is given
-    kept, again = activation_elements(config, copies * tokens)
+    kept, again = activation_elements(config, wrapper.copies * tokens)
     logits = min(config.model.logits_chunk_size, tokens * net.num_tokens) * (width + 2 * _FP32)
     # the logits are gone when the first block is computed again
     rest = max(0.0, 1.5 * again * width - logits)

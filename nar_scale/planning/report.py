@@ -116,9 +116,8 @@ def _length(config: Config, wrapper: Objective) -> str:
     steps = steps_of_run(config)
     samples = samples_before(config.training, steps)
     tokens = samples * config.model.max_seq_len
-    return (
-        f"{steps:,} steps, {samples:,} sequences, {tokens:,} tokens, {tokens * flops_per_token(wrapper.net):.4g} FLOPs"
-    )
+    flops = tokens * flops_per_token(wrapper.net, wrapper.copies)
+    return f"{steps:,} steps, {samples:,} sequences, {tokens:,} tokens, {flops:.4g} FLOPs"
 
 
 def _data(config: Config, infos: Mapping[str, DatasetInfo | None]) -> str:

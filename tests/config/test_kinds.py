@@ -10,6 +10,7 @@ from nar_scale.config import (
     AutoregressiveConfig,
     BlockDiffusionConfig,
     CosineScheduleConfig,
+    HybridConfig,
     LionConfig,
     MuonConfig,
     NonAutoregressiveConfig,
@@ -25,6 +26,7 @@ from .helpers import config_with
 SAVED = Path(__file__).parent / "saved"  # by the code before each kind had a class of its own
 AR = {"objective.kind": "autoregressive"}
 BLOCKS = {"objective.kind": "block_diffusion", "objective.block_size": 4}
+HYBRID = {"objective.kind": "hybrid", "objective.block_size": 4}
 
 
 @pytest.mark.parametrize(
@@ -33,6 +35,7 @@ BLOCKS = {"objective.kind": "block_diffusion", "objective.block_size": 4}
         ({}, NonAutoregressiveConfig, AdamWConfig),
         ({**AR, "optimizer.kind": "lion"}, AutoregressiveConfig, LionConfig),
         ({**BLOCKS, "optimizer.kind": "muon"}, BlockDiffusionConfig, MuonConfig),
+        (HYBRID, HybridConfig, AdamWConfig),
     ],
 )
 def test_each_kind_is_a_class(changes, objective, optimizer):
@@ -45,7 +48,9 @@ def test_each_kind_is_a_class(changes, objective, optimizer):
     ("changes", "key", "owners", "kind"),
     [
         ({"objective.mask_prob": 0.1}, "objective.mask_prob", "autoregressive", "non_autoregressive"),
-        ({"objective.block_size": 4}, "objective.block_size", "block_diffusion", "non_autoregressive"),
+        ({"objective.block_size": 4}, "objective.block_size", "block_diffusion or hybrid", "non_autoregressive"),
+        ({**HYBRID, "objective.num_classes": 3}, "objective.num_classes", "non_autoregressive", "hybrid"),
+        ({**BLOCKS, "objective.diffusion_weight": 0.5}, "objective.diffusion_weight", "hybrid", "block_diffusion"),
         (
             {**AR, "objective.schedule": "cosine"},
             "objective.schedule",
@@ -102,7 +107,7 @@ def test_the_nearest_key_is_named_with_its_kind_if_that_is_another(changes, unkn
 @pytest.mark.parametrize(
     ("section", "kinds"),
     [
-        ("objective", ["'autoregressive'", "'non_autoregressive'", "'block_diffusion'"]),
+        ("objective", ["'autoregressive'", "'non_autoregressive'", "'block_diffusion'", "'hybrid'"]),
         ("optimizer", ["'adamw'", "'lion'", "'muon'"]),
         ("schedule", ["'cosine'", "'wsd'", "'constant'", "'inverse_sqrt'"]),
     ],
@@ -124,7 +129,18 @@ def test_values_of_a_kind_are_checked_and_named_without_it():
         )
 
 
+def test_a_hybrid_needs_blocks_and_something_to_learn():
+    with refused(ConfigError, "objective.block_size", "missing"):
+        config_with(**{"objective.kind": "hybrid"})
+    with refused(ConfigError, "objective.block_size", 2, 1):
+        config_with(**{**HYBRID, "objective.block_size": 1})
+    with refused(ConfigError, "autoregressive_weight", "diffusion_weight"):
+        config_with(**HYBRID, **{"objective.autoregressive_weight": 0.0, "objective.diffusion_weight": 0.0})
+
+
 def test_what_every_objective_is_asked_for_it_answers():
+    hybrid = config_with(**HYBRID).objective
+    assert (hybrid.num_classes, hybrid.prefix_length, hybrid.schedule) == (None, 0, "linear")
     objective = config_with(**AR).objective
     assert (objective.num_classes, objective.prefix_length, objective.schedule) == (None, 0, None)
     assert set(objective.model_dump()) == {"kind", "mask_prob", "attention_z_loss"}

@@ -90,6 +90,14 @@ def test_wrong_keys_and_values_are_named(key, value, named):
             {"objective.kind": "block_diffusion", "objective.block_size": 5},
             ["model.max_seq_len", 12, "objective.block_size", 5],
         ),
+        (
+            {"objective.kind": "hybrid", "objective.block_size": 5},
+            ["model.max_seq_len", 12, "objective.block_size", 5],
+        ),
+        (
+            {"objective.kind": "hybrid", "objective.block_size": 4, "logging.image_shape": [3, 4]},
+            ["logging.image_shape"],
+        ),
         ({"objective.num_classes": 2, "objective.condition_drop_prob": 1.0}, ["objective.condition_drop_prob", 1.0]),
         ({"objective.num_classes": 2}, ["objective.num_classes", "data.class_field"]),
         ({"data.class_field": "cls"}, ["objective.num_classes", "data.class_field"]),
@@ -136,6 +144,7 @@ def test_settings_that_contradict_each_other_are_named(changes, named):
         {"logging.image_shape": (3, 4)},
         {"objective.prefix_length": 11, "decoding.guidance": 0.0},
         {"objective.kind": "block_diffusion", "objective.block_size": 4},
+        {"objective.kind": "hybrid", "objective.block_size": 4, "decoding.sampler": "left_to_right"},
         {"model.attention_kernel": "flex", "model.window": 1},
     ],
 )

@@ -59,6 +59,7 @@ WITHOUT_UNIT = {
     *("model.feedforward_mult", "model.norm_eps", "model.rotary_theta", "model.rotary_interpolation_factor"),
     *("model.rotary_base_rescale_factor", "model.tie_embedding_scale", "model.dropout"),
     *("objective.mask_prob", "objective.condition_drop_prob", "objective.no_replace_prob"),
+    *("objective.autoregressive_weight", "objective.diffusion_weight"),
     *("objective.random_token_prob", "objective.self_conditioning_train_prob", "objective.critic_loss_weight"),
     *("data.sources.*.weight", "data.temperature", "data.curriculum.*.weights"),
     *("optimizer.learning_rate", "optimizer.betas", "optimizer.eps", "optimizer.weight_decay"),
@@ -78,7 +79,7 @@ FREE_TEXT = {
 
 
 def test_every_key_is_there_once():
-    assert len(config_reference()) == len(KEYS) == 156
+    assert len(config_reference()) == len(KEYS) == 159
     assert {path for path in KEYS if "." not in path} == set(Config.model_fields)
     assert {"data.sources.*.weight", "training.batch_size_warmup.*.from_step", "schedule.decay_fraction"} <= set(KEYS)
 
@@ -110,7 +111,10 @@ def test_every_value_is_limited_where_it_can_be():
         ("model.dim", {"type": "integer", "required": True, "unit": "channels", "allowed": "> 0"}),
         ("model.window", {"type": "integer or null", "default": None, "required": False, "fixed_on_resume": True}),
         ("optimizer.kind", {"default": "adamw", "allowed": "adamw, lion, muon", "kinds": (), "fixed_on_resume": True}),
-        ("objective.kind", {"required": True, "allowed": "autoregressive, non_autoregressive, block_diffusion"}),
+        (
+            "objective.kind",
+            {"required": True, "allowed": "autoregressive, non_autoregressive, block_diffusion, hybrid"},
+        ),
         ("objective.loss", {"allowed": "weighted, unweighted", "kinds": ("non_autoregressive", "block_diffusion")}),
         ("optimizer.betas", {"type": "list of 2 numbers", "default": [0.9, 0.95], "allowed": ">= 0 and < 1"}),
         ("optimizer.eps", {"kinds": ("adamw", "muon"), "default": 1e-8}),

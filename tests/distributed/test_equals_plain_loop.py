@@ -49,6 +49,7 @@ FEATURES = {
     "chunked": ["model.logits_chunk_size=2000", "objective.self_token_critic=true"],
     "unweighted": ["objective.loss=unweighted", "objective.schedule=cosine", "objective.masking=bernoulli"],
     "block_diffusion": ["objective.kind=block_diffusion", "objective.block_size=8"],
+    "hybrid": ["objective.kind=hybrid", "objective.block_size=8", "model.kv_heads=1"],
 }
 WATCHED = (2, 3)  # stages at which the features are also evaluated and sampled while training
 

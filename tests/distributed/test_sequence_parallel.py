@@ -19,13 +19,14 @@ OBJECTIVES = {
     "self_conditioning": ["objective.self_conditioning=true", "objective.no_replace_prob=0.15"],
     "self_token_critic": ["objective.self_token_critic=true", "objective.loss=unweighted"],
     "block_diffusion": ["objective.kind=block_diffusion", "objective.block_size=8"],
+    "hybrid": ["objective.kind=hybrid", "objective.block_size=8"],
     "documents": ["data.document_field=documents.npy"],
 }
 # DeepSpeed knows nothing of shared sequences, so two stages are enough for what differs in the objective alone
 CASES = [
     *((name, stage) for name in ("autoregressive", "non_autoregressive") for stage in STAGES),
     *(("self_conditioning", 0), ("self_token_critic", 1), ("self_token_critic", 3)),
-    *(("block_diffusion", 1), ("block_diffusion", 3), ("documents", 2)),
+    *(("block_diffusion", 1), ("block_diffusion", 3), ("hybrid", 3), ("documents", 2)),
 ]
 # other ways through the net, at the stage with most at stake
 FEATURES = {

@@ -9,12 +9,13 @@ from nar_scale.data.tokenizers import TOKENIZER_FILE
 from nar_scale.decoding import DecodeManifest
 from nar_scale.objectives import build_wrapper
 
-KINDS = ("autoregressive", "non_autoregressive", "block_diffusion")
-_STEPS = {"autoregressive": None, "non_autoregressive": 4, "block_diffusion": 6}
+KINDS = ("autoregressive", "non_autoregressive", "block_diffusion", "hybrid")
+_STEPS = {"autoregressive": None, "non_autoregressive": 4, "block_diffusion": 6, "hybrid": None}
 _OBJECTIVES = {
     "autoregressive": {},
     "non_autoregressive": {},
     "block_diffusion": {"block_size": 8},
+    "hybrid": {"block_size": 4},
 }
 
 

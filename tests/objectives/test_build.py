@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from nar_scale.model import Decoder, Encoder
-from nar_scale.objectives import AutoregressiveWrapper, BlockDiffusionWrapper, NonAutoregressiveWrapper, build_wrapper
+from nar_scale.objectives import (
+    AutoregressiveWrapper,
+    BlockDiffusionWrapper,
+    HybridWrapper,
+    NonAutoregressiveWrapper,
+    build_wrapper,
+)
 from tests.config.helpers import config_with
 
 VOCABULARY = 30
@@ -12,13 +18,14 @@ KINDS = {
     "non_autoregressive": (NonAutoregressiveWrapper, Encoder),
     "block_diffusion": (BlockDiffusionWrapper, Encoder),
     "autoregressive": (AutoregressiveWrapper, Decoder),
+    "hybrid": (HybridWrapper, Decoder),
 }
 
 
 def built(**changes):
     torch.manual_seed(0)
     changes = {f"model.{name}" if "." not in name else name: value for name, value in changes.items()}
-    if changes.get("objective.kind") == "block_diffusion":
+    if changes.get("objective.kind") in ("block_diffusion", "hybrid"):
         changes = {"objective.block_size": 4, **changes}
     return build_wrapper(config_with(**changes), VOCABULARY)
 
@@ -95,6 +102,9 @@ def test_objective_keys_reach_the_wrapper(kind):
 
 
 def test_keys_of_one_kind_alone_reach_the_wrapper():
+    weights = {"objective.autoregressive_weight": 0.5, "objective.diffusion_weight": 2.0}
+    hybrid = built(**{"objective.kind": "hybrid", **weights})
+    assert (hybrid.block_size, hybrid.autoregressive_weight, hybrid.diffusion_weight) == (4, 0.5, 2.0)
     critical = built(
         **{
             "objective.self_conditioning": True,

@@ -9,13 +9,14 @@ from nar_scale.config import (
     SAMPLERS,
     ConfidenceDecoding,
     LeftToRightDecoding,
+    SelfSpeculativeDecoding,
     validate_config,
 )
 from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
-from nar_scale.model import Encoder
-from nar_scale.objectives import BlockDiffusionWrapper, Objective, Samples, build_wrapper, evaluating
+from nar_scale.model import Decoder, Encoder
+from nar_scale.objectives import BlockDiffusionWrapper, HybridWrapper, Objective, Samples, build_wrapper, evaluating
 from tests.errors import refused
 from tests.model.helpers import small_net
 from tests.objectives.helpers import batch_of, random_tokens, small_ar, small_nar
@@ -29,13 +30,19 @@ def small_blocks(**options):
 
 
 def decoding_of(make, sampler, **settings):
-    """The settings of a sampler, or of the only one that an autoregressive model has."""
+    """The settings of a sampler, or of the one that a model has which generates left to right."""
+    if make is small_hybrid:
+        return SelfSpeculativeDecoding(sampler="self_speculative", **settings)
     if make is small_ar:
         return LeftToRightDecoding(sampler="left_to_right", **settings)
     return SAMPLERS[sampler](sampler=sampler, **settings)
 
 
-KINDS = {"ar": small_ar, "nar": small_nar, "blocks": small_blocks}
+def small_hybrid(**options):
+    return HybridWrapper(small_net(Decoder), mask_id=MASK_ID, block_size=4, **options)
+
+
+KINDS = {"ar": small_ar, "nar": small_nar, "blocks": small_blocks, "hybrid": small_hybrid}
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 
@@ -45,7 +52,7 @@ def test_an_objective_describes_its_loss_terms(make):
     assert isinstance(objective, Objective)
     terms = objective.loss_terms(batch_of(random_tokens(4, N)), seed=1)
     assert len(objective.term_names) == len(terms.sums) == len(terms.counts)
-    assert objective.likelihood_kind == ("exact" if make is small_ar else "bound")
+    assert objective.likelihood_kind == ("exact" if make in (small_ar, small_hybrid) else "bound")
     assert torch.equal(objective.counts(batch_of(random_tokens(4, N)), seed=1), terms.counts)
 
 
@@ -93,8 +100,9 @@ def test_samples_continue_a_prompt_the_same_in_any_batch(make, prompt):
         assert alone.network_calls == [samples.network_calls[row]]
     assert len({tuple(tokens) for tokens in samples.tokens}) == 3
     for tokens, calls in zip(*samples):
-        if make is small_ar:
-            assert len(tokens) == calls == N - max(len(prompt), 1)
+        if make in (small_ar, small_hybrid):
+            assert len(tokens) == N - max(len(prompt), 1)
+            assert calls <= len(tokens) <= calls * (1 if make is small_ar else 4)
         else:
             assert tokens[: len(prompt)] == prompt
             assert len(tokens) == N
@@ -144,6 +152,9 @@ def test_a_sampler_of_another_kind_of_model_is_refused(make):
     objective = make()
     other = "confidence" if make is small_ar else "left_to_right"
     given = torch.tensor([objective.start_from([], N, end_token=7)])
+    if make is small_hybrid:  # it has them all
+        assert objective.sample(given, SAMPLERS[other](sampler=other), Noise.of_requests(1, torch.arange(1))).tokens
+        return
     with refused(ConfigError, other):
         objective.sample(given, SAMPLERS[other](sampler=other), Noise.of_requests(1, torch.arange(1)))
 

@@ -234,12 +234,13 @@ def test_offload_bf16_masters_and_other_optimizers():
     assert memory(**{"optimizer.kind": "muon"})[0]["moments"][0] == pytest.approx(8 * parameters - 4 * matrices)
 
 
-@pytest.mark.parametrize("kind", ["autoregressive", "non_autoregressive", "block_diffusion"])
+@pytest.mark.parametrize("kind", ["autoregressive", "non_autoregressive", "block_diffusion", "hybrid"])
 @pytest.mark.parametrize("feedforward", ["gelu", "swiglu"])
 def test_activations_are_about_what_a_forward_pass_keeps(kind, feedforward):
     changes = {
         "model": {"dim": 64, "depth": 4, "heads": 4, "max_seq_len": 64, "feedforward": feedforward},
         "objective.kind": kind,
+        **({"objective.block_size": 16} if kind == "hybrid" else {}),
         "training.micro_batch_size": 8,
         "training.precision": "fp32",
     }

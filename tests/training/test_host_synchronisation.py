@@ -74,6 +74,7 @@ KINDS: dict[str, Sequence[str]] = {
     "autoregressive": ["objective.kind=autoregressive"],
     "forgetful": ["objective.kind=autoregressive", "objective.mask_prob=0.2", "objective.attention_z_loss=true"],
     "block_diffusion": ["objective.kind=block_diffusion", "objective.block_size=8"],
+    "hybrid": ["objective.kind=hybrid", "objective.block_size=8"],
     "unweighted": [
         *("objective.loss=unweighted", "objective.schedule=cosine", "objective.masking=bernoulli"),
         *("objective.random_token_prob=0.1", "objective.no_replace_prob=0.1"),

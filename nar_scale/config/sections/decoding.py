@@ -192,6 +192,11 @@ class SelfSpeculativeDecoding(_Decoding):
         description="Drafts a block of tokens in one call and verifies them left to right in another, which gives the "
         "same distribution as `left_to_right` (arXiv:2211.17192); for the kind `hybrid`.",
     )
+    shared_calls: bool = Field(
+        default=True,
+        description="A network call verifies a draft and makes the next one: fewer calls, each of `block_size` squared "
+        "masks more, for GPUs and few sequences; otherwise one call drafts and another verifies.",
+    )
 
 
 UnmaskingConfig = (

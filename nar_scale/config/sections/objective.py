@@ -1,4 +1,4 @@
-"""The section `objective`: what is learned, in three kinds."""
+"""The section `objective`: what is learned, in four kinds."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
@@ -113,7 +113,38 @@ class BlockDiffusionConfig(_MaskedConfig):
     )
 
 
-_Kinds = AutoregressiveConfig | NonAutoregressiveConfig | BlockDiffusionConfig
+class HybridConfig(Kind):
+    """Predict each token from those before it, and masked tokens of a block from the rest of it and all before."""
+
+    # what every kind is asked for, and this one does not choose or does not have
+    schedule: ClassVar[Literal["linear"]] = "linear"
+    num_classes: ClassVar[None] = None
+    prefix_length: ClassVar[int] = 0
+
+    kind: Annotated[Literal["hybrid"], FixedOnResume()] = Field(
+        description="One `Decoder` learns both, to predict the next token and to unmask blocks, so that it can draft "
+        "blocks of tokens and verify them itself.",
+    )
+    block_size: Annotated[int, FixedOnResume(), Unit("tokens"), Field(ge=2)] = Field(
+        description="Tokens that are unmasked together and drafted at a time; divides `model.max_seq_len`.",
+    )
+    autoregressive_weight: NonNegativeFloat = Field(
+        default=1.0,
+        description="Weight of the loss of the next token.",
+    )
+    diffusion_weight: NonNegativeFloat = Field(
+        default=0.3,
+        description="Weight of block diffusion's loss beside it.",
+    )
+
+    @validator(mode="after")
+    def _something_is_learned(self) -> "HybridConfig":
+        if not self.autoregressive_weight + self.diffusion_weight:
+            raise ValueError("autoregressive_weight and diffusion_weight are both 0; one must be above")
+        return self
+
+
+_Kinds = AutoregressiveConfig | NonAutoregressiveConfig | BlockDiffusionConfig | HybridConfig
 
 _FORMER_LOSSES = {"mdlm": "weighted", "maskgit": "unweighted"}
 

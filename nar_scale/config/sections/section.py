@@ -82,7 +82,12 @@ def reads_all_kinds(kinds: Any, ignored: frozenset[str] = frozenset()) -> Before
         ignored: keys that are dropped whatever their value, since they have never been refused.
     """
     classes = {get_args(kind.model_fields["kind"].annotation)[0]: kind for kind in get_args(kinds)}
-    defaults = {name: field.default for kind in classes.values() for name, field in kind.model_fields.items()}
+    defaults = {
+        name: field.default
+        for kind in classes.values()
+        for name, field in kind.model_fields.items()
+        if not field.is_required()
+    }
     default_kind = next((name for name, kind in classes.items() if not kind.model_fields["kind"].is_required()), None)
 
     def read(values: Any) -> Any:

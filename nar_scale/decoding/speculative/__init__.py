@@ -2,6 +2,7 @@
 
 from nar_scale.decoding.speculative.continuation import Continued, speculate
 from nar_scale.decoding.speculative.drafts import Draft, Drafter, ModelDraft, PromptLookup
+from nar_scale.decoding.speculative.self_speculation import self_speculate
 from nar_scale.decoding.speculative.verification import VerificationNoise, Verified, match, propose, verify
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Verified",
     "match",
     "propose",
+    "self_speculate",
     "speculate",
     "verify",
 ]

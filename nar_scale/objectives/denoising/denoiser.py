@@ -33,6 +33,8 @@ class Denoiser(Objective):
     """
 
     mask_id: int
+    fills_gaps = True
+    with_decoder = False  # whether the network is a `Decoder`
 
     def __init__(
         self,
@@ -45,7 +47,7 @@ class Denoiser(Objective):
         prefix_length: int,
     ):
         super().__init__()
-        if net.causal:
+        if net.causal and not self.with_decoder:
             raise ConfigError("NonAutoregressiveWrapper needs an Encoder; a Decoder cannot see what follows a mask")
         if not 0 <= mask_id < net.num_tokens:
             raise ConfigError(f"mask_id {mask_id} is outside the vocabulary of {net.num_tokens} tokens")

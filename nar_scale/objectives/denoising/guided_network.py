@@ -82,7 +82,8 @@ class GuidedNetwork:
         """
         one = tokens.shape[1] <= block_size
         rule = {} if one else {"rule": lambda query, key: key // block_size <= query // block_size}
-        self._run(self._fill(tokens), {**self._net_kwargs, **rule})
+        causal = self.denoiser.net.causal  # of a hybrid, whose true tokens see their past alone
+        self._run(self._fill(tokens), {**self._net_kwargs, **rule, "causal": causal})
 
     def read(self, embeddings: Tensor, reduce: Callable[..., Tensor], *per_row: Tensor) -> Tensor:
         """What `reduce` makes of the logits of embeddings; see `nar_scale.decoding.Network`."""
