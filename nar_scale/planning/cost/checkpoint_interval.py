@@ -11,6 +11,7 @@ from nar_scale.planning.cost.partitions import ParameterSizes
 HOURS_BETWEEN_FAILURES = 50_000.0
 """Device-hours to an interruption: 419 in 54 days on 16,384 H100 (Llama 3, arXiv:2407.21783, section 3.3.4)."""
 
+_FIXED_SECONDS = 1.0  # of a checkpoint, whatever its size: ranks that wait for each other, files made and listed
 _RESTART_SECONDS = 600.0  # from a failure to the first step: the requeue, the start, the compiler
 
 
@@ -78,7 +79,7 @@ def plan_checkpoints(
         hours_between_failures: of a device.
     """
     write = size / storage_bandwidth
-    blocked = size / devices / host_bandwidth if config.checkpoint.asynchronous else write
+    blocked = _FIXED_SECONDS + (size / devices / host_bandwidth if config.checkpoint.asynchronous else write)
     between_failures = hours_between_failures * 3600 / devices
     interval = max(best_interval(blocked, between_failures), write)
     steps = max(1, round(interval / step_seconds))

@@ -57,7 +57,7 @@ class StepTime:
         attention: attention itself.
         traffic: everything else on the device, by the bytes that it moves.
         optimizer: the optimizer's step, with what offload moves.
-        exposed: communication that nothing is computed beside, or that slows what is.
+        exposed: communication that nothing is computed beside, or that slows what is, and weights from the host.
         communication: all communication; not a part of the sum.
     """
 
@@ -78,6 +78,7 @@ def step_time(
     config: Config,
     workload: Workload,
     tokens: float,
+    accumulation: int,
     shard: int,
     collectives: Sequence[Collective],
     interconnect: Interconnect,
@@ -92,6 +93,7 @@ def step_time(
         config: of the run.
         workload: of a token.
         tokens: of the data that a rank works on in a step.
+        accumulation: micro-batches that they come in.
         shard: elements of the parameters that a rank steps.
         collectives: of the step.
         interconnect: that they run on.
@@ -101,16 +103,24 @@ def step_time(
     attention = tokens * workload.attention_flops / (ceilings.matrix_flops * _ATTENTION_EFFICIENCY)
     traffic = tokens * workload.traffic / ceilings.memory_bandwidth
     computing = matrices + attention + traffic
-    accumulation = max((each.times for each in collectives), default=1)
     beside = {"forward": computing / 3, "backward": computing * 2 / 3}
     beside["last backward"] = beside["backward"] / accumulation
-    exposed = total = 0.0
+    total = 0.0
+    exposed = _weights_from_host(config, shard, accumulation, ceilings)
     for phase in ("forward", "backward", "last backward", "after"):
         seconds = sum(interconnect.seconds(each) for each in collectives if each.phase == phase)
         hidden = min(seconds, beside.get(phase, 0.0))
         exposed += seconds - hidden + hidden * _SLOWED_BY_OVERLAP
         total += seconds
     return StepTime(matrices, attention, traffic, _optimizer(config, shard, ceilings), exposed, total)
+
+
+def _weights_from_host(config: Config, shard: int, accumulation: int, ceilings: Ceilings) -> float:
+    """Seconds in which offloaded weights come to the device, twice a micro-batch."""
+    if config.zero.offload_parameters == "none":
+        return 0.0
+    bandwidth = ceilings.host_bandwidth if config.zero.offload_parameters == "cpu" else _DISK_BANDWIDTH
+    return 2 * accumulation * shard * (4 if config.training.precision == "fp32" else 2) / bandwidth
 
 
 def _optimizer(config: Config, shard: int, ceilings: Ceilings) -> float:

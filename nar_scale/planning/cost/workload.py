@@ -107,4 +107,3 @@ def _passes(config: Config) -> tuple[int, int]:
     """Forward passes of the blocks, and those among them that a backward pass follows."""
     trained = 1 + bool(getattr(config.objective, "self_token_critic", False))
     return trained + bool(getattr(config.objective, "self_conditioning", False)), trained
-
