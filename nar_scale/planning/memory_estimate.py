@@ -97,8 +97,8 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
 def activation_elements(config: Config, tokens: int) -> tuple[float, float]:
     """Elements that the blocks keep of so many tokens for the backward pass, and that it computes again at a time.
 
-    `full` recomputation keeps the input of each block, `selective` what `block_elements` says; what is not kept is there
-    of one block at a time.
+    `full` recomputation keeps the input of each block, `selective` what `block_elements` says; what is not kept is
+    there of one block at a time.
     """
     model = config.model
     block, products = block_elements(model)

@@ -298,5 +298,5 @@ def _indivisible(config: Config, devices: int, common: int) -> str:
 
 
 def _bytes_of_a_token(wrapper: Objective, config: Config) -> float:
-    """Bytes that are read for a token: those of its id, in the type that `prepare.py` takes, and of its sample's headers."""
+    """Bytes that are read for a token: its id, in the type that `prepare.py` takes, and the headers of its sample."""
     return np.min_scalar_type(wrapper.net.num_tokens - 1).itemsize + _BYTES_OF_A_MEMBER / config.model.max_seq_len

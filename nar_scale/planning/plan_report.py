@@ -139,14 +139,14 @@ def _step(run: PlannedRun, terms: Terms) -> list[str]:
 
 
 def _saving(run: PlannedRun, terms: Terms) -> list[str]:
-    plan, every = run.checkpoints, run.config.checkpoint.every
+    plan = run.checkpoints
     return [
-        f"checkpoints: {_gigabytes(plan.size)} each, {plan.write_seconds:.0f} s at "
-        f"{_gigabytes(terms.storage_bandwidth)}/s, of which the steps wait {plan.blocked_seconds:.1f} s; a failure every "
-        f"{plan.failure_seconds / 3600:,.1f} h, so best every {plan.interval_steps:,} steps "
-        f"({plan.interval_seconds / 60:,.0f} min; checkpoint.every is {every:,}), with {plan.lost_fraction:.1%} of the "
-        "time lost",
-        f"data:   {run.data_bandwidth / 1e6:,.1f} MB/s are read in all, "
+        f"checkpoints: {_gigabytes(plan.size)} each, on the disk in {plan.write_seconds:.0f} s at "
+        f"{_gigabytes(terms.storage_bandwidth)}/s, of which the steps wait {plan.blocked_seconds:.1f} s",
+        f"failures: one in {plan.failure_seconds / 3600:,.1f} h; so save every {plan.interval_steps:,} steps "
+        f"({plan.interval_seconds / 60:,.0f} min; checkpoint.every is {run.config.checkpoint.every:,}), and "
+        f"{plan.lost_fraction:.1%} of the time is lost",
+        f"data: {run.data_bandwidth / 1e6:,.1f} MB/s are read in all, "
         f"{run.data_bandwidth / run.nodes / 1e6:,.2f} MB/s a node",
     ]
 

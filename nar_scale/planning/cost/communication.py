@@ -70,8 +70,8 @@ class Interconnect:
     def seconds(self, collective: Collective) -> float:
         """Seconds of a collective in a step: of the hops of a ring, or of a tree, and of the bytes.
 
-        Rings go once through every node, each through another of its network cards, so that a node takes in what all its
-        devices need as fast as its cards together.
+        Rings go once through every node, each through another of its network cards, so that a node takes in what all
+        its devices need as fast as its cards together.
         """
         nodes, ranks = (1, self.ranks // self.nodes) if collective.within_node else (self.nodes, self.ranks)
         if ranks == 1:

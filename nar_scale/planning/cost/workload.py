@@ -14,7 +14,6 @@ from nar_scale.planning.memory_estimate import block_elements
 # a kept element is written and read in the forward pass; in the backward pass it is read, its gradient written and read
 _PASSES, _PASSES_OF_RECOMPUTATION = 5, 2
 _ATTENTION_BACKWARD = 2.5  # times the forward pass: five products for two (FlashAttention-2, arXiv:2307.08691)
-_KINDS_OF_TWO_COPIES = ("block_diffusion", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,9 @@ def computed_keys(config: Config) -> float:
 
 
 def _copies(config: Config) -> int:
-    """How often a token of the data is in the network: the masked sequence and, beside it, the true one."""
-    objective = config.objective
-    return 2 if objective.kind in _KINDS_OF_TWO_COPIES and objective.block_size < config.model.max_seq_len else 1
+    """How often a token of the data is in the network: where there are blocks, masked and beside that true."""
+    n = config.model.max_seq_len
+    return 2 if getattr(config.objective, "block_size", n) < n else 1
 
 
 def _passes(config: Config) -> tuple[int, int]:
