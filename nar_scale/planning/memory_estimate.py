@@ -46,15 +46,17 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
     - gradients: P b under ZeRO 0 and 1, and P float32 more where ZeRO 1 sums in that beside bfloat16; under ZeRO 2
       and 3 P / R elements of `grad_accum_dtype`. In buckets they are reduced, each of at most P elements: one, or
       under ZeRO 1 and 2 with `overlap_comm` two, of which one is filled while the other is reduced.
-    - master weights: P / R elements of float32 (or of bfloat16 if so configured), P under ZeRO 0; none where
-      weights are of that type and stepped themselves, under ZeRO 0, and under ZeRO 3 without offload.
+    - master weights: P / R elements of float32 (or of bfloat16 if so configured), P under ZeRO 0; none under ZeRO 0
+      where weights are of that type and are stepped themselves.
     - moments: two such copies for AdamW, one for Lion and for what Muon moves; the moving average is one in float32.
     - activations: see `activation_elements`, b bytes an element, and one chunk of logits in compute precision and
-      twice, with its gradient, in float32; or if that is more what is computed again for one block, and half as much
-      for its gradients.
+      twice, with its gradient, in float32; or if that is more what is computed again for one block, and 0.4 times as
+      much for its gradients.
 
     P / R is rounded up as DeepSpeed does it, see `ParameterSizes`. Weights, gradients, master weights and moments are
-    exactly what DeepSpeed 0.19.8 holds between the steps and micro-batches.
+    exactly what processes under DeepSpeed 0.19.8 hold between steps and micro-batches, but for the end of the parameter
+    in which a rank's part of the gradients begins or ends, which ZeRO 2 keeps too where it sums in the type of the
+    weights. The buckets of ZeRO 1 and 2 are there during the backward pass alone.
 
     Not counted are CUDA's own memory (about 0.5 GiB), NCCL's buffers, fragmentation, and copies of the data.
 
@@ -73,8 +75,8 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
         weights = [Part("weights", (sizes.padded(ranks) if stage > 0 else parameters) * width)]
     else:
         block = max(sum(map(full_size, block.parameters())) for block in _net(wrapper).attn_layers.blocks)
-        persistent = sizes.persistent(zero)
-        gathered = min(parameters - persistent, max(sizes.retained(zero), 2 * block))
+        persistent = sizes.persistent(zero) if ranks > 1 else 0  # one rank has whole weights, and computes with them
+        gathered = min(parameters - persistent, max(sizes.retained(zero), 2 * block)) if ranks > 1 else 0
         weights = [Part("weights", shard * width, weights_place), Part("small weights", persistent * width)]
         weights.append(Part("gathered weights", gathered * width))
         if config.zero.hpz_partition_size > 1:
@@ -87,7 +89,7 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
     if stage > 0 and not apart:
         buckets = 2 if stage < 3 and zero["overlap_comm"] else 1
         gradients.append(Part("gradient buckets", buckets * min(parameters, zero["reduce_bucket_size"]) * width))
-    stepped_itself = width == master_width and (stage == 0 or (stage == 3 and optimizer_place == "device"))
+    stepped_itself = width == master_width and stage == 0
     masters = [] if stepped_itself else [Part("master weights", shard * master_width, optimizer_place)]
     moments = [Part("moments", sizes.moment_elements(stage, ranks) * master_width, optimizer_place)]
     average = [Part("moving average", shard * _FP32, optimizer_place)] if config.training.ema_decay else []
@@ -119,18 +121,20 @@ def block_elements(model: ModelConfig) -> tuple[int, int]:
 
     elements: inputs and results of its two norms, queries, keys, values and twice what attention gives, and around the
     feed-forward's activation its input and result and where it is gated the gate and the product. To those come, with
-    normed queries and keys, a + k. `selective` recomputation keeps the inputs of norms and results of matrix products,
-    4 d + 3 a + 2 k + (1 + g) h.
+    normed queries and keys, a + k. `selective` recomputation keeps the block's input and the results of matrix products
+    and of attention, 3 d + 2 a + 2 k + (1 + g) h.
     """
     channels = model.dim_head or model.dim // model.heads
     queries, keys = channels * model.heads, channels * (model.kv_heads or model.heads)
     gated = int(model.feedforward != "gelu")
     hidden = model.feedforward_dim or hidden_width(model.dim, model.feedforward_mult, model.feedforward)
-    products = 4 * model.dim + 3 * queries + 2 * keys + (1 + gated) * hidden
-    return products + (1 + gated) * hidden + model.qk_norm * (queries + keys), products
+    block = 4 * model.dim + 3 * queries + 2 * keys + (2 + 2 * gated) * hidden + model.qk_norm * (queries + keys)
+    return block, 3 * model.dim + 2 * queries + 2 * keys + (1 + gated) * hidden
 
 
 def _activations(wrapper: nn.Module, config: Config, width: int) -> list[Part]:
+    # a critic judges the whole sequence in a forward pass of its own, which the backward pass needs as well
+    passes = 2 if getattr(config.objective, "self_token_critic", False) else 1
     training, net = config.training, _net(wrapper)
     tokens = training.micro_batch_size * config.model.max_seq_len // training.sequence_parallel_size
     copies = 2 if config.objective.kind == "block_diffusion" else 1  # the masked and the true one
@@ -138,8 +142,8 @@ def _activations(wrapper: nn.Module, config: Config, width: int) -> list[Part]:
     kept, again = activation_elements(config, copies * tokens)
     logits = min(config.model.logits_chunk_size, tokens * net.num_tokens) * (width + 2 * _FP32)
     # the logits are gone when the first block is computed again
-    rest = max(0.0, 1.5 * again * width - logits)
-    return [Part("activations", (kept + around) * width + rest), Part("logits", logits)]
+    rest = max(0.0, 1.4 * again * width - logits)
+    return [Part("activations", (passes * kept + around) * width + rest), Part("logits", logits)]
 
 
 def _place(offload: str) -> str:

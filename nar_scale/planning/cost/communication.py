@@ -15,6 +15,7 @@ Phase = Literal["forward", "backward", "last backward", "after"]
 
 _BUS_EFFICIENCY = 0.8  # of the links' bandwidth, as NCCL's collectives of large tensors reach it
 _LINK_LATENCY, _NETWORK_LATENCY = 2e-6, 5e-6  # seconds for a hop of a ring
+_LAYERS_OF_A_BLOCK = 8  # whose weights ZeRO 3 fetches one after the other where it does not prefetch
 _TREE_LATENCY = 15e-6  # seconds for a level of NCCL's trees
 
 
@@ -130,7 +131,8 @@ def _of_stage_3(
     gathered_width = 1 if config.zero.quantized_weights else width
     gathered = (sizes.total - persistent) * gathered_width
     again = (sizes.total - persistent - retained) * gathered_width
-    calls = config.model.depth + math.ceil(sizes.total / zero["stage3_prefetch_bucket_size"])
+    bucket = max(zero["stage3_prefetch_bucket_size"], sizes.total // (_LAYERS_OF_A_BLOCK * config.model.depth))
+    calls = config.model.depth + math.ceil(sizes.total / bucket)
     buckets = math.ceil(sizes.total / zero["reduce_bucket_size"])
     reduce: Kind = "all-to-all" if config.zero.quantized_gradients else "reduce-scatter"
     reduced = sizes.total * (0.5 if config.zero.quantized_gradients else width)

@@ -25,14 +25,12 @@ class Workload:
         matrix_flops: operations of the products with weights that are really made.
         attention_flops: those of attention itself.
         traffic: bytes that all else moves between a device and its memory.
-        passes: how often the blocks compute a token, in forward passes: a backward pass is two.
     """
 
     model_flops: float
     matrix_flops: float
     attention_flops: float
     traffic: float
-    passes: float
 
 
 def workload_of(wrapper: Objective, config: Config) -> Workload:
@@ -40,7 +38,8 @@ def workload_of(wrapper: Objective, config: Config) -> Workload:
 
     A non-autoregressive model passes logits for masked tokens alone. Self-conditioning adds a forward pass, a token
     critic a forward and a backward pass and drawn answers; block diffusion has the masked and the true sequence in the
-    network at once. `full` recomputation repeats the blocks' forward pass, several chunks of logits that of the head.
+    network at once. `full` recomputation repeats the blocks' forward pass but for its last product, whose result the
+    backward pass does not need; several chunks of logits repeat that of the head.
     """
     model, net = config.model, wrapper.net
     layers = net.attn_layers
@@ -49,6 +48,7 @@ def workload_of(wrapper: Objective, config: Config) -> Workload:
     forward, trained = _passes(config)
     again = trained if model.activation_checkpointing == "full" else 0
     blocks = sum(map(full_size, layers.parameters()))
+    repeated_weights = again * (blocks - sum(full_size(block.feedforward.to_out.weight) for block in layers.blocks))
     predicted = predicted_fraction(config)
     head = net.num_tokens * net.emb_dim
     tokens = config.training.micro_batch_size * model.max_seq_len
@@ -63,10 +63,10 @@ def workload_of(wrapper: Objective, config: Config) -> Workload:
     )
     return Workload(
         model_flops=flops_per_token(net),
-        matrix_flops=2.0 * copies * blocks * (forward + 2 * trained + again) + 2.0 * predicted * head * head_passes,
+        matrix_flops=2.0 * copies * (blocks * (forward + 2 * trained) + repeated_weights)
+        + 2.0 * predicted * head * head_passes,
         attention_flops=copies * attended * (forward + _ATTENTION_BACKWARD * trained + again),
         traffic=copies * elements * width + predicted * net.num_tokens * _PASSES * (width + 4),
-        passes=copies * (forward + 2 * trained + again),
     )
 
 
