@@ -16,6 +16,7 @@ from nar_scale.config import (
     resolve_deepspeed_config,
     samples_before,
     steps_of_run,
+    validate_config,
 )
 from nar_scale.errors import ConfigError, UserError
 from nar_scale.objectives import Objective
@@ -200,7 +201,7 @@ def plan_settings(
     """
     for setting in _settings(config):
         try:
-            check_run(setting)
+            check_run(validate_config(setting.model_dump(), "a setting of the plan"))
             yield setting, plan_run(wrapper, setting, terms, devices)
         except ConfigError:
             continue
