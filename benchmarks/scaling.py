@@ -142,7 +142,8 @@ def measure(case: Case, world: World) -> Measured:
         world.barrier()
         sent = _bytes_sent() - sent_before
     held = _by_kind(engine)
-    return Measured(*(_total(held[kind]) for kind in ("weights", "masters", "moments")), gradients, sent, seconds)
+    weights, masters, moments = (_total(held[kind]) for kind in ("weights", "masters", "moments"))
+    return Measured(weights, masters, moments, gradients, sent, seconds)
 
 
 def _forward_and_backward(engine: ZeroEngine, last: bool) -> None:

@@ -50,7 +50,7 @@ def estimate_memory(wrapper: nn.Module, config: Config, resolved: dict[str, Any]
       where weights are of that type and are stepped themselves.
     - moments: two such copies for AdamW, one for Lion and for what Muon moves; the moving average is one in float32.
     - activations: see `activation_elements`, b bytes an element, and one chunk of logits in compute precision and
-      twice, with its gradient, in float32; or if that is more what is computed again for one block, and 0.4 times as
+      twice, with its gradient, in float32; or if that is more what is computed again for one block, and 0.3 times as
       much for its gradients.
 
     P / R is rounded up as DeepSpeed does it, see `ParameterSizes`. Weights, gradients, master weights and moments are
@@ -142,7 +142,7 @@ def _activations(wrapper: nn.Module, config: Config, width: int) -> list[Part]:
     kept, again = activation_elements(config, copies * tokens)
     logits = min(config.model.logits_chunk_size, tokens * net.num_tokens) * (width + 2 * _FP32)
     # the logits are gone when the first block is computed again
-    rest = max(0.0, 1.4 * again * width - logits)
+    rest = max(0.0, 1.3 * again * width - logits)
     return [Part("activations", (passes * kept + around) * width + rest), Part("logits", logits)]
 
 

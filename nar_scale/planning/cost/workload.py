@@ -13,6 +13,7 @@ from nar_scale.planning.memory_estimate import block_elements
 
 # a kept element is written and read in the forward pass; in the backward pass it is read, its gradient written and read
 _PASSES, _PASSES_OF_RECOMPUTATION = 5, 2
+_LAST_PRODUCT = "feedforward.to_out.weight"  # of a block
 _ATTENTION_BACKWARD = 2.5  # times the forward pass: five products for two (FlashAttention-2, arXiv:2307.08691)
 
 
@@ -48,7 +49,8 @@ def workload_of(wrapper: Objective, config: Config) -> Workload:
     forward, trained = _passes(config)
     again = trained if model.activation_checkpointing == "full" else 0
     blocks = sum(map(full_size, layers.parameters()))
-    repeated_weights = again * (blocks - sum(full_size(block.feedforward.to_out.weight) for block in layers.blocks))
+    last = sum(full_size(weight) for name, weight in layers.named_parameters() if name.endswith(_LAST_PRODUCT))
+    repeated_weights = again * (blocks - last)
     predicted = predicted_fraction(config)
     head = net.num_tokens * net.emb_dim
     tokens = config.training.micro_batch_size * model.max_seq_len
