@@ -27,16 +27,17 @@ def draw_scaling(scales: Scales, device: str, path: Path) -> None:
     figure = Figure(figsize=(12, 4), layout="constrained")
     FigureCanvasAgg(figure)
     speed, utilisation, duration = figure.subplots(1, 3)
-    measured = [run.tokens_per_second for run in runs]
-    speed.loglog(devices, measured, "o-", label="planned", base=2)
-    speed.loglog(devices, [measured[0] / devices[0] * n for n in devices], "--", color="gray", label="linear", base=2)
-    speed.set(ylabel="tokens/s")
+    planned = [run.tokens_per_second for run in runs]
+    speed.plot(devices, [planned[0] / devices[0] * n for n in devices], "--", color="gray", label="linear")
+    speed.plot(devices, planned, "o-", label="planned")
+    speed.set(ylabel="tokens/s", yscale="log")
     speed.legend()
-    utilisation.semilogx(devices, [100 * run.mfu for run in runs], "o-", base=2)
+    utilisation.plot(devices, [100 * run.mfu for run in runs], "o-")
     utilisation.set(ylabel="MFU, %", ylim=(0, None))
-    duration.loglog(devices, [run.days for run in runs], "o-", base=2)
-    duration.set(ylabel="days")
+    duration.plot(devices, [run.days for run in runs], "o-")
+    duration.set(ylabel="days", yscale="log")
     for axes in (speed, utilisation, duration):
+        axes.set_xscale("log", base=2)
         axes.set(xlabel=f"{device} devices")
         axes.grid(alpha=0.3)
     try:
