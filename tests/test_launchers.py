@@ -94,6 +94,7 @@ def test_an_old_python_is_told_so(script):
 VALID = {
     "prepare": ["--verify", "x"],
     "train": ["--config", "x"],
+    "plan": ["--config", "x", "--devices", "8"],
     "consolidate": ["--run", "x", "--output", "x"],
     "evaluate": ["--checkpoint", "x", "--data", "x", "--output", "x"],
     "generate": ["--checkpoint", "x", "--num-samples", "1", "--output", "x"],

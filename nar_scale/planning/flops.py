@@ -7,9 +7,7 @@ import torch
 from nar_scale.model import TransformerWrapper
 from nar_scale.model.layers import Embedding
 from nar_scale.model.parameters import full_size
-
-# dense bf16 FLOP/s from the vendors' data sheets, by a part of torch.cuda.get_device_name
-_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12}
+from nar_scale.planning.cost.devices import device_of
 
 
 def flops_per_token(net: TransformerWrapper, copies: int = 1) -> float:
@@ -33,5 +31,5 @@ def peak_flops(device: torch.device) -> float | None:
     """The device's bf16 peak in FLOP/s, if it is known."""
     if device.type != "cuda":
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAK_FLOPS.items() if part in name), None)
+    known = device_of(torch.cuda.get_device_name(device))
+    return None if known is None else known.peak_flops

@@ -33,6 +33,8 @@ from nar_scale.planning.memory_estimate import GIBIBYTE, estimate_memory
 def describe_run(config: Config, ranks: int, init_from: Path | None = None) -> str:
     """Everything that follows from a config and a number of ranks; nothing is written, no weight is made.
 
+    The summary comes first, then the settings in full.
+
     Args:
         init_from: a checkpoint whose weights the run is to start from, of which names and shapes are read.
 
@@ -42,30 +44,74 @@ def describe_run(config: Config, ranks: int, init_from: Path | None = None) -> s
         CheckpointError: the weights to start from do not.
     """
     resolved = resolve_deepspeed_config(config, ranks)
-    sources = config.data.sources or {"": SourceConfig(directory=str(config.data.directory))}
-    infos = {name: _find(source.directory, config) for name, source in sources.items()}
-    check_lengths(config.model.max_seq_len, sources, infos)
-    vocabulary_size = vocabulary_of(config.data, sources, infos).size
-    with torch.device("meta"):
-        wrapper = build_wrapper(config, vocabulary_size)
+    wrapper, infos = model_of(config)
     memory = estimate_memory(wrapper, config, resolved, ranks)
     on_device = sum(part.size for part in memory if part.location == "device")
     return "\n".join(
         (
-            f"# resolved configuration\n{dump_config(config)}",
-            f"# DeepSpeed configuration for {ranks} rank(s)\n{json.dumps(resolved, indent=2)}\n",
-            f"model:  {_size(wrapper)}",
-            *([f"start:  {_start(wrapper, config, init_from)}"] if init_from is not None else []),
-            f"batch:  {_batch(config, ranks)}",
-            f"length: {_length(config, wrapper)}",
-            f"data:   {_data(config, infos)}",
-            *(f"warning: {warning}" for warning in padding_warnings(config.model.max_seq_len, sources, infos)),
+            *summarize(config, ranks, wrapper, infos, init_from),
             "",
             "memory of a rank, estimated, without the libraries' own:",
-            *(f"  {part}" for part in memory),
+            *(f"  {part}" for part in memory if part.size),
             f"  {'on the device':<18}{on_device / GIBIBYTE:>10.3f} GiB",
+            "",
+            settings_in_full(config, ranks),
         )
     )
+
+
+def model_of(config: Config) -> tuple[Objective, dict[str, DatasetInfo | None]]:
+    """The wrapper that a config means, on the `meta` device, and what is known of its data sets.
+
+    Raises:
+        ConfigError: the vocabulary is not known.
+        DataError: the data do not fit the model.
+    """
+    sources = _sources(config)
+    infos = {name: _find(source.directory, config) for name, source in sources.items()}
+    check_lengths(config.model.max_seq_len, sources, infos)
+    with torch.device("meta"):
+        return build_wrapper(config, vocabulary_of(config.data, sources, infos).size), infos
+
+
+def summarize(
+    config: Config,
+    ranks: int,
+    wrapper: Objective,
+    infos: Mapping[str, DatasetInfo | None],
+    init_from: Path | None = None,
+) -> list[str]:
+    """Lines on the size of the model, batches, length and data.
+
+    Args:
+        wrapper: from `model_of`, as `infos`.
+        init_from: see `describe_run`.
+
+    Raises:
+        ConfigError: the batch does not divide.
+        CheckpointError: the weights to start from do not fit.
+    """
+    return [
+        f"model:  {_size(wrapper)}",
+        *([f"start:  {_start(wrapper, config, init_from)}"] if init_from is not None else []),
+        f"batch:  {_batch(config, ranks)}",
+        f"length: {_length(config, wrapper)}",
+        f"data:   {_data(config, infos)}",
+        *(f"warning: {warning}" for warning in padding_warnings(config.model.max_seq_len, _sources(config), infos)),
+    ]
+
+
+def settings_in_full(config: Config, ranks: int) -> str:
+    """The resolved configuration, and that of DeepSpeed for so many ranks."""
+    resolved = resolve_deepspeed_config(config, ranks)
+    return (
+        f"# resolved configuration\n{dump_config(config)}\n"
+        f"# DeepSpeed configuration for {ranks} rank(s)\n{json.dumps(resolved, indent=2)}"
+    )
+
+
+def _sources(config: Config) -> Mapping[str, SourceConfig]:
+    return config.data.sources or {"": SourceConfig(directory=str(config.data.directory))}
 
 
 def _find(directory: str, config: Config) -> DatasetInfo | None:
