@@ -111,6 +111,8 @@ def _parse(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split()).replace(' in "<unicode string>"', "")
         raise ConfigError(f"{source} is not valid YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigError(f"{source} is nested too deeply to be a configuration") from None
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -209,6 +209,7 @@ def test_overrides_reach_raw_deepspeed_settings(yaml_file):
         ("model.dim.x=3", ["'model.dim.x=3'", "'dim'"]),
         ("model.dmi=3", ["'model.dmi'", "'model.dim'"]),
         ("model.dim=[", ["'model.dim=['", "YAML"]),
+        (f"deepspeed.x={'[' * 3000}", ["nested"]),
     ],
 )
 def test_wrong_overrides_are_refused(yaml_file, override, named):

@@ -95,7 +95,7 @@ def test_block_diffusion_is_scored_by_its_blocks_as_it_generates():
                     masked = block.clone()
                     masked[list(hidden)] = 10
                     logits, _ = wrapper.predict(masked[None], None, cache=cache)
-                    cache.length = start
+                    cache.truncate(start)
                     logits[..., 10] = -math.inf
                     log_probs = logits[0].double().log_softmax(dim=-1)
                     losses = sum(float(log_probs[place, block[place]]) for place in hidden)

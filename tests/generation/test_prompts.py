@@ -86,7 +86,7 @@ BAD = {
 
 
 def test_all_bad_lines_are_named_before_anything_is_written(nar, tmp_path, monkeypatch):
-    monkeypatch.setattr("nar_scale.generation.worker.load_weights", None)
+    monkeypatch.setattr("nar_scale.generation.opening.load_weights", None)
     for line, named in BAD.items():
         path = written(tmp_path / "p.jsonl", b'{"prompt": "good"}', line)
         with refused(UserError, path, "line 2", *named):
