@@ -36,10 +36,10 @@ demo: $(INSTALLED) $(DATA)/dataset.json
 	@$(BIN)/python launcher/evaluate.py --checkpoint exported/$(NAME) --data $(DATA) --output runs/$(NAME)/evaluation.json
 ifdef IMAGES
 	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME) --num-samples 100 \
-	    --part-size 100 --sampler random
+	    --part-size 100
 else
 	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_scratch \
-	    --num-samples 3 --sampler random --steps 128 --temperature 0.7 --print
+	    --num-samples 3 --print
 	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_prompts \
 	    --prompts configs/$(NAME).prompts.jsonl --temperature 0.5 --print
 endif

@@ -24,13 +24,15 @@ from nar_scale.config.sections.section import FixedOnResume, Operational, Sectio
 from nar_scale.config.sections.training import TrainingConfig
 from nar_scale.config.sections.zero import ZeroConfig
 
+_FROM_SCRATCH = ("random", *(name for name in UNMASKING_SAMPLERS if name != "random"))  # benchmarks/EXPERIMENTS.md
+
 SAMPLERS_OF_KIND: dict[str, tuple[str, ...]] = {
     "autoregressive": ("left_to_right",),
-    "non_autoregressive": UNMASKING_SAMPLERS,
-    "block_diffusion": UNMASKING_SAMPLERS,
+    "non_autoregressive": _FROM_SCRATCH,
+    "block_diffusion": _FROM_SCRATCH,
     "hybrid": ("self_speculative", "left_to_right", *UNMASKING_SAMPLERS),
 }
-"""The samplers that each kind of objective has, the one of `auto` first."""
+"""The samplers that each kind of objective has, the one of `auto` first, unless there is a token critic."""
 
 
 class Config(Section):
@@ -86,6 +88,8 @@ class Config(Section):
         if not isinstance(self.decoding, AutoDecoding):
             return self.decoding
         name = SAMPLERS_OF_KIND[self.objective.kind][0]
+        if getattr(self.objective, "self_token_critic", False):
+            name = "confidence"  # the critic decides in the place of the confidence
         given = {key: value for key, value in self.decoding if key in SAMPLERS[name].model_fields and value is not None}
         return cast(SamplerConfig, SAMPLERS[name].model_validate({**given, "sampler": name}))
 

@@ -8,6 +8,7 @@ from nar_scale.config import (
     UNMASKING_SAMPLERS,
     ConfidenceDecoding,
     LeftToRightDecoding,
+    RandomDecoding,
     ThresholdDecoding,
     dump_config,
     load_config,
@@ -60,9 +61,10 @@ def test_every_sampler_is_of_some_kind_of_model_and_every_kind_has_one():
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, ConfidenceDecoding(sampler="confidence")),
+        ({}, RandomDecoding(sampler="random")),
+        ({"objective.self_token_critic": True}, ConfidenceDecoding(sampler="confidence")),
         (AR, LeftToRightDecoding(sampler="left_to_right")),
-        ({"decoding.steps": 3, "decoding.top_p": 0.5}, ConfidenceDecoding(sampler="confidence", steps=3, top_p=0.5)),
+        ({"decoding.steps": 3, "decoding.top_p": 0.5}, RandomDecoding(sampler="random", steps=3, top_p=0.5)),
         ({**AR, "decoding.stop": ["\n", "."]}, LeftToRightDecoding(sampler="left_to_right", stop=("\n", "."))),
         ({"decoding.sampler": "threshold"}, ThresholdDecoding(sampler="threshold", threshold=0.9)),
     ],

@@ -301,10 +301,12 @@ def test_shipped_configs_load(path):
     assert config.training.run_directory == f"runs/{path.stem}"
 
 
-def test_the_quickstarts_differ_in_their_objective_alone():
+def test_the_quickstarts_differ_in_objective_and_decoding_alone():
     nar, ar = (yaml.safe_load((CONFIGS / f"quickstart_{kind}.yaml").read_text()) for kind in ("nar", "ar"))
     assert nar.pop("objective") == {"kind": "non_autoregressive", "loss": "unweighted"}
     assert ar.pop("objective") == {"kind": "autoregressive"}
+    assert nar.pop("decoding") == {"sampler": "random", "temperature": 0.7}
+    assert ar.pop("decoding") == {"temperature": 0.7}
     assert nar == ar
 
 

@@ -9,6 +9,7 @@ from nar_scale.config import (
     SAMPLERS,
     ConfidenceDecoding,
     LeftToRightDecoding,
+    RandomDecoding,
     SelfSpeculativeDecoding,
     validate_config,
 )
@@ -174,7 +175,7 @@ LEFT_TO_RIGHT = LeftToRightDecoding(sampler="left_to_right")
             {"kind": "non_autoregressive", "schedule": "cosine", "prefix_length": 2},
             {"steps": 5, "guidance": 2.0},
             DecodeManifest(
-                decoding=ConfidenceDecoding(sampler="confidence", steps=5, guidance=2.0),
+                decoding=RandomDecoding(sampler="random", steps=5, guidance=2.0),
                 schedule="cosine",
                 mask_id=MASK_ID,
                 end_token=7,

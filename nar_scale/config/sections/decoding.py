@@ -49,7 +49,8 @@ class AutoDecoding(_Decoding):
 
     sampler: Literal["auto"] = Field(
         default="auto",
-        description="What suits the kind of the objective; checkpoints record which sampler that is.",
+        description="What suits the objective: `left_to_right`, `self_speculative`, `random`, or with a token critic "
+        "`confidence`; checkpoints record which.",
     )
     steps: Annotated[PositiveInt | None, Unit("network calls")] = Field(
         default=None,
