@@ -1,6 +1,8 @@
 """Networks for decoding that look their answers up in a table, and joint distributions known in full."""
 
+from collections.abc import Callable
 from itertools import product
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ class TableNetwork:
 
     shrinks = True
 
-    def __init__(self, net: TableNet, mask_id: int, critic=None):
+    def __init__(self, net: TableNet, mask_id: int, critic: Any = None):
         self.net, self.mask_id, self.critic, self.num_tokens = net, mask_id, critic, net.num_tokens
         self.seen: list[Tensor] = []
 
@@ -34,17 +36,17 @@ class TableNetwork:
         alone = [self.net(tokens.masked_fill(place, self.mask_id))[:, i : i + 1] for i, place in enumerate(hidden)]
         return torch.cat((logits, *alone), dim=1)
 
-    def read(self, embeddings, reduce, *per_row):
+    def read(self, embeddings: Tensor, reduce: Callable[..., Tensor], *per_row: Tensor) -> Tensor:
         return reduce(embeddings.clone(), *per_row)
 
     def judge(self, tokens: Tensor) -> Tensor:
-        return self.critic(tokens)
+        return cast(Tensor, self.critic(tokens))
 
     def select(self, rows: Tensor) -> None:
         pass
 
 
-def settings(sampler: str, **options):
+def settings(sampler: str, **options: Any) -> Any:
     """The settings of a sampler."""
     return SAMPLERS[sampler].model_validate({"sampler": sampler, **options})
 
@@ -56,12 +58,12 @@ def decode(
     sampler: str,
     *,
     noise: Noise | None = None,
-    schedule="linear",
-    critic=None,
+    schedule: Any = "linear",
+    critic: Any = None,
     can_mask_revealed: bool = False,
     critic_noise: float = 1.0,
-    callback=None,
-    **options,
+    callback: Any = None,
+    **options: Any,
 ) -> tuple[Unmasked, list[Tensor]]:
     """Unmask with a table, and return what it saw at each call besides the result."""
     config = settings(sampler, **options)

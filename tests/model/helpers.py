@@ -1,5 +1,6 @@
 """Small nets, and nets that look their answers up in a table."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,7 +9,9 @@ from torch import Tensor, nn
 from nar_scale.model import Decoder, Encoder, TransformerOutput, TransformerWrapper
 
 
-def small_net(kind: type[Encoder] | type[Decoder], num_tokens: int = 11, max_seq_len: int = 12, **options: Any):
+def small_net(
+    kind: type[Encoder] | type[Decoder], num_tokens: int = 11, max_seq_len: int = 12, **options: Any
+) -> TransformerWrapper:
     """A transformer drawn with a fixed seed, with logits far enough apart that rounding does not decide."""
     torch.manual_seed(0)
     of_wrapper = {
@@ -36,7 +39,7 @@ def small_net(kind: type[Encoder] | type[Decoder], num_tokens: int = 11, max_seq
 class TableHead(nn.Module):
     """Stands in for a `Head`: the embeddings are the logits."""
 
-    def forward(self, embeddings: Tensor, reduce=None, *per_token: Tensor) -> Tensor:
+    def forward(self, embeddings: Tensor, reduce: Callable[..., Tensor] | None = None, *per_token: Tensor) -> Tensor:
         return embeddings if reduce is None else reduce(embeddings.clone(), *per_token)
 
 
@@ -65,7 +68,9 @@ class TableNet(nn.Module):
         digits = tokens * self.num_tokens ** torch.arange(tokens.shape[-1])
         return digits.cumsum(dim=-1) if self.causal else digits.sum(dim=-1)
 
-    def forward(self, x: Tensor, *, return_output=False, return_logits_and_embeddings=False, **_: Any) -> Any:
+    def forward(
+        self, x: Tensor, *, return_output: bool = False, return_logits_and_embeddings: bool = False, **_: Any
+    ) -> Any:
         self.seen.append(x)
         places = torch.arange(x.shape[1])
         codes = self.code(x)
