@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-SCHEMA = Path(__file__).absolute().parents[1] / "configs" / "schema.json"
+SCHEMA = Path(__file__).resolve().parents[1] / "configs" / "schema.json"
 TYPES = {"integer": int, "number": float, "string": str}
 
 

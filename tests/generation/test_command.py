@@ -35,7 +35,8 @@ def test_every_setting_of_every_sampler_is_an_option():
     assert set(decoding_settings()["sampler"]["samplers"]) == set(SAMPLERS)
     values = {"sampler": "wino", "stop": "x", "remask_rule": "rescale"}
     for name, setting in decoding_settings().items():
-        options = parse(arguments("x", "--num-samples", 1, f"--{name.replace('_', '-')}", values.get(name, "1")))
+        value = [] if setting.get("type") == "boolean" else [values.get(name, "1")]
+        options = parse(arguments("x", "--num-samples", 1, f"--{name.replace('_', '-')}", *value))
         assert getattr(options, name) == (["x"] if name == "stop" else values.get(name, 1))
         assert set(setting["samplers"]) == {one for one, section in SAMPLERS.items() if name in section.model_fields}
 

@@ -94,6 +94,10 @@ KINDS: dict[str, Sequence[str]] = {
 }
 # what differs from ONE_RANK
 OF_KIND: dict[str, Table] = {
+    "hybrid": {  # two losses
+        (READ, "nar_scale/objectives/predicted.py: slots_for"): 4,
+        (READ, "nar_scale/objectives/terms.py: require"): 4,
+    },
     "muon": {_NORM: 4, _NORM_MADE: 3, **OURS_OF_AVERAGES},  # three groups of parameters
     "offload": {  # gradients are looked at on their way to the host, one by one
         _NORM_MADE: 0,
