@@ -20,7 +20,7 @@ CLASSES, LEVELS, SHAPE = 3, 5, (4, 6)
 CONDITIONAL = {
     "objective": {"num_classes": CLASSES},
     "data": {"class_field": "cls"},
-    "decoding": {"guidance": 2.0},
+    "decoding": {"sampler": "confidence", "guidance": 2.0},
     "logging": {"image_shape": SHAPE},
 }
 

@@ -16,7 +16,7 @@ OPTIONS = {
     "--top-p 1.5": ("top_p", "1.5"),
     "--sampler greedy": ("greedy", "confidence"),
     "--sampler left_to_right": ("left_to_right", "non_autoregressive", "confidence"),
-    "--threshold 0.9": ("threshold", "confidence"),
+    "--threshold 0.9": ("threshold", "random"),
     "--sampler threshold --threshold 0": ("threshold", "0.0"),
     "--sampler threshold --threshold 1.1": ("threshold", "1.1"),
     "--sampler threshold --factor 2": ("factor", "threshold"),
