@@ -101,9 +101,10 @@ def unmask(
     active = torch.arange(len(tokens), device=tokens.device)
     for number in count():
         unfinished = masked[active].any(dim=1)
-        if not bool(unfinished.any()):
+        left = int(unfinished.sum())
+        if left == 0:
             break
-        if network.shrinks and not bool(unfinished.all()):
+        if network.shrinks and left < len(active):
             rows = unfinished.nonzero()[:, 0]
             network.select(rows)
             active, unfinished = active[rows], unfinished[rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
@@ -21,9 +22,9 @@ class Scheduled(Sampler):
         super().__init__(*options)
         self.can_mask_revealed = can_mask_revealed
 
+    @abstractmethod
     def doubts(self, call: Call) -> Tensor:
         """How much each token is doubted, float64 `[batch, n]`."""
-        raise NotImplementedError
 
     def masked_after(self, call: Call) -> Tensor:
         """The most doubted tokens; see `Sampler`."""
