@@ -10,7 +10,8 @@ from pathlib import Path
 
 from nar_scale.data.formats.documents import Document, Piece
 from nar_scale.data.formats.heads import HeadFault, head_fault
-from nar_scale.data.formats.inputs import read_piece, split_into_pieces
+from nar_scale.data.formats.inputs import format_of, read_piece, split_into_pieces
+from nar_scale.data.formats.text import plain_text
 from nar_scale.data.parallel import ordered_map
 from nar_scale.data.preparation.corpus import Corpus, leave_out_faulty
 from nar_scale.data.preparation.skipped import Skipped
@@ -177,14 +178,20 @@ def _look_at(corpus: Corpus, recipe: Recipe, workers: int) -> tuple[list[Piece],
 def _are_few(pieces: Sequence[Piece], recipe: Recipe) -> bool:
     """Whether the documents are fewer than it takes to make one of them a validation document on average."""
     most = min(math.ceil(1 / recipe.validation), MOST_FEW)
-    documents = (
-        document
-        for piece in pieces
-        for document in read_piece(piece, recipe.text_field, recipe.as_text)
-        if isinstance(document, Document)
-    )
-    count = sum(1 for _ in islice(documents, most))
+    count = sum(1 for _ in islice(_documents(pieces, recipe), most))
     return 0 < count < most
+
+
+def _documents(pieces: Sequence[Piece], recipe: Recipe) -> Iterator[Piece | Document]:
+    """Yield something for each document; a file of text is one, which need not be read for that."""
+    for piece in pieces:
+        if format_of(piece.file, recipe.as_text) is plain_text:
+            if piece.size:
+                yield piece
+            continue
+        for document in read_piece(piece, recipe.text_field, recipe.as_text):
+            if isinstance(document, Document):
+                yield document
 
 
 def _split(task: tuple[Sequence[Path], Recipe]) -> tuple[list[Piece], bytes, list[HeadFault]]:
