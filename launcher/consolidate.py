@@ -1,39 +1,6 @@
-"""Turn a run's training checkpoint into one that loads without DeepSpeed: sharded safetensors and all that belongs.
+"""`nar-scale consolidate`; see nar_scale/commands/consolidate.py."""
 
-It appears only after the reloaded model's logits match those the live model left behind.
-
-python launcher/consolidate.py --run runs/quickstart_nar --output exported/quickstart_nar
-"""
-
-from __future__ import annotations
-
-import argparse
-import sys
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", required=True, metavar="DIR", help="the run directory")
-    parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest good one)")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the directory to create")
-    options = parser.parse_args(arguments)
-
-    # after the arguments have been checked: it takes seconds
-    from nar_scale.checkpoint import consolidate
-    from nar_scale.errors import UserError
-    from nar_scale.logging_setup import set_up_logging
-
-    set_up_logging()
-    try:
-        difference = consolidate(options.run, options.output, options.step)
-    except UserError as error:
-        print(f"consolidate: error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {options.output}; its logits equal the live model's to {difference:.1g} of the largest")
-    return 0
-
+from _command import run_command
 
 if __name__ == "__main__":
-    from _command import run
-
-    sys.exit(run(main))
+    run_command("consolidate")

@@ -18,6 +18,7 @@ FLOORS = [
     {"training", "generation"},
     {"interop", "reporting"},
     {"examples"},
+    {"commands"},
 ]
 FLOOR = {package: number for number, packages in enumerate([GROUND, *FLOORS]) for package in packages}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -95,6 +96,6 @@ def test_using_a_model_needs_no_training_library():
 
 def test_importing_the_package_does_not_import_the_compiler_of_torch():
     """It takes as long as torch itself."""
-    loaded = loaded_by("import nar_scale")
+    loaded = loaded_by("import nar_scale; nar_scale.NonAutoregressiveWrapper; nar_scale.load")
     assert "torch" in loaded
     assert not loaded & {"einx", "torch._dynamo", "sympy"}

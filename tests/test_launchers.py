@@ -1,22 +1,24 @@
 """The scripts check their arguments before they import what takes seconds."""
 
 import ast
-import importlib
 import os
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from subprocess import CompletedProcess, run
 from typing import get_args
 
 import pytest
 
-from launcher._command import run as command
 from nar_scale.checkpoint import WeightKind
+from nar_scale.commands.console import COMMANDS
+from nar_scale.commands.process import exit_status as command
 from nar_scale.first_rank import seconds_after_first_rank
 from tests.errors import assert_names
 
 LAUNCHER = Path(__file__).parents[1] / "launcher"
+PROCESS = LAUNCHER.parent / "nar_scale" / "commands" / "process.py"
 SCRIPTS = sorted(path.stem for path in LAUNCHER.glob("[!_]*.py"))
 # runs a script with arguments that end it at once, and prints which libraries that has loaded
 LOADED = """
@@ -62,9 +64,40 @@ def test_choices_are_those_of_the_library(script, option, kind):
     assert tuple(choices_of(script, option)) == get_args(kind)
 
 
-def test_every_script_is_importable_as_a_function():
-    for script in SCRIPTS:
-        assert callable(importlib.import_module(f"launcher.{script}").main)
+def test_the_scripts_are_commands_of_the_console():
+    assert sorted(COMMANDS) == SCRIPTS
+
+
+def console(*arguments):
+    """Run the command that `pip install` puts beside Python."""
+    return start(str(Path(sys.executable).with_name("nar-scale")), *arguments)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_the_console_runs_the_same_code(script):
+    shown = console(script, "--help")
+    assert shown.stdout.startswith(f"usage: nar-scale {script} ")
+    of_script = run([sys.executable, str(LAUNCHER / f"{script}.py"), "--help"], capture_output=True, text=True).stdout
+    assert shown.stdout.split()[3:] == of_script.split()[2:]  # but for the name, which decides where lines are broken
+
+
+def test_the_console_helps_and_tells_its_version():
+    assert all(f"\n  {name} " in console("--help").stdout for name in COMMANDS)
+    assert console("--version").stdout == f"nar_scale {version('nar_scale')}\n"
+    wrong = console("tarin")
+    assert wrong.returncode == 2
+    assert_names(wrong.stderr.splitlines()[-1], "tarin", "train")
+
+
+def test_the_console_tells_an_error_of_a_command_in_one_line():
+    assert_one_line(console("train", "--config", "nowhere.yaml"), "train", "nowhere.yaml")
+
+
+def test_the_package_is_imported_in_no_time():
+    code = "import sys, nar_scale; assert 'torch' not in sys.modules; print(nar_scale.load, dir(nar_scale))"
+    result = start("-c", code)
+    assert "load_consolidated" in result.stdout
+    assert "NonAutoregressiveWrapper" in result.stdout
 
 
 def start(*command: str, **environment: str) -> "CompletedProcess[str]":
@@ -83,7 +116,7 @@ def assert_one_line(result: "CompletedProcess[str]", *named: str) -> None:
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_an_old_python_is_told_so(script):
     path = LAUNCHER / f"{script}.py"
-    for source in (path, LAUNCHER / "_command.py", LAUNCHER.parent / "nar_scale" / "first_rank.py"):
+    for source in (path, LAUNCHER / "_command.py", PROCESS, LAUNCHER.parent / "nar_scale" / "first_rank.py"):
         ast.parse(source.read_text(), feature_version=(3, 9))
     code = f"import sys; sys.argv = {[str(path)]!r}; sys.version_info = (3, 9, 18)\n{LOADED}"
     result = start("-c", code)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher._command import run as command
-from launcher.train import main as train
+from nar_scale.commands.process import exit_status as command
+from nar_scale.commands.train import main as train
 from nar_scale.config import Config, config_reference, fixed_on_resume, learned_settings
 from nar_scale.config.load import _parse
 from nar_scale.config.reference import explain, json_schema, reference_page

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.evaluate import main
+from nar_scale.commands.evaluate import main
 from tests.data.preparation.preparing import made
 from tests.errors import assert_names
 from tests.generation.helpers import export

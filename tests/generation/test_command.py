@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.generate import decoding_settings, parse
-from launcher.generate import main as launch
+from nar_scale.commands.generate import decoding_settings, parse
+from nar_scale.commands.generate import main as launch
 from nar_scale.config import SAMPLERS
 from tests.errors import assert_names
 from tests.generation.helpers import KINDS, export

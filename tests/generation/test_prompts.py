@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from launcher.generate import main as launch
 from nar_scale.checkpoint import describe_consolidated
+from nar_scale.commands.generate import main as launch
 from nar_scale.errors import UserError
 from nar_scale.generation import SamplingOptions, check_requests, generate, read_requests, samples_from_scratch
 from nar_scale.generation.encoding import encode_request

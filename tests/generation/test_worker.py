@@ -1,6 +1,5 @@
 """Workers on a real consolidated checkpoint."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from threading import Barrier
 
 import pytest
 
+from nar_scale.commands.generate import main as generate_command
 from nar_scale.data import ByteTokenizer
 from nar_scale.errors import UserError
 from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
@@ -133,15 +133,12 @@ def test_fill_gaps():
 
 
 def test_the_script(checkpoints, tmp_path, capsys):
-    spec = importlib.util.spec_from_file_location("generate_script", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
     arguments = ["--checkpoint", str(checkpoints["autoregressive"]), "--output", str(tmp_path / "out")]
-    assert script.main([*arguments, "--num-samples", "2", "--print"]) == 0
+    assert generate_command([*arguments, "--num-samples", "2", "--print"]) == 0
     assert "--- 1 (" in capsys.readouterr().out
-    assert script.main([*arguments, "--prompts", "missing.jsonl"]) == 2
+    assert generate_command([*arguments, "--prompts", "missing.jsonl"]) == 2
     assert capsys.readouterr().err.startswith("generate: error: cannot read the prompts missing.jsonl")
-    assert script.main(["--checkpoint", "nowhere", "--output", "out", "--num-samples", "2"]) == 2
+    assert generate_command(["--checkpoint", "nowhere", "--output", "out", "--num-samples", "2"]) == 2
     assert "not a consolidated checkpoint" in capsys.readouterr().err
 
 

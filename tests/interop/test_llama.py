@@ -5,9 +5,9 @@ import pytest
 import torch
 import transformers
 
-from launcher.export import main as launch
 from nar_scale.checkpoint import LoadedModel, ModelInfo, load_consolidated, run_probe
 from nar_scale.checkpoint.consolidated import write_consolidated
+from nar_scale.commands.export import main as launch
 from nar_scale.data import load_tokenizer
 from nar_scale.data.tokenizers import END_TOKEN_TEXT
 from nar_scale.decoding import DecodeManifest

@@ -15,7 +15,7 @@ from nar_scale.interop import export_llama, import_llama
 from tests.errors import refused
 from tests.interop.test_llama import END, VOCABULARY, built, every_model, loaded, save_tokenizer
 
-launch = importlib.import_module("launcher.import").main
+launch = importlib.import_module("nar_scale.commands.import_").main
 SMALL = {
     "vocab_size": VOCABULARY,
     "hidden_size": 16,

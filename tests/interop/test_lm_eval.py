@@ -9,8 +9,8 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
 
-from launcher.harness import main
 from nar_scale.checkpoint import load_consolidated
+from nar_scale.commands.harness import main
 from nar_scale.errors import UserError
 from nar_scale.evaluation import score_continuations
 from nar_scale.generation import Request, SamplingOptions, generate_samples

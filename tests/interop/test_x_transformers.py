@@ -5,9 +5,9 @@ import torch
 import x_transformers
 from safetensors.torch import load_file
 
-from launcher.export import main as launch
 from nar_scale.checkpoint import ModelInfo, run_probe
 from nar_scale.checkpoint.consolidated import write_consolidated
+from nar_scale.commands.export import main as launch
 from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import CheckpointError, ConfigError
 from nar_scale.interop import from_x_transformers, to_x_transformers

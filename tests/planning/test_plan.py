@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.plan import main as launch
+from nar_scale.commands.plan import main as launch
 from nar_scale.config import load_config
 from nar_scale.errors import ConfigError, UserError
 from nar_scale.objectives import build_wrapper

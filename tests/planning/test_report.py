@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 
-from launcher._command import run as command
-from launcher.train import main as launch
+from nar_scale.commands.process import exit_status as command
+from nar_scale.commands.train import main as launch
 from nar_scale.config import load_config, resolve_deepspeed_config, validate_config
 from nar_scale.data import Batch, DatasetInfo
 from nar_scale.data.shards.dataset_info import SplitInfo

@@ -7,7 +7,7 @@ import sys
 import pytest
 from PIL import Image
 
-from launcher.evaluate import main
+from nar_scale.commands.evaluate import main
 from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy
 from nar_scale.reporting.sampling import Setting
 from tests.data.preparation.preparing import made, write_tokenizer

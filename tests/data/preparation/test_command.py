@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from launcher import prepare as launcher
+from nar_scale.commands import prepare as launcher
 from tests.data.corpora import tree
 from tests.data.preparation.preparing import made
 from tests.data.shard_files import write_samples

@@ -26,12 +26,10 @@ FLAGS = ("--seq-len", "64", "--validation", "0.3", "--samples-per-shard", "16", 
 
 
 # The launcher, loaded once; each line of arguments is then run in a process group of its own.
-LAUNCHERS = f"""\
-import importlib.util, json, os, sys
+LAUNCHERS = """\
+import json, os, sys
 import nar_scale.data
-spec = importlib.util.spec_from_file_location("prepare_launcher", {str(LAUNCHER)!r})
-launcher = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(launcher)
+from nar_scale.commands import prepare as launcher
 for line in sys.stdin:
     process = os.fork()
     if process == 0:

@@ -75,7 +75,7 @@ def test_what_is_skipped_in_a_folder_is_told_by_kind_with_an_example(tmp_path):
 
 
 def test_a_run_that_skips_more_than_it_reads_says_so(tmp_path, capsys, monkeypatch):
-    from launcher import prepare as launcher
+    from nar_scale.commands import prepare as launcher
 
     root = tmp_path / "corpus"
     root.mkdir()

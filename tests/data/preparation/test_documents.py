@@ -13,7 +13,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from launcher import prepare as launcher
+from nar_scale.commands import prepare as launcher
 from nar_scale.data import DatasetInfo, inspect, load_tokenizer, plan_dataset, verify
 from nar_scale.errors import DataError, UserError
 from tests.data.corpora import read_split

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from launcher import prepare as launcher
+from nar_scale.commands import prepare as launcher
 from nar_scale.data import DatasetInfo, load_tokenizer, train_tokenizer
 from nar_scale.errors import DataError, UserError
 from tests.data.corpora import read_split

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from launcher import prepare as launcher
+from nar_scale.commands import prepare as launcher
 from nar_scale.data.formats.documents import Document, cut_document
 from nar_scale.data.preparation.merge import EmptySplit
 from nar_scale.errors import UserError

@@ -1,0 +1,37 @@
+"""The console command `nar-scale`: the first word chooses the command, the others are its own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib.metadata import version
+
+from nar_scale.commands.process import run_command
+
+COMMANDS = {
+    "prepare": "turn a corpus into shards; inspect, verify and index shards",
+    "plan": "memory, speed and cost of a run, before it is paid for",
+    "train": "train a model from a YAML file",
+    "consolidate": "turn a training checkpoint into one to load anywhere",
+    "evaluate": "likelihood, samples and tasks of checkpoints",
+    "harness": "run tasks of lm-evaluation-harness",
+    "generate": "generate from scratch, from prompts, or into gaps",
+    "export": "write a checkpoint in the format of another library",
+    "import": "read a checkpoint of another library",
+}
+_MODULES = {"import": "import_"}
+
+
+def main() -> None:
+    """Run the command that the first argument names, with the other arguments."""
+    parser = argparse.ArgumentParser(
+        prog="nar-scale",
+        description="Train and use token transformers, autoregressive and non-autoregressive.",
+        epilog="commands:\n" + "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"nar_scale {version('nar_scale')}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    command = parser.parse_args(sys.argv[1:2]).command
+    sys.argv = [f"nar-scale {command}", *sys.argv[2:]]  # the name that help and errors of the command begin with
+    run_command(_MODULES.get(command, command))

@@ -1,0 +1,40 @@
+"""Turn a model of another library into a consolidated checkpoint: to generate, fine-tune, or start others from it.
+
+python launcher/import.py --format llama models/tiny_llama --output exported/tiny_llama
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command with these arguments, or those of the process; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "directory", metavar="DIR", help="in Hugging Face's layout: config.json, safetensors, tokenizer.json if any"
+    )
+    parser.add_argument("--format", required=True, choices=["llama"])
+    parser.add_argument("--output", required=True, metavar="DIR", help="the directory to create")
+    parser.add_argument(
+        "--end-token",
+        type=lambda text: int(text) if text.isdecimal() else text,
+        metavar="NAME|ID",
+        help="the token that ends a document (default: eos_token_id of config.json)",
+    )
+    options = parser.parse_args(arguments)
+
+    # after the arguments have been checked: it takes seconds
+    from nar_scale.errors import UserError
+    from nar_scale.interop import import_llama
+    from nar_scale.logging_setup import set_up_logging
+
+    set_up_logging()
+    try:
+        difference = import_llama(options.directory, options.output, end_token=options.end_token)
+    except UserError as error:
+        print(f"import: error: {error}", file=sys.stderr)
+        return 2
+    print(f"wrote {options.output}; its logits equal those of {options.directory} to {difference:.1g} of the largest")
+    return 0

@@ -1,0 +1,85 @@
+"""How a command runs as a process: what keeps it from working is reported in one line, with exit status 2.
+
+To say so where it is started by the wrong Python, this module needs nothing but an old one's standard library, and
+can be loaded without the package.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from io import TextIOWrapper
+from pathlib import Path
+
+OLDEST_PYTHON = (3, 10)
+_PACKAGE = Path(__file__).absolute().parents[1]
+
+
+def run_command(name: str) -> None:
+    """Run `main` of a module of `nar_scale.commands` with the arguments of this process, and end with its status.
+
+    Args:
+        name: the module, such as "train".
+    """
+    # Ranks that were started together tell an error once; the other commands are processes of their own.
+    ranks = name == "train"
+    status = exit_status(lambda: import_module(f"nar_scale.commands.{name}").main(), ranks)
+    if ranks:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # tearing down a process group whose peers have failed can abort or hang
+    sys.exit(status)
+
+
+def exit_status(main: Callable[[], int], ranks: bool = False) -> int:
+    """Call `main`, which takes its arguments from the command line, and report what it lacks.
+
+    Args:
+        ranks: the processes that were started together are ranks of one job, which tell an error once; others are
+            tasks of their own.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a letter that the terminal lacks is no reason to end
+    try:
+        if sys.version_info >= OLDEST_PYTHON:
+            return main()
+        version, oldest = (".".join(map(str, v)) for v in (sys.version_info[:2], OLDEST_PYTHON))
+        problem = f"Python {version} ({sys.executable}) is too old, {oldest} is needed; {_remedy()}"
+    except ModuleNotFoundError as error:
+        problem = f"{sys.executable} lacks the module {error.name!r}; {_remedy()}"
+    except OSError as error:
+        if error.filename is None:
+            raise
+        problem = f"{error.filename2 or error.filename}: {error.strerror}"
+    except SystemExit as end:
+        if not isinstance(end.code, str):
+            raise
+        problem = end.code
+    if ranks:
+        _wait_for_first_rank()
+    print(f"{Path(sys.argv[0]).stem}: error: {problem}", file=sys.stderr)
+    return 2
+
+
+def _wait_for_first_rank() -> None:
+    """As `nar_scale.first_rank`, without the package around it, which this Python may lack the modules for."""
+    spec = spec_from_file_location("first_rank", _PACKAGE / "first_rank.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.wait_for_first_rank()
+
+
+def _remedy() -> str:
+    repository = _PACKAGE.parent
+    if not (repository / "Makefile").exists():  # installed by pip
+        return "install nar_scale again, with `pip install`"
+    python = repository / ".venv" / "bin" / "python"
+    if python.exists() and Path(sys.prefix) != python.parents[1]:
+        return f"use {python}"
+    return "run `make install`, and use .venv/bin/python"

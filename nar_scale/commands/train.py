@@ -1,0 +1,82 @@
+"""Train a model from a YAML file. Under `deepspeed`, torchrun or srun, or alone with plain `python`.
+
+deepspeed --num_accelerators 2 launcher/train.py --config configs/quickstart_nar.yaml training.steps=200
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it is imported
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells what is wrong in one line, which one of the ranks writes."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(f"{message}; see --help")
+
+
+class _Explain(argparse.Action):
+    """Prints what a key means, and exits."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, key: Any, option: str | None = None) -> None:
+        from nar_scale.config.reference import explain
+        from nar_scale.errors import ConfigError
+
+        try:
+            print(explain(key))
+        except ConfigError as error:
+            parser.error(str(error))
+        parser.exit()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command with these arguments, or those of the process; returns the exit status."""
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config", required=True, type=os.path.expanduser, metavar="FILE", help="the YAML file of the run"
+    )
+    parser.add_argument(
+        "--resume",
+        type=os.path.expanduser,  # a shell expands ~ at the beginning of a word alone
+        default="auto",
+        metavar="auto|never|PATH",
+        help="go on from the newest good checkpoint of the run directory (auto), or from this one (default: auto)",
+    )
+    parser.add_argument(
+        "--init-from",
+        type=lambda path: Path(path).expanduser(),
+        metavar="DIR",
+        help="start from the weights of this consolidated or training checkpoint, unless there is one to resume",
+    )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration, the size of the model, and the memory and length of the run, and exit",
+    )
+    parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: for so many processes")
+    parser.add_argument(
+        "--explain",
+        action=_Explain,
+        metavar="KEY",
+        help="print what a key of the YAML file means, such as optimizer.kind, or all keys of a section, and exit",
+    )
+    parser.add_argument("--verbose", action="store_true", help="show the libraries' warnings and logs as well")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
+    options = parser.parse_intermixed_args(arguments)
+
+    if options.ranks is not None and (options.ranks < 1 or not options.dry_run):
+        parser.error("--ranks takes a number from 1 on, with --dry-run")
+    if options.dry_run and options.resume != "auto":
+        parser.error("--dry-run does not look at checkpoints to resume; leave --resume out")
+    from nar_scale.training import dry_run, launch  # after the arguments have been checked: it takes seconds
+
+    if options.dry_run:
+        return dry_run(options.config, options.overrides, options.ranks, options.init_from)
+    return launch(options.config, options.overrides, options.resume, options.verbose, options.init_from)
