@@ -50,7 +50,7 @@ class Likelihood:
         estimator: what the number was estimated with, in words; "" if it is not stated.
         by_masked_fraction: the unweighted cross-entropy of masked tokens by the fraction of the sequence (or of the
             block, in block diffusion) that was masked, such as `masked_0.0_to_0.2`; empty for models that mask nothing.
-        bound_nats_per_token: the upper bound of a `hybrid` model's diffusion side (over all tokens); None for others.
+        bound: the upper bound of a `hybrid` model's diffusion side, over all tokens; None for others.
     """
 
     nats_per_token: float
@@ -61,7 +61,7 @@ class Likelihood:
     bytes_per_token: float | None = None
     estimator: str = ""
     by_masked_fraction: Mapping[str, MeanLoss] = field(default_factory=dict)
-    bound_nats_per_token: float | None = None
+    bound: MeanLoss | None = None
 
     @property
     def perplexity(self) -> float:
@@ -77,7 +77,7 @@ class Likelihood:
 
     def __str__(self) -> str:
         compression = "" if self.bits_per_byte is None else f", {self.bits_per_byte:.3f} bits/byte"
-        bound = "" if self.bound_nats_per_token is None else f", diffusion bound {self.bound_nats_per_token:.4f}"
+        bound = "" if self.bound is None else f", diffusion bound {self.bound.nats_per_token:.4f}"
         return f"{self.nats_per_token:.4f} ± {self.standard_error:.4f} nats/token ({self.kind}{bound}){compression}"
 
 
@@ -136,7 +136,7 @@ def evaluate_likelihood(
         bytes_per_token,
         estimator_of(objective, seed),
         {name: MeanLoss(loss / count, int(count)) for name, loss, count in pairs if count},
-        bound_nats_per_token=bound / bound_tokens if bound_tokens else None,
+        MeanLoss(bound / bound_tokens, int(bound_tokens)) if bound_tokens else None,
     )
 
 

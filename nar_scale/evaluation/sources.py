@@ -40,13 +40,20 @@ def pool_likelihoods(sources: Mapping[str, Likelihood]) -> Likelihood:
         bytes_per_token,
         parts[0].estimator,
         _pool_fractions(parts),
+        _pool([part.bound for part in parts if part.bound is not None]),
     )
 
 
 def _pool_fractions(parts: list[Likelihood]) -> dict[str, MeanLoss]:
     pooled = {}
     for name in sorted({name for part in parts for name in part.by_masked_fraction}):
-        means = [part.by_masked_fraction[name] for part in parts if name in part.by_masked_fraction]
-        tokens = sum(mean.tokens for mean in means)
-        pooled[name] = MeanLoss(sum(mean.nats_per_token * mean.tokens for mean in means) / tokens, tokens)
+        mean = _pool([part.by_masked_fraction[name] for part in parts if name in part.by_masked_fraction])
+        if mean is not None:
+            pooled[name] = mean
     return pooled
+
+
+def _pool(means: list[MeanLoss]) -> MeanLoss | None:
+    """The mean over the tokens of all; None of none."""
+    tokens = sum(mean.tokens for mean in means)
+    return MeanLoss(sum(mean.nats_per_token * mean.tokens for mean in means) / tokens, tokens) if means else None

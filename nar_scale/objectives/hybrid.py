@@ -18,8 +18,8 @@ from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
 from nar_scale.objectives.autoregressive import AutoregressiveWrapper, cross_entropy
 from nar_scale.objectives.causal_blocks import CausalBlockDiffusion
 from nar_scale.objectives.documents import check_documents, continues, within_documents
-from nar_scale.objectives.left_to_right import FilterChoice, check_sampling, chosen_filters
-from nar_scale.objectives.objective import Objective, Samples, evaluating
+from nar_scale.objectives.left_to_right import FilterChoice, check_sampling, chosen_filters, limits_of
+from nar_scale.objectives.objective import Objective, Samples, evaluating, without_padding
 from nar_scale.objectives.predicted import PredictedTokens, losses_by_masked_fraction, slots_for
 from nar_scale.objectives.terms import HybridLosses, LossTerms, length_mask, on_device, require, sequence_moments
 
@@ -52,6 +52,7 @@ class HybridWrapper(Objective):
     """
 
     mask_id: int
+    samples_padded = True
     bound_term = 1
     copies = 2
 
@@ -126,7 +127,7 @@ class HybridWrapper(Objective):
     def generate(
         self,
         prompts: Tensor | list[Tensor],
-        seq_len: int,
+        seq_len: int | Tensor,
         eos_token: int | None = None,
         temperature: float = 1.0,
         prompt_lens: Tensor | None = None,
@@ -145,7 +146,8 @@ class HybridWrapper(Objective):
 
         Args:
             prompts: int64 `[batch, n]` or `[n]`, or a list of `[n_i]` of different lengths.
-            seq_len: tokens to generate for each prompt, at most; with it no more than `max_seq_len`.
+            seq_len: tokens to generate for each prompt, at most; or int64 `[batch]`, a number for each. With the
+                prompt no more than `max_seq_len`.
             eos_token: ends a sequence; what follows it is 0.
             temperature: divides the logits; 0 for the most probable token at each place.
             prompt_lens: int64 `[batch]`, true lengths of prompts that are padded on the right.
@@ -168,18 +170,20 @@ class HybridWrapper(Objective):
         Raises:
             ValueError: an empty prompt, or one that leaves no room for `seq_len` tokens.
         """
-        check_sampling(seq_len, temperature)
-        draft_temperature = temperature if draft_temperature is None else draft_temperature
-        check_sampling(seq_len, draft_temperature)
         given = Prompts.of(prompts, prompt_lens, self.net.num_tokens, self.net.token_emb.weight.device)
-        longest = given.tokens.shape[1] + seq_len
+        most, seq_lens = limits_of(seq_len, len(given.tokens))
+        draft_temperature = temperature if draft_temperature is None else draft_temperature
+        check_sampling(most, temperature)
+        check_sampling(most, draft_temperature)
+        sizes = given.tokens.shape[1] if given.lengths is None else given.lengths
+        longest = int(torch.as_tensor(sizes + (most if seq_lens is None else seq_lens.to(given.tokens.device))).max())
         if longest > self.max_seq_len:
-            raise ValueError(f"prompt and {seq_len} tokens are {longest}, but max_seq_len is {self.max_seq_len}")
+            raise ValueError(f"prompt and new tokens are {longest}, but max_seq_len is {self.max_seq_len}")
         with evaluating(self):
             result = self_speculate(
                 self.net,
                 given,
-                seq_len,
+                most,
                 mask_id=self.mask_id,
                 block_size=self.block_size,
                 noise=noise or Noise.draw(len(given.tokens), given.tokens.device),
@@ -189,6 +193,7 @@ class HybridWrapper(Objective):
                 filters=chosen_filters(filter_logits_fn),
                 eos_token=eos_token,
                 pad_value=self.autoregressive.pad_value,
+                seq_lens=seq_lens,
                 callback=callback,
             )
         single = isinstance(prompts, Tensor) and prompts.ndim == 1
@@ -215,23 +220,22 @@ class HybridWrapper(Objective):
         end_token: int | None = None,
         callback: Callable[[Tensor, int], None] | None = None,
     ) -> Samples:
-        """Continue prompts, all of one length; see `Objective`. Samplers that fill in masks do so block by block."""
-        if lengths is not None:
-            raise ValueError("a hybrid takes prompts of one length together; leave lengths out")
+        """Continue prompts; see `Objective`. Samplers that fill in masks do so block by block."""
+        settings: dict[str, Any] = {"end_token": end_token, "callback": callback}
         if isinstance(decoding, LeftToRightDecoding):
-            return self.autoregressive.sample(
-                given, decoding, noise, length=length, end_token=end_token, callback=callback
-            )
-        room = (length or self.max_seq_len) - given.shape[1]
+            return self.autoregressive.sample(given, decoding, noise, length=length, lengths=lengths, **settings)
+        longest = length or self.max_seq_len
+        sizes = torch.full((len(given),), given.shape[1], device=given.device) if lengths is None else lengths
         if not isinstance(decoding, SelfSpeculativeDecoding):
-            masks = given.new_full((len(given), room), self.mask_id)
-            whole = torch.cat((given, masks), dim=1)
-            filled = self.diffusion.sample(whole, decoding, noise, end_token=end_token, callback=callback)
-            tokens = [_until(row[given.shape[1] :], end_token) for row in filled.tokens]
+            whole = F.pad(given, (0, longest - given.shape[1]))
+            whole = whole.masked_fill(torch.arange(longest, device=given.device) >= sizes[:, None], self.mask_id)
+            filled = self.diffusion.sample(whole, decoding, noise, **settings)
+            tokens = [_until(row[size:], end_token) for row, size in zip(filled.tokens, sizes.tolist())]
             return Samples(tokens, filled.network_calls)
         result = self.generate(
             given,
-            room,
+            longest - sizes,
+            prompt_lens=lengths,
             eos_token=end_token,
             temperature=decoding.temperature,
             shared_calls=decoding.shared_calls,
@@ -242,7 +246,8 @@ class HybridWrapper(Objective):
             return_network_calls=True,
         )
         continued, network_calls = cast(Continued, result)
-        return Samples([_until(row, end_token) for row in continued.tolist()], network_calls.tolist())
+        rows = without_padding(continued, longest - sizes)
+        return Samples([_until(row, end_token) for row in rows], network_calls.tolist())
 
     def probe_tokens(self, bits: Tensor) -> Tensor:
         """Tokens of which every other one is masked; see `Objective`."""

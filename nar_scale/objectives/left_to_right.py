@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from nar_scale.config import SamplerConfig
+from nar_scale.config import LeftToRightDecoding, SamplerConfig
 from nar_scale.decoding import Prompts, continue_prompts, eligible, get_filter, search_beams, speculate
 from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
@@ -93,12 +93,13 @@ class LeftToRightGenerator(Objective):
         amateurs = _pair(amateur_model, contrastive_decode_kwargs)
         _check_combination(compile, cache_kv, draft is not None, bool(amateurs))
         given = self._prompts(prompts, prompt_lens)
-        longest, seq_lens = _limits(seq_len, len(given.tokens), plain=not compile and draft is None)
+        longest, seq_lens = limits_of(seq_len, len(given.tokens), compile)
         check_sampling(longest, temperature)
         settings: dict[str, Any] = {
             "noise": noise or Noise.draw(len(given.tokens), given.tokens.device),
             "temperature": temperature,
             "filters": () if amateurs else chosen_filters(filter_logits_fn, filter_kwargs),
+            "seq_lens": seq_lens,
             "eos_token": eos_token,
             "pad_value": self.pad_value,
             "conditions": conditions,
@@ -107,7 +108,7 @@ class LeftToRightGenerator(Objective):
         if draft is None:
             settings |= {"amateurs": amateurs, "use_cache": cache_kv, "compile": compile}
             with evaluating(self, *(amateur for amateur, _ in amateurs)):
-                generated = continue_prompts(self.net, given, longest, seq_lens=seq_lens, **settings)
+                generated = continue_prompts(self.net, given, longest, **settings)
             calls = _lengths(generated, eos_token)
         else:
             generated, calls = self._from_drafts(given, longest, draft, draft_tokens, settings)
@@ -187,8 +188,11 @@ class LeftToRightGenerator(Objective):
         callback: Callable[[Tensor, int], None] | None = None,
     ) -> Samples:
         """Continue prompts; see `Objective`."""
-        if decoding.sampler != "left_to_right":
+        if not isinstance(decoding, LeftToRightDecoding):
             raise ConfigError(f"the sampler {decoding.sampler} is not for autoregressive models")
+        drafts: dict[str, Any] = {}
+        if decoding.prompt_lookup:
+            drafts = {"draft": "prompt_lookup", "draft_tokens": decoding.prompt_lookup}
         room = (length or self.max_seq_len) - (given.shape[1] if lengths is None else lengths)
         generated, calls = self.generate(
             given,
@@ -201,6 +205,7 @@ class LeftToRightGenerator(Objective):
             noise=noise,
             return_network_calls=True,
             callback=callback,
+            **drafts,
         )
         tokens = without_padding(generated, _lengths(generated, end_token).clamp(max=room))
         ended = [row[:-1] if row[-1:] == [end_token] else row for row in tokens]
@@ -248,14 +253,25 @@ def chosen_filters(which: FilterChoice, settings: dict[str, Any] | None = None) 
     return [] if which is None else [partial(get_filter(which), **(settings or {}))]
 
 
-def _limits(seq_len: int | Tensor, batch: int, plain: bool) -> tuple[int, Tensor | None]:
-    """The tokens to generate at most, and int64 `[batch]` for each prompt if they differ."""
+def limits_of(seq_len: int | Tensor, batch: int, compile: bool = False) -> tuple[int, Tensor | None]:
+    """The tokens to generate at most, and int64 `[batch]` for each prompt if they differ.
+
+    Args:
+        seq_len: a number for all prompts, or int64 `[batch]`.
+        batch: prompts.
+        compile: whether steps are compiled, which are the same for all prompts.
+
+    Raises:
+        ValueError: `seq_len` is not one for each prompt, or there is one for each of compiled steps.
+    """
     if not isinstance(seq_len, Tensor):
         return seq_len, None
     if seq_len.shape != (batch,) or bool((seq_len < 0).any()):
         raise ValueError(f"seq_len {seq_len.tolist()} is not a number of tokens for each of {batch} prompts")
-    if not plain:
-        raise ValueError("a seq_len for each prompt is for generation without compile and without a draft")
+    if compile:
+        raise ValueError(
+            "compiled steps generate as many tokens for each prompt; give one seq_len or leave compile out"
+        )
     return int(seq_len.max()), seq_len
 
 

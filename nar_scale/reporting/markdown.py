@@ -51,6 +51,7 @@ def _likelihoods(report: Report) -> Iterator[str]:
         sources = {"": model.likelihood} if len(model.sources) == 1 else {"all": model.likelihood, **model.sources}
         for name, likelihood in sources.items():
             bits = likelihood.bits_per_byte
+            bound = "" if likelihood.bound is None else f", diffusion bound {likelihood.bound.nats_per_token:.4f}"
             rows.append(
                 (
                     model.name,
@@ -60,7 +61,7 @@ def _likelihoods(report: Report) -> Iterator[str]:
                     f"{model.step:,}",
                     f"{likelihood.nats_per_token:.4f} ± {likelihood.standard_error:.4f}",
                     "" if bits is None else f"{bits:.3f}",
-                    likelihood.estimator + (", text encoded anew" if model.reencoded else ""),
+                    likelihood.estimator + bound + (", text encoded anew" if model.reencoded else ""),
                 )
             )
     source = ("source",) if len(report.data) > 1 else ()

@@ -166,7 +166,8 @@ def _draw_cost(axes: Axes, report: Report, cost: _Number, quality: _Number, text
 
 
 def _line_name(model: str, point: FrontierPoint, steps: int | None) -> str:
-    return model if steps is None else f"{model}, {point.setting.sampler}, {steps} steps"
+    sampler = "" if point.setting.sampler is None else f", {point.setting.sampler}"
+    return f"{model}{sampler}" if steps is None else f"{model}{sampler}, {steps} steps"
 
 
 def _perplexity(point: FrontierPoint) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from nar_scale.checkpoint import LoadedModel
+from nar_scale.config import SAMPLERS_OF_KIND
 from nar_scale.errors import UserError
 from nar_scale.evaluation.reencoding import cut_documents
 from nar_scale.generation import SamplingOptions, check_requests, generate_samples, samples_from_scratch
@@ -22,8 +23,8 @@ class Setting:
 
     Attributes:
         temperature: of the sampler.
-        sampler: its name; None for a model that generates left to right.
-        steps: network calls for a sequence; None for a model that generates left to right.
+        sampler: its name; None for the one of an autoregressive model.
+        steps: network calls for a sequence; None where it takes as many as it needs.
     """
 
     temperature: float
@@ -31,8 +32,8 @@ class Setting:
     steps: int | None = None
 
     def __str__(self) -> str:
-        steps = "left to right" if self.steps is None else f"{self.sampler}, {self.steps} steps"
-        return f"{steps}, temperature {self.temperature:g}"
+        steps = "" if self.steps is None else f", {self.steps} steps"
+        return f"{self.sampler or 'left to right'}{steps}, temperature {self.temperature:g}"
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,19 @@ def settings_of(
     Args:
         model: of any kind.
         temperatures: of all samplers.
-        samplers: of models that fill in masks.
+        samplers: of models that fill in masks; a hybrid has `self_speculative` in addition.
         steps: network calls of models that fill in masks; an eighth, a quarter, a half and all of their tokens if None.
     """
     if model.wrapper.mask_id is None:
         return [Setting(temperature) for temperature in temperatures]
     n = model.wrapper.max_seq_len
     steps = steps or sorted({max(1, n // 8), max(1, n // 4), max(1, n // 2), n})
-    return [
+    grid = [
         Setting(temperature, sampler, count) for sampler, count, temperature in product(samplers, steps, temperatures)
     ]
+    if "self_speculative" in SAMPLERS_OF_KIND[model.config.objective.kind]:
+        grid = [Setting(temperature, "self_speculative") for temperature in temperatures] + grid
+    return grid
 
 
 def draw_samples(model: LoadedModel, setting: Setting, count: int, seed: int, batch_size: int) -> SampleSet:

@@ -14,7 +14,7 @@ from tests.data.preparation.preparing import made, write_tokenizer
 from tests.errors import assert_names
 from tests.generation.helpers import export, export_with_tokenizer
 
-KINDS = {"ar": "autoregressive", "nar": "non_autoregressive", "block": "block_diffusion"}
+KINDS = {"ar": "autoregressive", "nar": "non_autoregressive", "block": "block_diffusion", "both": "hybrid"}
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_numbers_of_a_report_are_those_of_a_single_evaluation(given, report,
 
 
 def test_the_estimator_and_the_masked_fractions_are_in_the_result(report):
-    ar, nar, block = json.loads((report / "report.json").read_text())["models"]
+    ar, nar, block, both = json.loads((report / "report.json").read_text())["models"]
     assert ar["likelihood"]["estimator"] == "exact NLL, left to right"
     assert ar["likelihood"]["by_masked_fraction"] == {}
     for model in (nar, block):
@@ -72,11 +72,15 @@ def test_the_estimator_and_the_masked_fractions_are_in_the_result(report):
             f"masked_0.{i}_to_0.{i + 2}" for i in (0, 2, 4, 6)
         } | {"masked_0.8_to_1.0"}
     assert "blocks of 8" in block["likelihood"]["estimator"]
+    assert both["likelihood"]["estimator"] == ar["likelihood"]["estimator"]
+    assert both["likelihood"]["bound"]["nats_per_token"] > 0
+    tokens = both["likelihood"]["tokens"] + both["likelihood"]["sequences"]  # the first of each has a bound too
+    assert both["likelihood"]["bound"]["tokens"] == tokens
 
 
 def test_samples_are_a_grid_with_quality_and_cost(report):
     content = json.loads((report / "report.json").read_text())
-    ar, nar, block = (model["points"] for model in content["models"])
+    ar, nar, block, both = (model["points"] for model in content["models"])
     assert [point["setting"] for point in ar] == [
         {"temperature": t, "sampler": None, "steps": None} for t in (0.5, 1.0)
     ]
@@ -86,10 +90,11 @@ def test_samples_are_a_grid_with_quality_and_cost(report):
         (6, 0.5),
         (6, 1.0),
     ]
+    assert [point["setting"]["sampler"] for point in both] == ["self_speculative"] * 2 + ["random"] * 4
     for point in nar:
         assert point["calls_per_sample"] == point["setting"]["steps"]
         assert point["tokens_per_call"] == pytest.approx(24 / point["setting"]["steps"])
-    for point in [*ar, *nar, *block]:
+    for point in [*ar, *nar, *block, *both]:
         quality = point["quality"]
         assert point["tokens_per_second"] > 0
         assert quality["samples"] == 3

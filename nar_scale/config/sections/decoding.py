@@ -6,7 +6,7 @@ they are told otherwise.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from nar_scale.config.sections.section import Section, Unit
 
@@ -183,6 +183,11 @@ class LeftToRightDecoding(_Decoding):
 
     sampler: Literal["left_to_right"] = Field(
         description="Draws one token after another, for the kinds `autoregressive` and `hybrid`.",
+    )
+    prompt_lookup: Annotated[NonNegativeInt, Unit("tokens")] = Field(
+        default=0,
+        description="Proposes so many tokens in each network call, those that followed the last ones where these stood "
+        "before, and verifies them in it: the same samples, in fewer calls where texts repeat themselves; 0 for none.",
     )
 
 

@@ -43,6 +43,7 @@ def speculate(
     filters: Sequence[LogitFilter],
     eos_token: int | None,
     pad_value: int,
+    seq_lens: Tensor | None = None,
     conditions: Mapping[str, Tensor] | None = None,
     callback: Callable[[Tensor, int], None] | None = None,
 ) -> Continued:
@@ -62,6 +63,7 @@ def speculate(
         filters: are applied to the logits one after another.
         eos_token: ends a sequence.
         pad_value: follows the end token.
+        seq_lens: tokens to generate for each prompt, int64 `[batch]`, at most `seq_len`; None for as many.
         conditions: further arguments of the network, as in `continue_prompts`; a draft does not see them.
         callback: as in `continue_prompts`.
 
@@ -70,22 +72,32 @@ def speculate(
     """
     batch, device = len(prompts.tokens), prompts.tokens.device
     sequences = Sequences(prompts, seq_len + draft_tokens)  # of which what is past seq_len is never kept
+    limits = torch.full((batch,), seq_len, device=device) if seq_lens is None else seq_lens.to(device)
     predictor = Predictor(net, sequences, ahead=draft_tokens, conditions=conditions)
-    _check_room(net, predictor.prefixed, sequences.longest, seq_len)
+    ends = int((sequences.lengths + limits).max())
+    _check_room(net, predictor.prefixed + ends)
     drafter: Drafter = PromptLookup(sequences)
     if draft is not None:
-        _check_room(draft, 0, sequences.longest, seq_len)
+        _check_room(draft, ends)
         drafter = ModelDraft(Predictor(draft, sequences, ahead=draft_tokens), temperature, filters)
     numbers = _Numbers.of(noise, seq_len + draft_tokens)
     generated = torch.full((batch, seq_len + draft_tokens), pad_value, device=device)
     calls = torch.zeros(batch, dtype=torch.int64, device=device)
     rows, grown = torch.arange(batch, device=device), torch.zeros_like(calls)
     call = longest = 0
-    while seq_len and len(rows):
+    going_on = limits > 0
+    while True:
+        if not bool(going_on.all()):
+            left = going_on.nonzero()[:, 0]
+            if not len(left):
+                break
+            rows, grown, limits, numbers = rows[left], grown[left], limits[left], numbers.select(left)
+            for each in (sequences, predictor, drafter):
+                each.select(left)
         places = grown[:, None] + torch.arange(draft_tokens + 1, device=device)
         here = numbers.at(places)
         proposed = drafter.draft(draft_tokens, here.draft[:, :-1])
-        proposed = proposed._replace(counts=torch.minimum(proposed.counts, seq_len - 1 - grown))
+        proposed = proposed._replace(counts=torch.minimum(proposed.counts, limits - 1 - grown))
         kept = _keep(proposed, predictor.followed_by(proposed.tokens), temperature, filters, here)
         gained = _up_to_end(kept.tokens, kept.accepted + 1, eos_token)
         generated[rows[:, None], places] = torch.where(places < (grown + gained)[:, None], kept.tokens, pad_value)
@@ -97,15 +109,9 @@ def speculate(
         call, longest = call + 1, max(longest, int(grown.max()))
         if callback is not None:
             callback(generated[:, :longest], call)
-        going_on = grown < seq_len
+        going_on = grown < limits
         if eos_token is not None:
             going_on = going_on & (sequences.last[:, 0] != eos_token)
-        if not bool(going_on.all()):
-            left = going_on.nonzero()[:, 0]
-            rows, grown, numbers = rows[left], grown[left], numbers.select(left)
-            if len(left):
-                for each in (sequences, predictor, drafter):
-                    each.select(left)
     return Continued(generated[:, :longest], calls)
 
 
@@ -145,11 +151,11 @@ def _keep(
     return verify(draft.tokens, logits, temperature, noise, proposals=draft.proposals, counts=draft.counts)
 
 
-def _check_room(net: TransformerWrapper, prefixed: int, longest: int, seq_len: int) -> None:
-    if prefixed + longest + seq_len > net.max_seq_len:
+def _check_room(net: TransformerWrapper, longest: int) -> None:
+    if longest > net.max_seq_len:
         raise ValueError(
-            f"drafts do not go with a window that slides: a prompt of {prefixed + longest} tokens and {seq_len} more "
-            f"exceed max_seq_len {net.max_seq_len}; generate fewer, or leave draft out"
+            f"drafts do not go with a window that slides: a prompt and what is to follow it are {longest} tokens, more "
+            f"than max_seq_len {net.max_seq_len}; generate fewer, or leave draft out"
         )
 
 

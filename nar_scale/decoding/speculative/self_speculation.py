@@ -32,6 +32,7 @@ def self_speculate(
     filters: Sequence[LogitFilter],
     eos_token: int | None,
     pad_value: int,
+    seq_lens: Tensor | None = None,
     callback: Callable[[Tensor, int], None] | None = None,
 ) -> Continued:
     """Sample up to `seq_len` tokens after each prompt, several in a network call, with the distribution of one a call.
@@ -53,14 +54,17 @@ def self_speculate(
         filters: are applied to the logits one after another, unless the temperature is 0.
         eos_token: ends a sequence, which leaves the batch.
         pad_value: follows the end token.
+        seq_lens: tokens to generate for each prompt, int64 `[batch]`, at most `seq_len`; None for as many.
         callback: is called after each call with the tokens so far, int64 `[batch, seq_len]`, and its number.
     """
     batch, device = len(prompts.tokens), prompts.tokens.device
-    rows = torch.arange(batch if seq_len else 0, device=device)
+    limits = torch.full((batch,), seq_len, device=device) if seq_lens is None else seq_lens.to(device)
+    rows = (limits > 0).nonzero()[:, 0]
     generated = torch.full((batch, seq_len + block_size), pad_value, device=device)
     lengths, calls = torch.zeros(2, batch, dtype=torch.int64, device=device)
     uniform = {stream: noise.derive(stream).uniform(seq_len + block_size) for stream in (_PROPOSE, _DRAW, _ACCEPT)}
-    trial = _Trial(net, prompts, seq_len, mask_id, block_size)
+    known = None if prompts.lengths is None else prompts.lengths[rows]
+    trial = _Trial(net, Prompts(prompts.tokens[rows], known), seq_len, mask_id, block_size)
     drafted, proposals = generated[:, :0], None
     while len(rows):
         masked = shared_calls or not drafted.shape[1]
@@ -72,7 +76,7 @@ def self_speculate(
             temperature,
             _noise_at({name: each[rows] for name, each in uniform.items()}, places, drafts),
             proposals=proposals,
-            counts=(seq_len - 1 - lengths[rows]).clamp(max=drafts),
+            counts=(limits[rows] - 1 - lengths[rows]).clamp(max=drafts),
         )
         gained, ended = _until_end(verified.tokens, verified.accepted + 1, eos_token)
         generated[rows[:, None], places[:, : drafts + 1]] = verified.tokens
@@ -80,7 +84,7 @@ def self_speculate(
         calls[rows] += 1
         if callback is not None:
             callback(_only_first(generated[:, :seq_len], lengths, pad_value), int(calls.max()))
-        going_on = (~ended & (lengths[rows] < seq_len)).nonzero()[:, 0]
+        going_on = (~ended & (lengths[rows] < limits[rows])).nonzero()[:, 0]
         if not len(going_on):
             break
         trial.keep(verified.tokens, verified.accepted, going_on)

@@ -48,8 +48,8 @@ class Evaluator(Callback):
         values = {"nats_per_token": likelihood.nats_per_token, "standard_error": likelihood.standard_error}
         if likelihood.bits_per_byte is not None:
             values["bits_per_byte"] = likelihood.bits_per_byte
-        if likelihood.bound_nats_per_token is not None:
-            values["bound_nats_per_token"] = likelihood.bound_nats_per_token
+        if likelihood.bound is not None:
+            values["bound_nats_per_token"] = likelihood.bound.nats_per_token
         prefix = validation_prefix(source)
         self._writer.scalars(step, {f"{prefix}{name}": value for name, value in values.items()})
         _logger.info("step %d, validation%s: %s", step, f" of {source}" if source else "", likelihood)

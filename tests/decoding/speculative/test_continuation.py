@@ -103,6 +103,19 @@ def test_a_sequence_is_the_same_alone_and_in_a_batch(draft, eos):
     assert len(set(calls.tolist())) > 1
 
 
+@pytest.mark.parametrize(("draft", "temperature"), [("prompt_lookup", 1.0), ("alike", 0.0)])
+def test_each_prompt_may_have_a_length_of_its_own(draft, temperature):
+    wrapper, prompts, noise = attentive(), prompts_of(), requests(5)
+    settings = {"draft": drafts_of(wrapper)[draft], "noise": noise, "temperature": temperature}
+    whole = wrapper.generate(prompts, 25, **settings)
+    lengths = torch.tensor([25, 7, 0, 12, 1])
+    cut, calls = wrapper.generate(prompts, lengths, return_network_calls=True, **settings)
+    for row, length in enumerate(lengths.tolist()):
+        assert torch.equal(cut[row, :length], whole[row, :length])
+        assert (cut[row, length:] == 0).all()
+    assert calls.gt(0).tolist() == lengths.gt(0).tolist()
+
+
 @pytest.mark.parametrize("amount", [0.0, 0.3, 3.0])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_joint_is_reproduced(amount, temperature):
@@ -195,7 +208,7 @@ def test_a_lookup_drafts_what_followed_the_longest_match():
         ({"draft": "prompt_lookup", "draft_tokens": 0}, ["draft_tokens", 0]),
         ({"draft": "prompt_lookup", "compile": True}, ["draft", "compile"]),
         ({"draft": "prompt_lookup", "cache_kv": False}, ["draft", "cache_kv"]),
-        ({"draft": "prompt_lookup", "seq_len": 37}, [4, 37, "max_seq_len 40"]),
+        ({"draft": "prompt_lookup", "seq_len": 37}, [41, "max_seq_len 40"]),
         ({"draft": small_net(Decoder, num_tokens=5)}, [5, 11]),
         ({"draft": small_net(Decoder)}, ["max_seq_len 12"]),
     ],
