@@ -58,14 +58,8 @@ def speculate(
         seq_len: tokens to generate at most.
         draft: a causal network with the same vocabulary; None for prompt lookup.
         draft_tokens: tokens that are drafted for a call, at most.
-        noise: the source of all randomness, a stream for each prompt.
-        temperature: divides the logits; 0 for the most probable tokens.
-        filters: are applied to the logits one after another.
-        eos_token: ends a sequence.
-        pad_value: follows the end token.
-        seq_lens: tokens to generate for each prompt, int64 `[batch]`, at most `seq_len`; None for as many.
-        conditions: further arguments of the network, as in `continue_prompts`; a draft does not see them.
-        callback: as in `continue_prompts`.
+        conditions: further arguments of the network, which a draft does not see.
+        noise, temperature, filters, eos_token, pad_value, seq_lens, callback: as in `continue_prompts`.
 
     Raises:
         ValueError: the sequences do not fit into `max_seq_len`, past which no window slides here.

@@ -47,14 +47,11 @@ def self_speculate(
         seq_len: tokens to generate at most; with the prompt no more than `max_seq_len`.
         mask_id: the mask token, of which the network's logits are -inf.
         block_size: masks in a block.
-        noise: the source of all randomness, a stream for each prompt.
-        temperature: divides the logits; 0 for the most probable token at each place.
-        draft_temperature: the same for drafts.
+        noise, temperature, seq_lens, pad_value: as in `continue_prompts`.
+        draft_temperature: divides the logits of drafts; 0 for the most probable token at each place.
         shared_calls: whether a call verifies a draft and makes the next one, instead of one after another.
         filters: are applied to the logits one after another, unless the temperature is 0.
         eos_token: ends a sequence, which leaves the batch.
-        pad_value: follows the end token.
-        seq_lens: tokens to generate for each prompt, int64 `[batch]`, at most `seq_len`; None for as many.
         callback: is called after each call with the tokens so far, int64 `[batch, seq_len]`, and its number.
     """
     batch, device = len(prompts.tokens), prompts.tokens.device
