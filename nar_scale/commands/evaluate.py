@@ -82,7 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     samples = parser.add_argument_group("samples of a report")
     samples.add_argument("--samples", type=int, default=64, metavar="N", help="of each setting; 0: none (default: 64)")
     samples.add_argument("--temperatures", type=float, nargs="+", default=[0.5, 0.7, 0.85, 1.0], metavar="T")
-    samples.add_argument("--samplers", nargs="+", default=["random"], help="that fill in masks (default: random)")
+    samples.add_argument(
+        "--samplers",
+        nargs="+",
+        default=["random"],
+        metavar="NAME[:KEY=VALUE,...]",
+        help="that fill in masks, such as threshold:threshold=0.6 (default: random)",
+    )
     samples.add_argument(
         "--steps", type=int, nargs="+", metavar="N", help="that fill in masks (default: 1/8, 1/4, 1/2, 1 of the tokens)"
     )

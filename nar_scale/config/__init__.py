@@ -17,6 +17,7 @@ from nar_scale.config.sections.data import DataConfig, SourceConfig
 from nar_scale.config.sections.decoding import (
     SAMPLERS,
     UNMASKING_SAMPLERS,
+    UNSCHEDULED_SAMPLERS,
     AutoDecoding,
     ConfidenceDecoding,
     DecodingConfig,
@@ -59,6 +60,7 @@ __all__ = [
     "SAMPLERS",
     "SAMPLERS_OF_KIND",
     "UNMASKING_SAMPLERS",
+    "UNSCHEDULED_SAMPLERS",
     "AdamWConfig",
     "AutoDecoding",
     "AutoregressiveConfig",

@@ -6,10 +6,11 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import product
+
+import yaml
 
 from nar_scale.checkpoint import LoadedModel
-from nar_scale.config import SAMPLERS_OF_KIND
+from nar_scale.config import SAMPLERS_OF_KIND, UNSCHEDULED_SAMPLERS
 from nar_scale.errors import UserError
 from nar_scale.evaluation.reencoding import cut_documents
 from nar_scale.generation import SamplingOptions, check_requests, generate_samples, samples_from_scratch
@@ -23,7 +24,8 @@ class Setting:
 
     Attributes:
         temperature: of the sampler.
-        sampler: its name; None for the one of an autoregressive model.
+        sampler: its name, with settings behind a colon such as `threshold:threshold=0.6`; None for the one of an
+            autoregressive model.
         steps: network calls for a sequence; None where it takes as many as it needs.
     """
 
@@ -63,15 +65,18 @@ def settings_of(
     Args:
         model: of any kind.
         temperatures: of all samplers.
-        samplers: of models that fill in masks; a hybrid has `self_speculative` in addition.
-        steps: network calls of models that fill in masks; an eighth, a quarter, a half and all of their tokens if None.
+        samplers: of models that fill in masks, as `Setting.sampler`; a hybrid has `self_speculative` in addition.
+        steps: network calls of samplers that have a schedule; an eighth, a quarter, a half and all tokens if None.
     """
     if model.wrapper.mask_id is None:
         return [Setting(temperature) for temperature in temperatures]
     n = model.wrapper.max_seq_len
     steps = steps or sorted({max(1, n // 8), max(1, n // 4), max(1, n // 2), n})
     grid = [
-        Setting(temperature, sampler, count) for sampler, count, temperature in product(samplers, steps, temperatures)
+        Setting(temperature, sampler, count)
+        for sampler in samplers
+        for count in ([None] if sampler.partition(":")[0] in UNSCHEDULED_SAMPLERS else steps)
+        for temperature in temperatures
     ]
     if "self_speculative" in SAMPLERS_OF_KIND[model.config.objective.kind]:
         grid = [Setting(temperature, "self_speculative") for temperature in temperatures] + grid
@@ -114,9 +119,12 @@ def draw_samples(model: LoadedModel, setting: Setting, count: int, seed: int, ba
 
 def _options(setting: Setting, seed: int) -> SamplingOptions:
     """The only place where the options of a sampler are made."""
+    name, _, settings = (setting.sampler or "").partition(":")
+    pairs = (pair.partition("=") for pair in settings.split(",") if pair)
     return SamplingOptions(
         temperature=setting.temperature,
-        sampler=setting.sampler,
+        sampler=name or None,
         steps=setting.steps,
+        sampler_options={key: yaml.safe_load(value) for key, _, value in pairs},
         seed=seed,
     )

@@ -119,6 +119,23 @@ def test_the_text_and_the_picture_show_all_models(report):
         assert len(picture.convert("L").getcolors(256)) > 20
 
 
+def test_samplers_have_settings_and_those_without_a_schedule_no_steps(given, tmp_path):
+    samples = ["--samples", "2", "--temperatures", "1", "--steps", "3", "--training-samples", "0"]
+    samplers = ["--samplers", "threshold:threshold=0.0005", "threshold:threshold=1.0", "random"]
+    assert main([*arguments(given, "nar"), "--report", str(tmp_path), *samples, *samplers]) == 0
+    points = json.loads((tmp_path / "report.json").read_text())["models"][0]["points"]
+    assert [point["setting"]["sampler"] for point in points] == samplers[1:]
+    assert [point["setting"]["steps"] for point in points] == [None, None, 3]
+    assert [point["calls_per_sample"] for point in points] == [1, 24, 3]  # none of 257 tokens is as improbable as 0.0005
+
+
+@pytest.mark.parametrize("sampler", ["threshold:treshold=0.5", "threshold:threshold=2", "random:threshold=0.5", "no"])
+def test_settings_that_a_sampler_does_not_have_are_named(given, tmp_path, capsys, sampler):
+    command = [*arguments(given, "nar"), "--report", str(tmp_path), "--samples", "2", "--samplers", sampler]
+    assert main(command) == 2
+    assert_names(capsys.readouterr().err.splitlines()[-1], sampler.partition(":")[2].partition("=")[0] or "no")
+
+
 def test_likelihoods_alone_need_no_samples(given, tmp_path):
     assert main([*arguments(given, "nar"), "--report", str(tmp_path), "--samples", "0"]) == 0
     content = json.loads((tmp_path / "report.json").read_text())

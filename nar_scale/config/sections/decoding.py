@@ -235,3 +235,6 @@ SAMPLERS: dict[str, type[Any]] = {_name_of(sampler): sampler for sampler in get_
 
 UNMASKING_SAMPLERS = tuple(_name_of(sampler) for sampler in get_args(UnmaskingConfig))
 """The names of the samplers that fill in masks."""
+
+UNSCHEDULED_SAMPLERS = ("threshold", "factor", "entropy_bound", "wino")
+"""The names of those that take as many network calls as they need."""

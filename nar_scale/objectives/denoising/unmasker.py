@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nar_scale.config import SAMPLERS, ConfidenceDecoding, SamplerConfig
+from nar_scale.config import SAMPLERS, UNSCHEDULED_SAMPLERS, ConfidenceDecoding, SamplerConfig
 from nar_scale.decoding import Filters, Sampler, Unmasked, Watch, make_sampler, resolve_decoding, unmask
 from nar_scale.masking import Noise, Schedule
 from nar_scale.objectives.denoising.denoiser import Denoiser
@@ -20,7 +20,6 @@ from nar_scale.objectives.objective import Samples, evaluating, without_padding
 from nar_scale.objectives.terms import length_mask
 
 _FILTER_THRES = 0.7  # of x-transformers
-_UNSCHEDULED = ("threshold", "factor", "entropy_bound", "wino")  # samplers that take as many calls as they need
 
 
 class Unmasker(Denoiser):
@@ -68,7 +67,8 @@ class Unmasker(Denoiser):
             sampler: by name, see `nar_scale.config.sections.decoding`, or as settings, in the place of temperature,
                 filter, steps and guidance given here: `ThresholdDecoding(sampler="threshold", threshold=0.8)`.
             sampler_options: settings of a sampler that is given by name, such as `{"threshold": 0.8}`.
-            steps: network calls at most; if None, the wrapper's number, or as many as `_UNSCHEDULED` samplers need.
+            steps: network calls at most; if None, the wrapper's number, or as many as samplers need that have no
+                schedule.
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
             classes: int64 `[batch]`, with `num_classes`.
             documents: int64, of the shape of `prompt`, to fill in several documents at once; as in `forward`.
@@ -186,7 +186,7 @@ class Unmasker(Denoiser):
             raise ValueError(f"filter_thres must be in 0..1, not {filter_thres}")
         if asked["steps"] is None:
             del asked["steps"]
-            if sampler in SAMPLERS and sampler not in _UNSCHEDULED:
+            if sampler in SAMPLERS and sampler not in UNSCHEDULED_SAMPLERS:
                 asked["steps"] = self.steps
         kept = max(1, math.ceil((1 - filter_thres) * self.net.num_tokens))
         if kept < self.net.num_tokens:
