@@ -2,7 +2,7 @@
 
 python -m benchmarks.gpu.training_speed --output FILE.json [--seconds N] [--rehearse]
 
-The models are that of configs/cluster_nar.yaml and its autoregressive twin, of 1.4 billion parameters, and two with the
+The models are that of configs/1.4b_nar.yaml and its autoregressive twin, of 1.4 billion parameters, and two with the
 shapes of GPT-3's small and medium (arXiv:2005.14165, table 2.1) and the same settings otherwise. On an H100 all takes
 some seven minutes; what does not fit into the time is left out, from the end of the list in `measure`.
 """
@@ -24,7 +24,7 @@ from benchmarks.gpu.speed.random_data import write_random_tokens
 from nar_scale.logging_setup import silence_libraries
 from nar_scale.training import World, connect, disconnect
 
-CONFIGS = {"NAR": stage.ROOT / "configs/cluster_nar.yaml", "AR": stage.ROOT / "configs/cluster_ar.yaml"}
+CONFIGS = {"NAR": stage.ROOT / "configs/1.4b_nar.yaml", "AR": stage.ROOT / "configs/1.4b_ar.yaml"}
 WIDTHS = {
     "1.4B": (),
     "350M": ("model.dim=1024", "model.depth=24", "model.heads=16", "model.feedforward_dim=2816"),

@@ -29,7 +29,7 @@ ABSENT = "data.directory=/nowhere"
 @pytest.fixture(scope="module")
 def cluster():
     """The masked model of 1.4 billion parameters, its wrapper, and the plan for 64 H100."""
-    config = load_config(CONFIGS / "cluster_nar.yaml", [ABSENT])
+    config = load_config(CONFIGS / "1.4b_nar.yaml", [ABSENT])
     with torch.device("meta"):
         wrapper = build_wrapper(config, 50_303)
     return config, wrapper, plan_run(wrapper, config, TERMS, 64)
@@ -87,7 +87,7 @@ def test_every_stage_is_planned_with_what_goes_together(cluster):
     assert len(settings) == 3 * len(set(zero))
     held = {key: run.on_device for key, (each, run) in zip(zero, settings) if run}
     assert held[3, "cpu", "none"] < held[3, "none", "none"]
-    masters = load_config(CONFIGS / "cluster_nar.yaml", [ABSENT, "training.master_weights=bf16"])
+    masters = load_config(CONFIGS / "1.4b_nar.yaml", [ABSENT, "training.master_weights=bf16"])
     assert {each.training.zero_stage for each, _ in plan_settings(wrapper, masters, TERMS, 64)} == {1, 2, 3}
 
 
@@ -126,7 +126,7 @@ def test_what_does_not_fit_or_divide_is_named(cluster):
 def plan(capsys, *arguments, status=0):
     """The plan that the script prints, or its error."""
     few = [] if any("model.depth" in argument for argument in arguments) else ["model.depth=2"]
-    assert launch(["--config", str(CONFIGS / "cluster_ar.yaml"), *arguments, *few, ABSENT]) == status
+    assert launch(["--config", str(CONFIGS / "1.4b_ar.yaml"), *arguments, *few, ABSENT]) == status
     told = capsys.readouterr()
     assert (told.err == "") == (status == 0)
     return told.err.removesuffix("\n") if status else told.out

@@ -24,7 +24,6 @@ from tests.config.helpers import VALUES, config_with
 from tests.errors import assert_names
 
 TRAIN = Path(__file__).parents[2] / "launcher" / "train.py"
-CONFIGS = sorted((TRAIN.parents[1] / "configs").glob("*.yaml"))
 MIB = 2**20
 
 
@@ -148,35 +147,6 @@ def test_without_data_a_vocabulary_is_enough_but_needed(tmp_path):
         describe_run(config_with(**{"data.directory": str(tmp_path)}), 1)
     with pytest.raises(ConfigError, match="does not divide"):
         describe_run(config, 3)
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_shipped_configurations_run_dry_without_their_data(path, tmp_path):
-    large = path.stem.startswith("cluster")
-    absent = [f"data.directory={tmp_path / 'absent'}", *([] if large else ["data.vocabulary_size=257"])]
-    for ranks in (8, 16, 32, 64) if large else (1, 2):
-        text = describe_run(load_config(path, absent), ranks)
-        assert f"= {ranks} rank(s) x " in line(text, "batch:")
-        on_device = float(line(text, "  on the device").split()[-2])
-        assert on_device < (70 if large else 1)  # of 80 GB, that is 74.5 GiB, which the libraries share
-        assert "number of epochs is not known" in line(text, "data:")
-    if large:
-        assert 1.2e9 < int(line(text, "model:").split()[1].replace(",", "")) < 1.6e9
-
-
-def test_the_configurations_for_clusters_are_of_twins():
-    twins = (load_config(path) for path in CONFIGS if path.stem in ("cluster_nar", "cluster_ar"))
-    ar, nar = (twin.model_dump(exclude_defaults=True) for twin in twins)
-    keys = {(section, key) for twin in (nar, ar) for section in twin for key in twin[section]}
-    differing = {f"{section}.{key}" for section, key in keys if nar[section].get(key) != ar.get(section, {}).get(key)}
-    assert differing <= {
-        "objective.kind",
-        "decoding.sampler",
-        "decoding.steps",
-        "data.vocabulary_size",
-        "training.ema_decay",
-        "training.run_directory",
-    }
 
 
 def memory(ranks=1, **changes):
