@@ -1,7 +1,4 @@
-# make demo    the whole job on this machine: corpus to samples
-# make test    the tests         make check   formatter, linter, types
-# make structure  how the package is built, in numbers beside their targets
-# make gpu-kit    what a GPU machine without network lacks, in .gpu/; there: bash benchmarks/gpu.sh
+# `make` or `make help` lists the targets. A line of help is what stands behind ## beside a target.
 #
 # TORCH chooses another torch; anything `pip install` takes, or `installed` for the one that PYTHON already has:
 #   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
@@ -15,33 +12,38 @@ BIN := .venv/bin
 # another TORCH makes another stamp, so that it is installed over the one before
 INSTALLED := .venv/installed-$(shell echo '$(TORCH)' | md5sum | cut -c1-8)
 NAME := $(basename $(notdir $(CONFIG)))
-# configs of images have names that begin with digits, and no prompts
-IMAGES := $(filter digits%,$(NAME))
-DATA := $(if $(IMAGES),data/digits,data/python_stdlib)
+DATA := $(shell sed -n '/^data:/,/^[a-z]/s/^  directory: *//p' $(CONFIG))
+PROMPTS := $(wildcard configs/$(NAME).prompts.jsonl)
+BENCHMARKS ?= data_stream step_time generation_speed left_to_right_speed
 ifeq ($(shell command -v nvidia-smi),)
 # spares two warnings
 export DS_ACCELERATOR := cpu
 endif
 
-.PHONY: demo test check format structure gpu-kit install clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check format structure bench gpu-kit clean
 
-install: $(INSTALLED)
+help:  ## this list
+	@echo "make TARGET [PYTHON=python3] [TORCH=...] [CONFIG=$(CONFIG)] [RANKS=$(RANKS)]"
+	@awk -F '  ## ' '/^[a-z-]+:.*  ## / { sub(/:.*/, "", $$1); printf "  %-11s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(INSTALLED) $(DATA)/dataset.json
+install: $(INSTALLED)  ## the package with all that the tests need, into .venv
+
+demo: $(INSTALLED) $(DATA)/dataset.json  ## the whole job on this machine: corpus, training on RANKS processes, samples
 	@echo "== train $(CONFIG) on $(RANKS) processes"
 	@$(BIN)/deepspeed --quiet --num_accelerators $(RANKS) launcher/train.py --config $(CONFIG)
 	@echo "== consolidate, evaluate, generate"
 	@rm -rf exported/$(NAME) samples/$(NAME)
 	@$(BIN)/python launcher/consolidate.py --run runs/$(NAME) --output exported/$(NAME)
 	@$(BIN)/python launcher/evaluate.py --checkpoint exported/$(NAME) --data $(DATA) --output runs/$(NAME)/evaluation.json
-ifdef IMAGES
+ifeq ($(PROMPTS),)  # images
 	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME) --num-samples 100 \
 	    --part-size 100
 else
 	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_scratch \
 	    --num-samples 3 --print
 	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_prompts \
-	    --prompts configs/$(NAME).prompts.jsonl --temperature 0.5 --print
+	    --prompts $(PROMPTS) --temperature 0.5 --print
 endif
 	@echo
 	@echo "TensorBoard logs  runs/$(NAME)/tensorboard   ($(BIN)/tensorboard --logdir runs)"
@@ -59,22 +61,25 @@ data/python_stdlib/dataset.json: | $(INSTALLED)
 	    --include '*.py' --exclude site-packages --output data/python_stdlib --seq-len 128 --overwrite \
 	    --tokenizer data/python_stdlib.tokenizer.json --train-tokenizer 2048
 
-test: $(INSTALLED)
+test: $(INSTALLED)  ## all tests, on two cores at most 20 minutes
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-check: $(INSTALLED)
+check: $(INSTALLED)  ## formatter, linter and types, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-structure: $(INSTALLED)
+structure: $(INSTALLED)  ## how the package is built, in numbers beside their targets
 	$(BIN)/python -m tests.structure
 
-format: $(INSTALLED)
+format: $(INSTALLED)  ## what the formatter and the linter can mend by themselves
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-gpu-kit: $(INSTALLED)
+bench: $(INSTALLED)  ## BENCHMARKS, by default those against other libraries; what they say of a machine is in RESULTS.md
+	@for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit; done
+
+gpu-kit: $(INSTALLED)  ## what a GPU machine without network lacks, in .gpu/; there: bash benchmarks/gpu.sh
 	@$(BIN)/python -m benchmarks.gpu.kit
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -86,5 +91,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	rm -f .venv/installed-*
 	touch $@
 
-clean:
+clean:  ## remove .venv and caches, but no data, runs, checkpoints and samples
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -260,13 +260,19 @@ def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Objecti
     if verify and (damage := verify_integrity(directory)):
         raise CheckpointError(f"{directory} is damaged: {damage}")
     config = load_config(directory / CONFIG_FILE)
-    info = _read_info(directory / MODEL_FILE)
+    info = read_info(directory)
     with torch.device("meta"):
         wrapper = build_wrapper(config, info.vocabulary_size)
     return config, info, wrapper
 
 
-def _read_info(path: Path) -> ModelInfo:
+def read_info(directory: Path) -> ModelInfo:
+    """What a consolidated checkpoint records about its model.
+
+    Raises:
+        CheckpointError: the record is missing, or does not describe a model.
+    """
+    path = directory / MODEL_FILE
     try:
         return TypeAdapter(ModelInfo).validate_json(path.read_bytes(), strict=True)
     except OSError as error:

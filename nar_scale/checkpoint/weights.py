@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nar_scale.checkpoint.consolidated import CONFIG_FILE, MODEL_FILE, ConsolidatedWeights
+from nar_scale.checkpoint.consolidated import CONFIG_FILE, MODEL_FILE, ConsolidatedWeights, read_info
 from nar_scale.checkpoint.partitions import WEIGHT, PartitionReader
+from nar_scale.checkpoint.state import TrainingState
 from nar_scale.checkpoint.store import verify_integrity
 from nar_scale.config import load_config
 from nar_scale.errors import CheckpointError
@@ -119,6 +120,17 @@ def check_weights_fit(objective: Objective, path: Path) -> list[str]:
     """
     with open_weights(path, checksums=False) as source:
         return StartingWeights(source, objective).remarks()
+
+
+def steps_of_weights(path: Path) -> int:
+    """Optimizer steps that the weights of a consolidated or of a training checkpoint were trained for.
+
+    Raises:
+        CheckpointError: its records cannot be read.
+    """
+    if (path / MODEL_FILE).is_file():
+        return read_info(path).step
+    return TrainingState.load(path).step
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,43 +9,12 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from nar_scale.config.former_keys import current_key, move_former_keys
+from nar_scale.config.former_keys import move_former_keys
 from nar_scale.config.key_descriptions import discriminator_of, keys_at, nearest_key
+from nar_scale.config.overrides import COMMAND_LINE, apply_override, overrides_behind
 from nar_scale.config.schema import Config
+from nar_scale.config.yaml_text import read_yaml
 from nar_scale.errors import ConfigError
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads `3e-4` as a string; here it is the number that everyone means. A key stands once."""
-
-    def get_single_node(self) -> yaml.Node | None:
-        # before it is read, as a merge (<<) then puts keys beside those of the text, which win
-        root = super().get_single_node()
-        waiting, seen = [root], set()
-        while waiting:
-            node = waiting.pop()
-            if id(node) in seen:  # an anchor
-                continue
-            seen.add(id(node))
-            if isinstance(node, yaml.MappingNode):
-                _refuse_doubles(node)
-                waiting.extend(value for _, value in node.value)
-            elif isinstance(node, yaml.SequenceNode):
-                waiting.extend(node.value)
-        return root
-
-
-def _refuse_doubles(mapping: yaml.MappingNode) -> None:
-    seen: list[Any] = []
-    for key, _ in mapping.value:
-        if key.value in seen and key.value != "<<":
-            raise yaml.constructor.ConstructorError(problem=f"{key.value!r} stands twice", problem_mark=key.start_mark)
-        seen.append(key.value)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -66,17 +34,27 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"cannot read the config file {path}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigError(f"cannot read the config file {path}: it is not text in UTF-8") from None
-    values = _parse(text, str(path))
+    values = read_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: expected sections such as 'model:' and 'training:', found {values!r:.60}")
     values = _with_present_keys(values, str(path))
-    for override in overrides:
-        _apply(values, override)
-    return validate_config(values, source=str(path), default_run_directory=f"runs/{path.stem}")
+    keys = [apply_override(values, override) for override in overrides]
+    return validate_config(values, str(path), f"runs/{path.stem}", keys)
 
 
-def validate_config(values: dict[str, Any], source: str, default_run_directory: str | None = None) -> Config:
-    """Turn nested dictionaries into a `Config`; `source` names their origin in error messages.
+def validate_config(
+    values: dict[str, Any],
+    source: str,
+    default_run_directory: str | None = None,
+    overridden: Sequence[str] = (),
+) -> Config:
+    """Turn nested dictionaries into a `Config`.
+
+    Args:
+        values: keys by section.
+        source: names their origin in error messages.
+        default_run_directory: where the values have none.
+        overridden: keys whose values are from the command line, which is then named instead.
 
     Raises:
         ConfigError: an unknown key (with the nearest valid one), a missing key or a wrong value.
@@ -90,7 +68,7 @@ def validate_config(values: dict[str, Any], source: str, default_run_directory: 
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(problem) for problem in error.errors()) + f" (in {source})") from None
+        raise ConfigError(_blame(error, source, overridden)) from None
 
 
 def dump_config(config: Config) -> str:
@@ -105,28 +83,24 @@ def _with_present_keys(values: dict[str, Any], source: str) -> dict[str, Any]:
         raise ConfigError(f"{error} (in {source})") from None
 
 
-def _parse(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split()).replace(' in "<unicode string>"', "")
-        raise ConfigError(f"{source} is not valid YAML: {problem}") from None
-    except RecursionError:
-        raise ConfigError(f"{source} is nested too deeply to be a configuration") from None
-
-
-def _apply(values: dict[str, Any], override: str) -> None:
-    key, separator, value = override.partition("=")
-    *sections, name = current_key(key).split(".")
-    if not separator or not sections or not name:
-        raise ConfigError(f"override {override!r} is not of the form section.key=value")
-    for section in sections:
-        if values.get(section) is None:  # also one whose keys are all commented out
-            values[section] = {}
-        values = values[section]
-        if not isinstance(values, dict):
-            raise ConfigError(f"override {override!r}: {section!r} is not a section")
-    values[name] = _parse(value, f"override {override!r}")
+def _blame(error: ValidationError, source: str, overridden: Sequence[str]) -> str:
+    """All problems in a line: those of the command line first, then the others with the file that they are in."""
+    of_command_line, of_file, concerned = [], [], []
+    for problem in error.errors():
+        text, location = _explain(problem), ".".join(_located(problem["loc"])[1])
+        if problem["type"] == "union_tag_invalid":
+            location = f"{location}.{discriminator_of(location) or 'kind'}"
+        alone, keys = overrides_behind(location, overridden)
+        keys = keys if location else [key for key in keys if key in text]
+        if problem["type"] == "extra_forbidden" and problem["input"] and isinstance(problem["input"], dict):
+            alone = alone or len(keys) == len(problem["input"])  # an unknown section that only overrides have named
+        (of_command_line if alone else of_file).append(text)
+        concerned += [] if alone else [key for key in keys if key not in concerned]
+    parts = [f"{COMMAND_LINE}: {'; '.join(of_command_line)}"] if of_command_line else []
+    if of_file:
+        beside = f", with {', '.join(concerned[:3])} of the {COMMAND_LINE}" if concerned else ""
+        parts.append(f"{'; '.join(of_file)} (in {source}{beside})")
+    return "; ".join(parts)
 
 
 def _explain(problem: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,15 +15,12 @@ import torch
 from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState
 from nar_scale.config import (
     Config,
-    batch_size_at,
-    gradient_accumulation_steps,
     load_config,
     resolve_deepspeed_config,
     steps_of_run,
 )
 from nar_scale.data.shards.shard_comparison import write_shard_list
 from nar_scale.files import removed_if_empty
-from nar_scale.model.parameters import full_size
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.callbacks.callback import Callback
 from nar_scale.training.callbacks.checkpointer import Checkpointer
@@ -53,6 +49,12 @@ from nar_scale.training.fault_tolerance.preemption import StopAgreement, StopReq
 from nar_scale.training.fault_tolerance.run_lease import RunLease
 from nar_scale.training.fault_tolerance.watchdog import Watchdog, timeout_beyond_watchdog
 from nar_scale.training.metrics.writer import MetricsWriter
+from nar_scale.training.start_summary import (
+    start_from_checkpoint,
+    start_from_nothing,
+    start_from_other_weights,
+    start_summary,
+)
 from nar_scale.training.trainer import RunContext, Trainer
 
 _logger = logging.getLogger(__name__)
@@ -153,12 +155,15 @@ def _train(
 
     engine = _build_engine(config, resolved, world, data.sample_format.vocabulary_size)
     state = _first_state(config, world, engine, data)
+    origin = start_from_nothing(config)
     if step is not None:
         state = _resume(config, engine, data, source, step, state)
+        origin = start_from_checkpoint(config, state, source.path(step))
     elif start.init_from is not None:
-        for remark in start_from_weights(engine, start.init_from):
-            if world.is_main:
-                _logger.info("--init-from %s: %s", start.init_from, remark)
+        trained, remarks = start_from_weights(engine, start.init_from)
+        origin = "; ".join((start_from_other_weights(config, start.init_from, trained), *remarks))
+    if step is not None and start.init_from is not None and world.is_main:
+        _logger.info("--init-from %s is not used, since there is a checkpoint to go on from", start.init_from)
     finished = own_step is not None and is_finished(config, store.path(own_step), own_step)
     checkpointer = Checkpointer(store, config, world, state.step)
     checkpointer.start_thread()
@@ -175,7 +180,7 @@ def _train(
             writer.settings(config, resolved)
         if step is not None and not finished:
             writer.event(state.step, "resumed", f"went on from {source.path(step)}")
-        _logger.info(_summary(config, world, engine, data, state, directory))
+        _logger.info(start_summary(config, world, engine, data, state, origin))
     callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
     context = RunContext(config, world, engine, data, request.activity, StopAgreement(request, world))
     trainer = Trainer(context, state, checkpointer, callbacks)
@@ -262,31 +267,6 @@ def _callbacks(
         Evaluator(data.validation, writer),
         SampleWriter(writer),
         Profiler(directory),
-    )
-
-
-def _summary(
-    config: Config, world: World, engine: ZeroEngine, data: TrainingData, state: TrainingState, directory: Path
-) -> str:
-    training = config.training
-    parameters = sum(map(full_size, engine.module.parameters()))
-    tokens = batch_size_at(training, state.step) * config.model.max_seq_len
-    accumulation = gradient_accumulation_steps(config, world.size, state.step)
-    start = f"resuming at step {state.step} of" if state.step else "training"
-    ranks = f"{world.size} rank(s)"
-    if world.sp_size > 1:
-        ranks = f"{world.dp_size} group(s) of {world.sp_size} ranks that share sequences"
-    differences = json.dumps(config.model_dump(mode="json", exclude_defaults=True))
-    return "\n".join(
-        (
-            f"{start} {steps_of_run(config):,} steps: {config.objective.kind.replace('_', '-')}, "
-            f"{parameters / 1e6:.2f} M parameters, {training.precision}, ZeRO {state.zero_stage}",
-            f"data: {data.summary}; {tokens:,} tokens a step = "
-            f"{ranks} x {accumulation} micro-batch(es) of {training.micro_batch_size} x "
-            f"{config.model.max_seq_len} tokens",
-            f"run: {directory} (resolved configuration in config.yaml and deepspeed.json)",
-            f"config, where it differs from the defaults: {differences}",
-        )
     )
 
 

@@ -496,7 +496,7 @@ def test_shares_by_epochs_and_by_temperature(data: Data, way: str) -> None:
 
 def test_the_shares_are_told_at_the_start(data: Data, alone: Alone) -> None:
     expected = open_alone(data.directory / "by_size.yaml", "data.temperature=2.0").summary
-    assert f"data: {expected}; 256 tokens a step" in alone.output("by size")
+    assert f"data {expected} batch " in " ".join(alone.output("by size").split())
 
 
 # faults

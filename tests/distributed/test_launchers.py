@@ -51,8 +51,24 @@ def test_python_torchrun_and_deepspeed_agree(runs: Runs) -> None:
 
 def test_the_terminal_belongs_to_the_user(runs: Runs) -> None:
     lines = runs.outputs["deepspeed"]
-    assert len(lines) <= 10, "\n".join(lines)
+    assert len(lines) <= 16, "\n".join(lines)
+    assert max(map(len, lines)) <= 120, "\n".join(lines)
     assert any(line.startswith("step 6/6, loss ") for line in lines)
+
+
+def test_the_run_begins_with_a_table(runs: Runs) -> None:
+    for name, ranks in (("python", 1), ("torchrun", 2), ("deepspeed", 2)):
+        lines = [line for line in runs.outputs[name] if line[:1].isalpha()]
+        first = next(number for number, line in enumerate(lines) if line.startswith("start "))
+        rows = {line.split()[0]: line for line in lines[first : first + 8]}
+        assert list(rows) == ["start", "model", "data", "batch", "length", "device", "run", "settings"]
+        assert_names(rows["start"], "training 6 steps", "new weights")
+        assert_names(rows["model"], "non-autoregressive", "2 blocks", "32 wide")
+        assert_names(rows["batch"], "8 sequences", "256 tokens", f"{ranks} rank", "of 2 x 32 tokens")
+        assert_names(rows["length"], "6 steps", "48 sequences", "1,536 tokens", "epochs")
+        assert_names(rows["device"], f"{ranks} x CPU", "fp32", "ZeRO 2")
+        assert_names(rows["settings"], "optimizer.learning_rate=0.003")
+        assert "training.steps" not in rows["settings"]
 
 
 def test_the_run_directory_holds_what_was_resolved(runs: Runs) -> None:

@@ -83,6 +83,7 @@ def test_damaged_newest_checkpoint_is_passed_over(config: Path, tmp_path: Path) 
     assert "--resume never would overwrite them" in never[1]
     assert path[0] == 0
     assert "resuming at step 4 of 5" in path[1]
+    assert f"in the data of {store.path(4)}" in " ".join(path[1].split())
     assert store.steps() == [4, 5]
     assert len(list(store.directory.glob(".superseded-*"))) == 2
 

@@ -122,4 +122,7 @@ def test_another_run_starts_from_the_weights(launch: Launch, tmp_path: Path) -> 
         assert message in output
         assert "Traceback" not in output
     assert "resuming at step 1 of 3" in outcomes[5][1]
+    assert f"--init-from {tmp_path / 'absent'} is not used" in outcomes[5][1]
+    for source, (_, output) in zip((consolidated, training), outcomes):
+        assert f"from the weights of {source} (step {STEPS}) alone" in " ".join(output.split())
     assert [path.name for path in later.parent.iterdir()] == [f".superseded-{later.name}"]

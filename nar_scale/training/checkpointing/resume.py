@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from nar_scale.checkpoint import CheckpointStore, verify_integrity
-from nar_scale.checkpoint.weights import StartingWeights, open_weights
+from nar_scale.checkpoint.weights import StartingWeights, open_weights, steps_of_weights
 from nar_scale.errors import CheckpointError
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.zero_engine import ZeroEngine
@@ -65,11 +65,12 @@ def find_checkpoint(store: CheckpointStore, resume: str, world: World) -> tuple[
     return store, steps[path]
 
 
-def start_from_weights(engine: ZeroEngine, path: Path) -> list[str]:
+def start_from_weights(engine: ZeroEngine, path: Path) -> tuple[int, list[str]]:
     """Load into an engine the weights of a consolidated or of a training checkpoint, and nothing else of it.
 
     Returns:
-        what is not taken from it as it is, a sentence for each (`StartingWeights.remarks`).
+        the steps that they were trained for, and what is not taken as it is, a sentence for each
+        (`StartingWeights.remarks`).
 
     Raises:
         CheckpointError: neither is there, or it is damaged or holds another model.
@@ -77,7 +78,7 @@ def start_from_weights(engine: ZeroEngine, path: Path) -> list[str]:
     with open_weights(path) as source:
         weights = StartingWeights(source, engine.module)
         engine.restore(weights)
-    return weights.remarks()
+    return steps_of_weights(path), weights.remarks()
 
 
 def _verify(path: Path, world: World) -> str | None:
