@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import threading
 import warnings
@@ -12,9 +13,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TextIO
 
+# what moves the cursor, sets colours and titles or answers back, and what turns the direction of writing
+_TERMINAL_COMMANDS = re.compile("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\u202a-\\u202e\\u2066-\\u2069]")
+
 
 class TerminalHandler(logging.Handler):
     """Writes messages alone: warnings and errors to standard error, all others to standard output, flushed at once.
+
+    What a terminal would take for commands is escaped.
 
     Attributes:
         beside_bar: a `with` block for writing to a stream while a progress bar is on the terminal.
@@ -29,7 +35,7 @@ class TerminalHandler(logging.Handler):
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
         try:
             with self.beside_bar(stream):
-                stream.write(self.format(record) + "\n")
+                stream.write(for_terminal(self.format(record)) + "\n")
                 stream.flush()
         except Exception:
             self.handleError(record)
@@ -56,16 +62,23 @@ def set_up_logging() -> None:
 def write_result(text: str) -> None:
     """Write the result of a script to the standard output; a reader that has enough of it, such as head, is no error.
 
+    Where that is a terminal, what it would take for commands is escaped; a file or a pipe gets the text as it is.
+
     Raises:
         OSError: the standard output, which may be a file, cannot be written.
     """
     try:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{for_terminal(text) if sys.stdout.isatty() else text}\n")
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where the rest goes when Python ends
         if not isinstance(error, BrokenPipeError):
             raise
+
+
+def for_terminal(text: str) -> str:
+    """Return a text of several lines with what a terminal takes for commands escaped; line feeds and tabs stay."""
+    return _TERMINAL_COMMANDS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def terminal_handler() -> TerminalHandler:

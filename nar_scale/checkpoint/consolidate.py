@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -15,7 +16,7 @@ from torch import Tensor
 from nar_scale.checkpoint.consolidated import CONFIG_FILE, ModelInfo, write_consolidated
 from nar_scale.checkpoint.partitions import WEIGHT, PartitionReader
 from nar_scale.checkpoint.probe import load_probe
-from nar_scale.checkpoint.state import TrainingState
+from nar_scale.checkpoint.state import STATE_FILE, TrainingState
 from nar_scale.checkpoint.store import CheckpointStore, verify_integrity
 from nar_scale.config import load_config
 from nar_scale.decoding import DecodeManifest
@@ -62,6 +63,10 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
     tokenizer_file = None if state.tokenizer in (None, "byte") else Path(str(state.tokenizer))
     if tokenizer_file is not None and not tokenizer_file.is_file():
         raise CheckpointError(f"the tokenizer of the run, {tokenizer_file}, is gone; put it back")
+    if tokenizer_file is not None and not _is_tokenizer(tokenizer_file):
+        raise CheckpointError(
+            f"{tokenizer_file}, which {checkpoint / STATE_FILE} names as the tokenizer, is none, and is not copied"
+        )
     info = ModelInfo(
         vocabulary_size=state.vocabulary_size,
         tokenizer=state.tokenizer if tokenizer_file is None else "tokenizer.json",
@@ -81,6 +86,15 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
         return write_consolidated(
             output, wrapper, config, info, probe, tokenizer_file, weights=weights, average=average
         )
+
+
+def _is_tokenizer(path: Path) -> bool:
+    """Whether a file is a `tokenizer.json`: a checkpoint of strangers can name any file of this machine."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and isinstance(content.get("model"), dict)
 
 
 def consolidate_as_command(run: str, output: str, step: str, parent: str) -> None:

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -216,12 +216,17 @@ def verify_integrity(path: Path, reader: tuple[int, int] = (0, 1), checksums: bo
         checksums: read them, and not only look at their sizes.
     """
     try:
+        for name in _neither_files_nor_directories(path):
+            return f"{path / name} is no file"
         records = json.loads((path / MANIFEST).read_text())
         expected = {path / name: (record["size"], record["xxh3_128"]) for name, record in records.items()}
+        outside = next((name for name in records if Path(name).is_absolute() or ".." in Path(name).parts), None)
     except OSError as error:
         return f"{path / MANIFEST} cannot be read ({error.strerror})"
     except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
         return f"{path / MANIFEST} is not a manifest"
+    if outside is not None:
+        return f"{path / MANIFEST} names {outside!r}, which is outside"
     rank, readers = reader
     for file, (size, checksum) in list(expected.items())[rank::readers]:
         try:
@@ -234,6 +239,14 @@ def verify_integrity(path: Path, reader: tuple[int, int] = (0, 1), checksums: bo
         except OSError as error:
             return f"{file} cannot be read ({error.strerror})"
     return None if records else f"{path / MANIFEST} names no file"
+
+
+def _neither_files_nor_directories(path: Path) -> Iterator[str]:
+    """Names of pipes, devices and the like, and of links to them, which would be read for ever."""
+    for name in sorted(os.listdir(path)):
+        file = path / name
+        if os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file):
+            yield name
 
 
 def _checksum(path: Path) -> str:
