@@ -64,7 +64,7 @@ def test_the_run_begins_with_a_table(runs: Runs) -> None:
         assert list(rows) == ["start", "model", "data", "batch", "length", "device", "run", "settings"]
         assert_names(rows["start"], "training 6 steps", "new weights")
         assert_names(rows["model"], "non-autoregressive", "2 blocks", "32 wide")
-        assert_names(rows["batch"], "8 sequences", "256 tokens", f"{ranks} rank", "of 2 x 32 tokens")
+        assert_names(rows["batch"], "8 sequences", "256 tokens", f"{ranks} rank{'s' * (ranks > 1)}", "of 2 x 32 tokens")
         assert_names(rows["length"], "6 steps", "48 sequences", "1,536 tokens", "epochs")
         assert_names(rows["device"], f"{ranks} x CPU", "fp32", "ZeRO 2")
         assert_names(rows["settings"], "optimizer.learning_rate=0.003")
