@@ -32,24 +32,28 @@ install: $(INSTALLED)  ## the package with all that the tests need, into .venv
 demo: $(INSTALLED) $(DATA)/dataset.json  ## the whole job on this machine: corpus, training on RANKS processes, samples
 	@echo "== train $(CONFIG) on $(RANKS) processes"
 	@$(BIN)/deepspeed --quiet --num_accelerators $(RANKS) launcher/train.py --config $(CONFIG)
-	@echo "== consolidate, evaluate, generate"
+	@echo "== consolidate and evaluate"
 	@rm -rf exported/$(NAME) samples/$(NAME)
 	@$(BIN)/python launcher/consolidate.py --run runs/$(NAME) --output exported/$(NAME)
 	@$(BIN)/python launcher/evaluate.py --checkpoint exported/$(NAME) --data $(DATA) --output runs/$(NAME)/evaluation.json
 ifeq ($(PROMPTS),)  # images
+	@echo "== draw"
 	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME) --num-samples 100 \
 	    --part-size 100
 else
-	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_scratch \
-	    --num-samples 3 --print
+	@echo "== what it makes of"
+	@cat $(PROMPTS)
 	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_prompts \
 	    --prompts $(PROMPTS) --temperature 0.5 --print
+	@echo "== what it makes of nothing, which takes longer training to become sense"
+	@$(BIN)/python launcher/generate.py --checkpoint exported/$(NAME) --output samples/$(NAME)/from_scratch \
+	    --num-samples 3 --print
 endif
 	@echo
 	@echo "TensorBoard logs  runs/$(NAME)/tensorboard   ($(BIN)/tensorboard --logdir runs)"
 	@echo "checkpoint        exported/$(NAME)"
 	@echo "samples           samples/$(NAME)"
-	@echo "next              $(BIN)/deepspeed --num_accelerators $(RANKS) launcher/train.py --config $(CONFIG) training.steps=4000 training.run_directory=runs/longer"
+	@echo "next              $(BIN)/deepspeed --quiet --num_accelerators $(RANKS) launcher/train.py --config $(CONFIG) training.steps=4000 training.run_directory=runs/longer"
 
 data/digits/dataset.json: | $(INSTALLED)
 	@echo "== prepare the handwritten digits of scikit-learn"

@@ -25,7 +25,7 @@ SAFE_LOADERS = {"_Loader"}  # of nar_scale/config/yaml_text.py, a SafeLoader
 def name_of(node):
     if isinstance(node, ast.Attribute):
         inner = name_of(node.value)
-        return f"{inner}.{node.attr}" if inner else node.attr
+        return f"{inner}.{node.attr}"  # of something without a name, such as a call, ".attr"
     return node.id if isinstance(node, ast.Name) else ""
 
 
