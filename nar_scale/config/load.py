@@ -85,7 +85,9 @@ def _with_present_keys(values: dict[str, Any], source: str) -> dict[str, Any]:
 
 def _blame(error: ValidationError, source: str, overridden: Sequence[str]) -> str:
     """All problems in a line: those of the command line first, then the others with the file that they are in."""
-    of_command_line, of_file, concerned = [], [], []
+    of_command_line: list[str] = []
+    of_file: list[str] = []
+    concerned: list[str] = []
     for problem in error.errors():
         text, location = _explain(problem), ".".join(_located(problem["loc"])[1])
         if problem["type"] == "union_tag_invalid":
