@@ -8,8 +8,8 @@ import pytest
 from nar_scale.commands.process import exit_status as command
 from nar_scale.commands.train import main as train
 from nar_scale.config import Config, config_reference, fixed_on_resume, learned_settings
-from nar_scale.config.load import _parse
 from nar_scale.config.reference import explain, json_schema, reference_page
+from nar_scale.config.yaml_text import read_yaml
 from nar_scale.errors import CheckpointError, ConfigError
 from nar_scale.training.checkpointing.resume_rules import check_same_model
 from tests.errors import refused
@@ -297,7 +297,7 @@ def refused_by_schema(values):
 
 def read(path):
     """A YAML file as YAML 1.2 has it, where 3e-4 is a number."""
-    return _parse(path.read_text(), str(path))
+    return read_yaml(path.read_text(), str(path))
 
 
 @pytest.mark.parametrize(
