@@ -1,6 +1,6 @@
 """Non-autoregressive generation beside x-transformers, with the same weights, on the CPU.
 
-python -m benchmarks.generation_speed [--rounds N] [--vocabulary N ...] [--threads N] [--compile]
+python -m benchmarks.generation_speed [--rounds N] [--vocabulary N ...] [--threads N] [--steps N] [--compile]
 
 4 sequences of 256 tokens in 18 network calls, width 256, 6 blocks, random weights copied through `nar_scale.interop`.
 Both take turns; printed are medians over turns, and the median of their ratios: of the time on the clock, and of the
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     parser.add_argument("--vocabulary", type=int, nargs="+", default=[257, 32_768], help="tokens")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, metavar="N", help="measure ours with N calls of the sampler random too")
     parser.add_argument("--compile", action="store_true", help="measure ours compiled too")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -37,16 +38,23 @@ def main() -> None:
         apart = difference(twins, "NAR", random_tokens(shape, 1, LENGTH, torch.device("cpu")))
         print(f"vocabulary {vocabulary}: logits differ by {apart:.1e} standard deviations", flush=True)
         ours, theirs = (twin.eval() for twin in twins)
-        contenders: dict[str, Callable[[], object]] = {
+        contenders: dict[str, partial[object]] = {
             "theirs": partial(theirs.generate, BATCH),
             "ours": partial(ours.generate, BATCH),
         }
+        if arguments.steps is not None:
+            few = f"ours, {arguments.steps} calls"
+            contenders[few] = partial(ours.generate, BATCH, sampler="random", steps=arguments.steps)
         if arguments.compile:
-            contenders["ours, compiled"] = partial(ours.generate, BATCH, compile=True)
+            contenders |= {
+                f"{name}, compiled": partial(each, compile=True)
+                for name, each in contenders.items()
+                if name != "theirs"
+            }
         report(contenders, arguments.rounds)
 
 
-def report(contenders: dict[str, Callable[[], object]], rounds: int) -> None:
+def report(contenders: Mapping[str, Callable[[], object]], rounds: int) -> None:
     """Print the times of contenders that take turns, warmed up, and how many times faster they are than the first."""
     times: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):

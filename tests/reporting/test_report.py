@@ -126,7 +126,11 @@ def test_samplers_have_settings_and_those_without_a_schedule_no_steps(given, tmp
     points = json.loads((tmp_path / "report.json").read_text())["models"][0]["points"]
     assert [point["setting"]["sampler"] for point in points] == samplers[1:]
     assert [point["setting"]["steps"] for point in points] == [None, None, 3]
-    assert [point["calls_per_sample"] for point in points] == [1, 24, 3]  # none of 257 tokens is as improbable as 0.0005
+    assert [point["calls_per_sample"] for point in points] == [
+        1,
+        24,
+        3,
+    ]  # none of 257 tokens is as improbable as 0.0005
 
 
 @pytest.mark.parametrize("sampler", ["threshold:treshold=0.5", "threshold:threshold=2", "random:threshold=0.5", "no"])
