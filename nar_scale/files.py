@@ -49,7 +49,7 @@ def create_atomically(path: Path, content: bytes) -> None:
             try:
                 os.link(temporary, path)
             except OSError as error:
-                if error.errno not in _NO_LINKS:
+                if error.errno not in NO_LINKS:
                     raise
                 with open(path, "xb") as file:
                     file.write(content)
@@ -90,7 +90,7 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
+NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS)
 _REMEDIES = {
     errno.ENOSPC: "free some space",
     errno.EDQUOT: "remove files, or have the quota raised",

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "nar_scale"
 GROUND = {"errors", "files", "first_rank", "logging_setup", "processes", "text"}
 FLOORS = [
-    {"config", "data", "masking", "model"},
+    {"config", "data", "fleet", "masking", "model"},
     {"decoding"},
     {"objectives"},
     {"evaluation", "checkpoint"},

@@ -6,8 +6,15 @@ python launcher/generate.py --checkpoint exported/quickstart_nar --output filled
 
 A line of prompts.jsonl is {"prompt": "def main("} or, for a non-autoregressive model, a text with gaps of so many
 tokens: {"text": "for i in <mask:8>:"}, or for a model with classes {"class": 3}. An "id" beside them is repeated in the
-result. With --output, results are OUTPUT/part-NNNNN.jsonl and, where tokens are pixels, part-NNNNN.png; any number of
-workers may share them. In the files a line ends at a line feed alone.
+result. With --output, results are OUTPUT/part-NNNNN.jsonl and, where tokens are pixels, part-NNNNN.png. In the files a
+line ends at a line feed alone.
+
+Any number of workers share the parts of an --output: start the same command as often as you like, on any hosts, and
+again after any of them was killed. One that is asked to stop (SIGTERM, SIGINT, SIGUSR1) commits what it has made and
+ends with status 85. docs/fleet.md says more.
+
+python launcher/generate.py --status filled
+python launcher/generate.py --merge filled --output filled.jsonl
 
 How samples are drawn is what the section `decoding` of the run says, unless it is said here.
 """
@@ -25,13 +32,23 @@ SCHEMA = Path(__file__).resolve().parents[1] / "configs" / "schema.json"
 TYPES = {"integer": int, "number": float, "string": str}
 
 
-def parse_worker(text: str) -> tuple[int, int]:
-    """A share of the work, such as 0/8: its number, from 0 on, and how many there are."""
-    worker, _, workers = text.partition("/")
+def parse_batch_size(text: str) -> int | str:
+    """A number of sequences, or `auto`."""
     try:
-        return int(worker), int(workers)
+        return text if text == "auto" else int(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"expected I/N, such as 0/8 for the first of eight, not {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected a number or auto, not {text!r}") from None
+
+
+class FormerWorkerOption(argparse.Action):
+    """Refuses `--worker I/N`, by which the parts were once shared out beforehand."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        """End with an error that says what to do instead."""
+        parser.error(
+            "--worker is no more: workers claim the parts of --output one by one; leave it out, and start the same "
+            "command as often as you like"
+        )
 
 
 def decoding_settings() -> dict[str, dict[str, Any]]:
@@ -84,27 +101,63 @@ def describe(result: dict[str, Any]) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The arguments of the command, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a consolidated checkpoint")
-    parser.add_argument(
-        "--output", metavar="DIR", help="where results go, finished parts are kept (default: the terminal)"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--checkpoint", metavar="DIR", help="a consolidated checkpoint")
+    what.add_argument(
+        "--follow",
+        metavar="RUN/consolidated",
+        help="the newest consolidated checkpoint of a run, and newer ones once they are published; results name theirs",
     )
-    source = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--status", metavar="DIR", help="tell how far the workers on DIR are; status 1 until all is done")
+    what.add_argument("--merge", metavar="DIR", help="write the results in DIR to --output, in order, with a manifest")
+    parser.add_argument(
+        "--output",
+        metavar="DIR",
+        help="where results go, finished parts are kept (default: the terminal); of --merge, FILE.jsonl or a directory "
+        "of WebDataset shards",
+    )
+    source = parser.add_mutually_exclusive_group()
     source.add_argument(
         "--prompt", action="append", metavar="TEXT", help="what to continue; may be given several times"
     )
-    source.add_argument("--prompts", metavar="FILE.jsonl", help="what to continue or fill in; - for the standard input")
+    source.add_argument(
+        "--prompts",
+        metavar="FILE.jsonl",
+        help="what to continue or fill in; - for the standard input; or WebDataset shards: a .tar, or their directory",
+    )
     source.add_argument("--num-samples", type=int, metavar="N", help="generate so many sequences from scratch")
     parser.add_argument(
         "--on-bad-prompt",
-        default="refuse",
         choices=["refuse", "skip"],
-        help="skip: its result is an error, and the others are generated (default: refuse them all)",
+        help="skip: its result is an error, and the others are generated; refuse: all prompts are looked at first, and "
+        "none is generated if one is bad (default: skip with --output, unless none of the first part can be used; else "
+        "refuse)",
     )
     parser.add_argument("--length", type=int, metavar="N", help="tokens of a sequence, prompt included")
     parser.add_argument("--seed", type=int, default=0, help="of all randomness (default: 0)")
-    parser.add_argument("--batch-size", type=int, default=16, metavar="N", help="sequences at a time (default: 16)")
-    parser.add_argument("--part-size", type=int, default=64, metavar="N", help="samples in a file (default: 64)")
-    parser.add_argument("--worker", type=parse_worker, default=(0, 1), metavar="I/N", help="do share I of N, from 0")
+    parser.add_argument(
+        "--batch-size",
+        type=parse_batch_size,
+        default=16,
+        metavar="N",
+        help="sequences at a time, or auto: by memory on a GPU, by measurement on a CPU (default: 16)",
+    )
+    parser.add_argument(
+        "--part-size",
+        type=int,
+        metavar="N",
+        help="samples in a file, which one worker claims at a time (default: 64; of the shards of --merge: 10000)",
+    )
+    parser.add_argument(
+        "--format",
+        default="jsonl",
+        choices=["jsonl", "shards"],
+        help="shards: parts are WebDatasets (default: jsonl)",
+    )
+    parser.add_argument(
+        "--lease", type=float, default=60.0, metavar="SECONDS", help="after which a silent worker is gone (default: 60)"
+    )
+    parser.add_argument("--worker", action=FormerWorkerOption, help=argparse.SUPPRESS)
     parser.add_argument(
         "--weights", default="model", choices=["model", "ema"], help="ema: the moving average (default: model)"
     )
@@ -113,11 +166,26 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--watch", action="store_true", help="show each text while it is generated, one after another")
     add_decoding_options(parser)
     options = parser.parse_args(arguments)
+    check(parser, options)
+    return options
+
+
+def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    """End with an error where options do not go together."""
+    sources = (options.prompt, options.prompts, options.num_samples)
+    generates = options.status is None and options.merge is None
+    if generates and sources == (None, None, None):
+        parser.error("one of the arguments --prompt --prompts --num-samples is required")
+    if not generates and sources != (None, None, None):
+        parser.error("--status and --merge take no prompts")
+    if options.merge is not None and options.output is None:
+        parser.error("--merge needs --output: FILE.jsonl, or a directory of shards")
     if options.watch and options.output is not None:
         parser.error("--watch shows results instead of writing them; leave --output out")
-    if options.output is None and options.worker != (0, 1):
-        parser.error("workers share the files of --output; give it, or leave --worker out")
-    return options
+    if generates and options.output is None and (options.follow is not None or options.batch_size == "auto"):
+        parser.error("--follow and --batch-size auto are for workers; give --output")
+    if options.lease <= 0:
+        parser.error("--lease must be more than 0 seconds")
 
 
 def show(options: argparse.Namespace, requests: Any, sampling: Any) -> None:
@@ -147,52 +215,77 @@ def show(options: argparse.Namespace, requests: Any, sampling: Any) -> None:
         write_result(describe(result))
 
 
-def write(options: argparse.Namespace, requests: Any, sampling: Any) -> None:
-    """Write this worker's results to files, and say where they are."""
+def write(options: argparse.Namespace, requests: Any, sampling: Any, stop: Any) -> None:
+    """Work on the results in files until all are there, and say where they are."""
     from nar_scale.generation import generate, read_results
     from nar_scale.logging_setup import write_result
 
     parts = generate(
-        options.checkpoint,
+        options.checkpoint or options.follow,
         options.output,
         requests,
         sampling,
-        worker=options.worker[0],
-        workers=options.worker[1],
         batch_size=options.batch_size,
-        part_size=options.part_size,
+        part_size=64 if options.part_size is None else options.part_size,
         device=options.device,
         weights=options.weights,
-        skip_faults=options.on_bad_prompt == "skip",
+        skip_faults=None if options.on_bad_prompt is None else options.on_bad_prompt == "skip",
+        format=options.format,
+        follow=options.follow is not None,
+        lease_seconds=options.lease,
+        stop=lambda: bool(stop),
     )
     results: Iterable[dict[str, Any]] = read_results(parts) if options.print else []
     pictures = [str(picture) for part in parts if (picture := part.with_suffix(".png")).exists()]
     write_result("\n".join([*map(describe, results), *pictures, f"{len(parts)} part(s) in {options.output}"]))
 
 
+def tell_status(options: argparse.Namespace) -> int:
+    """Say how far the work is; the exit status is 1 until it is done."""
+    from nar_scale.fleet import read_status
+    from nar_scale.logging_setup import write_result
+
+    status = read_status(Path(options.status))
+    write_result(f"{options.status}: {status}")
+    return 0 if status.complete else 1
+
+
+def merge_parts(options: argparse.Namespace) -> int:
+    """Write all results in order."""
+    from nar_scale.fleet import merge
+    from nar_scale.fleet.merge import SAMPLES_PER_SHARD
+    from nar_scale.logging_setup import write_result
+
+    manifest = merge(Path(options.merge), Path(options.output), options.part_size or SAMPLES_PER_SHARD)
+    files = f"{len(manifest['files'])} file(s)"
+    write_result(f"{manifest['count']} results, {manifest['errors']} of them errors, in {options.output}, {files}")
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit status."""
     options = parse(arguments)
 
-    # after the arguments have been checked: it takes seconds
+    # after the arguments have been checked: it takes time
     from nar_scale.errors import UserError
-    from nar_scale.generation import SamplingOptions, prompts_to_continue, read_requests, samples_from_scratch
+    from nar_scale.fleet import Stopped, StopSignals
     from nar_scale.logging_setup import set_up_logging
+    from nar_scale.processes import RESUMABLE_EXIT_STATUS
 
     set_up_logging()
     try:
-        if options.prompt is not None:
-            requests = prompts_to_continue(options.prompt)
-        elif options.prompts is not None:
-            requests = read_requests(options.prompts)
-        else:
-            requests = samples_from_scratch(options.num_samples)
-        given = {name: getattr(options, name) for name in decoding_settings()}
-        settings = {name: value for name, value in given.items() if value is not None and name != "sampler"}
-        sampling = SamplingOptions(
-            sampler=options.sampler, sampler_options=settings, length=options.length, seed=options.seed
-        )
-        (show if options.output is None else write)(options, requests, sampling)
+        if options.status is not None:
+            return tell_status(options)
+        if options.merge is not None:
+            return merge_parts(options)
+        if options.output is None:
+            show(options, *what_to_generate(options))
+            return 0
+        with StopSignals() as stop:  # from now on: loading the model takes seconds
+            write(options, *what_to_generate(options), stop)
+    except Stopped:
+        print("generate: stopped; the same command goes on", file=sys.stderr)
+        return RESUMABLE_EXIT_STATUS
     except UserError as error:
         print(f"generate: error: {error}", file=sys.stderr)
         return 2
@@ -200,3 +293,30 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"generate: error: cannot write the standard output: {error.strerror}", file=sys.stderr)
         return 2
     return 0
+
+
+def what_to_generate(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The requests, and how samples are drawn."""
+    from nar_scale.generation import (
+        SamplesFromScratch,
+        SamplingOptions,
+        open_requests,
+        prompts_to_continue,
+        read_requests,
+        samples_from_scratch,
+    )
+
+    in_files = options.output is not None
+    requests: Any
+    if options.prompt is not None:
+        requests = prompts_to_continue(options.prompt)
+    elif options.prompts is not None:
+        requests = (open_requests if in_files else read_requests)(options.prompts)
+    else:
+        requests = (SamplesFromScratch if in_files else samples_from_scratch)(options.num_samples)
+    given = {name: getattr(options, name) for name in decoding_settings()}
+    settings = {name: value for name, value in given.items() if value is not None and name != "sampler"}
+    sampling = SamplingOptions(
+        sampler=options.sampler, sampler_options=settings, length=options.length, seed=options.seed
+    )
+    return requests, sampling

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from nar_scale.config import SAMPLERS_OF_KIND, SamplerConfig
 from nar_scale.data import Tokenizer
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
+from nar_scale.generation.batch_size import BatchSize, FixedBatchSize
 from nar_scale.generation.encoding import encode_request
 from nar_scale.generation.requests import Request
 from nar_scale.masking import Noise
@@ -104,22 +106,54 @@ def generate_samples(
     Raises:
         UserError: a prompt is too long, or of another kind than the model takes; there is guidance without a condition.
     """
+    batches = generate_batches(model, requests, options, FixedBatchSize(batch_size), watch)
+    return iter(sorted((sample for batch in batches for sample in batch), key=lambda sample: sample.request.number))
+
+
+def generate_batches(
+    model: LoadedModel,
+    requests: Sequence[Request],
+    options: SamplingOptions,
+    sizes: BatchSize,
+    watch: Watch | None = None,
+) -> Iterator[list[Sample]]:
+    """Generate a sample for each request, and give those of each batch as soon as they are there.
+
+    Args:
+        model: what samples are drawn from.
+        requests: as in `generate_samples`.
+        options: how to sample.
+        sizes: says how large each batch may be. Where memory runs out, it is asked for smaller ones.
+        watch: is called after each network call, for each sequence of the batch.
+
+    Raises:
+        UserError: as in `generate_samples`.
+    """
     decoding = check_options(options, model)
     length = options.length or model.wrapper.max_seq_len
     encoded = [_Encoded(request, encode_request(request, model, length)) for request in requests]
-    samples: list[Sample] = []
-    for batch in _batches(encoded, batch_size, model.wrapper.samples_padded):
-        samples += _generate_batch(model, batch, decoding, options.seed, length, watch)
-    return iter(sorted(samples, key=lambda sample: sample.request.number))
+    for waiting in _alike(encoded, model.wrapper.samples_padded):
+        while waiting:
+            batch = waiting[: sizes.next]
+            begun = time.perf_counter()
+            try:
+                samples = list(_generate_batch(model, batch, decoding, options.seed, length, watch))
+            except torch.OutOfMemoryError:
+                if not sizes.shrink():
+                    raise
+                continue
+            longest = max(len(sample.tokens) for sample in samples)
+            work = len(batch) * longest * max(sample.network_calls for sample in samples)
+            sizes.record(len(batch), work, time.perf_counter() - begun)
+            waiting = waiting[len(batch) :]
+            yield samples
 
 
-def _batches(encoded: Sequence[_Encoded], batch_size: int, padded: bool) -> Iterator[list[_Encoded]]:
-    """Sequences by their length, in batches of different lengths if they may be padded."""
+def _alike(encoded: Sequence[_Encoded], padded: bool) -> Iterator[list[_Encoded]]:
+    """Sequences by their length, together if they may be padded, else those of each length."""
     ordered = sorted(encoded, key=lambda item: (len(item.tokens), item.request.number))
     for _, together in groupby(ordered, key=lambda item: None if padded else len(item.tokens)):
-        waiting = list(together)
-        for start in range(0, len(waiting), batch_size):
-            yield waiting[start : start + batch_size]
+        yield list(together)
 
 
 def _generate_batch(

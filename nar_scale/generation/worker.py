@@ -1,12 +1,13 @@
-"""A generation worker: generates its part of the requests and writes finished files, each of them atomically."""
+"""A generation worker: one of any number of processes that share the requests of a directory of results."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,162 +17,205 @@ from nar_scale.checkpoint import LoadedModel, WeightKind
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
 from nar_scale.evaluation import encode_png, image_grid
-from nar_scale.files import create_atomically, remedy_for, write_atomically
-from nar_scale.generation.opening import open_model
-from nar_scale.generation.requests import Request
-from nar_scale.generation.sampling import Sample, generate_samples
+from nar_scale.files import write_atomically
+from nar_scale.fleet import Holder, Layout, SharedDirectory, Units, Worker, claim_output
+from nar_scale.fleet.claims import LEASE_SECONDS
+from nar_scale.fleet.parts import JSONL, read_part
+from nar_scale.fleet.record import RECORD_FILE
+from nar_scale.generation.batch_size import BatchSize, choose_batch_size
+from nar_scale.generation.encoding import check_requests, refuse_faults
+from nar_scale.generation.models import FixedModel, FollowedModel, Models
+from nar_scale.generation.requests import Request, RequestList, RequestSource
+from nar_scale.generation.sampling import check_options, generate_batches
+from nar_scale.model.devices import find_device
 
-MANIFEST_FILE = "generation.json"
+_logger = logging.getLogger(__name__)
+
+_CHECKED_AT_ONCE = 1024
+_SECONDS_BETWEEN_LINES = 10.0
 
 
 def generate(
     checkpoint: str | Path,
     output: str | Path,
-    requests: Sequence[Request],
+    requests: Sequence[Request] | RequestSource,
     options: SamplingOptions,
     *,
-    worker: int = 0,
-    workers: int = 1,
-    batch_size: int = 16,
+    batch_size: int | Literal["auto"] = 16,
     part_size: int = 64,
     device: torch.device | str | None = None,
     weights: WeightKind = "model",
-    skip_faults: bool = False,
+    skip_faults: bool | None = False,
     progress: bool = True,
+    format: str = JSONL,
+    follow: bool = False,
+    lease_seconds: float = LEASE_SECONDS,
+    stop: Callable[[], bool] = lambda: False,
 ) -> list[Path]:
-    """Generate the requests of one worker.
+    """Generate all requests, with whoever else works on the same output.
 
-    All requests are looked at before the weights are loaded and before anything is written. They are cut into parts of
-    `part_size`. Part p belongs to worker p modulo `workers` and is written as `part-NNNNN.jsonl`, by renaming a
-    finished file. Parts that exist are skipped, so that a worker can be killed and started again. Where tokens are
-    pixels (`logging.image_shape`), each part is first drawn as `part-NNNNN.png`.
+    The requests are cut into parts of `part_size`, which workers claim, see docs/fleet.md. Each part is written as
+    `part-NNNNN.jsonl` or `.tar`, by renaming a finished file. What exists is kept, so that a worker can be killed and
+    started again, and any number of them can be started on any hosts. Where tokens are pixels (`logging.image_shape`),
+    each part is first drawn as `part-NNNNN.png`.
 
     Args:
-        checkpoint: the directory of a consolidated checkpoint.
+        checkpoint: the directory of a consolidated checkpoint; with `follow` that of all of a run.
         output: the directory of the results, which is created if it does not exist.
-        requests: those of all workers.
+        requests: those of all workers, numbered from 0.
         options: how to sample.
-        worker: number of this worker, from 0.
-        workers: number of workers.
-        batch_size: sequences in a forward pass, at most.
+        batch_size: sequences in a forward pass, at most; `auto` finds out what this device does best with.
         part_size: samples in a file.
         device: of the model; if None, a GPU if there is one.
         weights: `model` for those of the last step, `ema` for their moving average.
         skip_faults: let the result of a request that has a fault (see `Request`), or that the model cannot take, be an
-            `error`, instead of refusing all requests.
+            `error`; False refuses all requests instead, after all have been looked at by the first worker; None refuses
+            only if none of the first part can be used.
         progress: whether a progress bar is shown, where the output is a terminal.
+        format: of the parts, `jsonl` or `shards`.
+        follow: take up newer checkpoints of the run as they are published; each result then names its `checkpoint`.
+        lease_seconds: without a sign of this worker, after which others take over what it holds.
+        stop: is true once the worker is to commit what it has made, and to end.
 
     Returns:
-        the paths of the parts of this worker.
+        the paths of all parts, whoever has made them.
 
     Raises:
         UserError: an argument is out of range, there is no such device, a request cannot be generated, the output
             cannot be written, or it holds results of another checkpoint, of other requests or of other options.
+        Stopped: the worker was asked to stop before all parts were there.
     """
-    if not 0 <= worker < workers:
-        raise UserError(f"worker {worker} of {workers} does not exist; workers count from 0")
-    if batch_size < 1 or part_size < 1 or not requests:
-        raise UserError("the batch size, the part size and the number of requests must be at least 1")
-    output, checkpoint = Path(output), Path(checkpoint)
-    model, decoding, requests = open_model(
-        checkpoint, requests, options, device=device, weights=weights, skip_faults=skip_faults
-    )
-    manifest = {
-        "checkpoint": _digest((checkpoint / "manifest.json").read_bytes()),
+    source = RequestList(requests) if isinstance(requests, Sequence) else requests
+    if part_size < 1 or source.count < 1:
+        raise UserError("the part size and the number of requests must be at least 1")
+    output, found = Path(output), find_device(device)
+    models = (FollowedModel if follow else FixedModel)(Path(checkpoint), weights, found)
+    decoding = check_options(options, models.described)
+    layout = Layout(source.count, part_size, format)
+    record = {
+        **models.record(),
         "weights": weights,
-        "requests": _digest(json.dumps([request.as_dict() for request in requests]).encode()),
-        "count": len(requests),
+        "requests": source.digest,
+        "bad_prompts": "refuse" if skip_faults is False else "skip",
+        "count": source.count,
         "part_size": part_size,
-        "model": {"step": model.info.step, "schedule": model.info.decode.schedule},
+        "format": format,
         "decoding": decoding.model_dump(mode="json"),
         "sampling": {"length": options.length, "seed": options.seed},
     }
-    claim_output(output, manifest)
-    paths = []
-    own_parts = range(worker, -(-len(requests) // part_size), workers)
-    for part in tqdm(own_parts, desc=f"worker {worker}/{workers}", unit="part", disable=None if progress else True):
-        path = output / f"part-{part:05d}.jsonl"
-        if not path.exists():
-            _generate_part(path, requests[part * part_size : (part + 1) * part_size], model, options, batch_size)
-        paths.append(path)
-    return paths
-
-
-def _generate_part(
-    path: Path, requests: Sequence[Request], model: LoadedModel, options: SamplingOptions, batch_size: int
-) -> None:
-    """Write the results of some requests: one JSON object a line, in order, and of a request with a fault the error."""
-    samples = list(generate_samples(model, [one for one in requests if one.fault is None], options, batch_size))
-    results = {request.number: request.as_dict() for request in requests}
-    results |= {sample.request.number: sample.as_dict() for sample in samples}
-    lines = "".join(json.dumps(result, ensure_ascii=False) + "\n" for result in results.values())
-    try:
-        _draw(samples, model, path.with_suffix(".png"))
-        write_atomically(path, lines.encode())
-    except OSError as error:
-        raise _cannot_write(path, error) from None
+    if not (output / RECORD_FILE).exists():  # else a worker has checked them that was as strict
+        _check_faults(source, models.described, options, part_size, skip_faults)
+    sizes = choose_batch_size(batch_size, found)
+    units = Units(SharedDirectory(output), layout, Holder.of_this_process(), lease_seconds)
+    maker = _SampleMaker(source, models, options, sizes, output, layout)
+    models.current()
+    claim_output(output, record)
+    with _Progress(units, progress) as shown:
+        Worker(units, maker, stop, on_results=shown.add).run()
+    return [output / layout.part_name(unit) for unit in range(layout.units)]
 
 
 def read_results(paths: Sequence[Path]) -> list[dict[str, Any]]:
     """The results in finished parts, in order; each has a `number`, and `tokens` or an `error`.
 
     Raises:
-        UserError: a part cannot be read, or is no part.
+        DataError: a part cannot be read, or is damaged.
     """
-    try:
-        return [json.loads(line) for path in paths for line in path.read_bytes().split(b"\n") if line]
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "they are damaged; remove the part"
-        raise UserError(f"cannot read the results {', '.join(map(str, paths))}: {reason}") from None
+    return [json.loads(line) for path in paths for line in read_part(path)]
 
 
-def _draw(samples: Sequence[Sample], model: LoadedModel, path: Path) -> None:
-    """Draw those samples that are whole images, if the model makes images."""
-    shape = model.config.logging.image_shape
-    if shape is None:
-        return
-    whole = [sample.tokens for sample in samples if len(sample.tokens) == shape[0] * shape[1]]
-    if whole:
-        write_atomically(path, encode_png(image_grid(np.array(whole), shape, model.info.vocabulary_size)))
+class _SampleMaker:
+    """Makes the samples of a unit; see `nar_scale.fleet.work.Maker`."""
+
+    def __init__(
+        self,
+        source: RequestSource,
+        models: Models,
+        options: SamplingOptions,
+        sizes: BatchSize,
+        output: Path,
+        layout: Layout,
+    ) -> None:
+        self._source, self._models, self._options, self._sizes = source, models, options, sizes
+        self._output, self._layout = output, layout
+
+    def make(self, numbers: list[int]) -> Iterator[dict[int, bytes]]:
+        model, wanted = self._models.current(), set(numbers)
+        named = {} if self._models.name is None else {"checkpoint": self._models.name}
+        requests = [one for one in self._source.read(numbers[0], numbers[-1] + 1) if one.number in wanted]
+        checked = check_requests(requests, model, self._options.length or model.wrapper.max_seq_len)
+        faulty = [request for request in checked if request.fault is not None]
+        if faulty:
+            yield {request.number: _as_json(request.as_dict()) for request in faulty}
+        sound = [request for request in checked if request.fault is None]
+        for samples in generate_batches(model, sound, self._options, self._sizes):
+            yield {sample.request.number: _as_json({**sample.as_dict(), **named}) for sample in samples}
+
+    def before_commit(self, unit: int, results: list[bytes]) -> None:
+        """Draw those samples that are whole images, if the model makes images."""
+        model = self._models.described
+        shape = model.config.logging.image_shape
+        if shape is None:
+            return
+        tokens = [json.loads(result).get("tokens", ()) for result in results]
+        whole = [each for each in tokens if len(each) == shape[0] * shape[1]]
+        if whole:
+            path = (self._output / self._layout.part_name(unit)).with_suffix(".png")
+            write_atomically(path, encode_png(image_grid(np.array(whole), shape, model.info.vocabulary_size)))
 
 
-def claim_output(output: Path, manifest: dict[str, Any]) -> None:
-    """Record what the output directory holds; of several workers the first one does.
+class _Progress:
+    """A bar where there is a terminal; elsewhere a line every now and then."""
 
-    Args:
-        output: the directory, which is created if it does not exist.
-        manifest: everything that the results depend on.
+    def __init__(self, units: Units, shown: bool) -> None:
+        self._units, self._shown = units, shown
+        self._made, self._begun = 0, time.monotonic()
+        self._told = self._begun
+
+    def __enter__(self) -> _Progress:
+        self._bar = tqdm(total=self._units.layout.units, unit="part", disable=None if self._shown else True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.n = self._units.done
+        self._bar.close()
+
+    def add(self, count: int) -> None:
+        """Note results of this worker."""
+        self._made += count
+        now = time.monotonic()
+        rate = self._made / max(now - self._begun, 1e-9)
+        self._bar.n = self._units.done
+        self._bar.set_postfix_str(f"{self._made} results by this worker")
+        if self._bar.disable and self._shown and now - self._told >= _SECONDS_BETWEEN_LINES:
+            self._told = now
+            _logger.info(
+                "%d of %d units done by all workers; %d results by this one, %.3g/s",
+                self._units.done,
+                self._units.layout.units,
+                self._made,
+                rate,
+            )
+
+
+def _as_json(result: dict[str, Any]) -> bytes:
+    return json.dumps(result, ensure_ascii=False).encode()
+
+
+def _check_faults(
+    source: RequestSource, model: LoadedModel, options: SamplingOptions, part_size: int, skip_faults: bool | None
+) -> None:
+    """Refuse requests, if any fault, or faults alone, are a reason for that.
 
     Raises:
-        UserError: another manifest is recorded, or the directory cannot be written.
+        UserError: the first faults are named.
     """
-    path = output / MANIFEST_FILE
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            create_atomically(path, (json.dumps(manifest, indent=2) + "\n").encode())
-        found = json.loads(path.read_bytes())
-    except OSError as error:
-        raise _cannot_write(output, error) from None
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{path} is damaged; choose another --output or remove it")
-    different = [name for name in manifest if found.get(name) != manifest[name]]
-    if different:
-        raise UserError(
-            f"{output} holds results of another {' and other '.join(different)} (see {path.name}); "
-            "choose another --output or remove it"
-        )
-
-
-def _cannot_write(path: Path, error: OSError) -> UserError:
-    known = remedy_for(error)
-    remedy = (
-        f"{known} and run the same command again, which keeps finished parts" if known else "choose another --output"
-    )
-    return UserError(f"cannot write {path}: {error.strerror}; {remedy}")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    if skip_faults:
+        return
+    length, faulty = options.length or model.wrapper.max_seq_len, []
+    last = source.count if skip_faults is False else min(part_size, source.count)
+    for start in range(0, last, _CHECKED_AT_ONCE):
+        checked = check_requests(source.read(start, min(start + _CHECKED_AT_ONCE, last)), model, length)
+        faulty += [request for request in checked if request.fault is not None]
+    if skip_faults is False or len(faulty) == last:
+        refuse_faults(faulty)

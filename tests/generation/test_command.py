@@ -91,7 +91,8 @@ def test_pictures_are_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "named"),
     [
-        (["--worker", "0/2"], ["--output"]),
+        (["--worker", "0/2", "--output", "x"], ["--worker", "--output"]),
+        (["--follow", "run"], ["--follow", "--output"]),
         (["--watch", "--output", "x"], ["--output", "--watch"]),
     ],
 )

@@ -12,9 +12,9 @@ import pytest
 from nar_scale.commands.generate import main as generate_command
 from nar_scale.data import ByteTokenizer
 from nar_scale.errors import UserError
-from nar_scale.generation import SamplingOptions, generate, read_requests, samples_from_scratch
+from nar_scale.fleet import claim_output
+from nar_scale.generation import SamplingOptions, generate, generate_directly, read_requests, samples_from_scratch
 from nar_scale.generation.encoding import fill_gaps
-from nar_scale.generation.worker import claim_output
 from tests.errors import refused
 from tests.generation.helpers import KINDS, export
 
@@ -39,12 +39,13 @@ def test_workers_and_batches_change_nothing(checkpoints, tmp_path, kind):
     requests = samples_from_scratch(11)
     alone = run(checkpoints[kind], tmp_path / "alone", requests, part_size=3)
     assert [path.name for path in alone] == [f"part-{part:05d}.jsonl" for part in range(4)]
-    shared = [
-        run(checkpoints[kind], tmp_path / "shared", requests, part_size=3, worker=worker, workers=3, batch_size=2)
-        for worker in range(3)
-    ]
-    assert [len(paths) for paths in shared] == [2, 1, 1]
-    assert results(sorted(path for paths in shared for path in paths)) == results(alone)
+    with ThreadPoolExecutor(3) as pool:
+        others = {"part_size": 3, "batch_size": 2, "device": "cpu"}
+        working = [pool.submit(run, checkpoints[kind], tmp_path / "shared", requests, **others) for _ in range(3)]
+        shared = [worker.result() for worker in working]
+    for paths in shared:
+        assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in alone]
+    assert {path.name for path in (tmp_path / "shared").iterdir()} == {"generation.json", *(one.name for one in alone)}
     assert [sample["number"] for sample in results(alone)] == list(range(11))
     assert len({sample["generated"] for sample in results(alone)}) == 11
     other_seed = run(checkpoints[kind], tmp_path / "other", requests, SamplingOptions(seed=4), part_size=3)
@@ -111,7 +112,9 @@ def test_ragged_prompts_are_continued_each_as_alone(checkpoints, tmp_path):
     samples = results(run(checkpoints["autoregressive"], tmp_path / "out", together))
     assert [sample["prompt"] for sample in samples] == ["a", "abcdef", "b"]
     for number, request in enumerate(together):
-        assert results(run(checkpoints["autoregressive"], tmp_path / f"{number}", [request]))[0] == samples[number]
+        assert list(generate_directly(checkpoints["autoregressive"], [request], SamplingOptions(seed=3))) == [
+            samples[number]
+        ]
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,13 @@ from typing import Any
 
 import torch
 
+from nar_scale.processes import RESUMABLE_EXIT_STATUS, STOP_FILE_VARIABLE
 from nar_scale.training.distributed import AllReducedFlags, World
 from nar_scale.training.fault_tolerance.activity import STARTING, Activity
 from nar_scale.training.fault_tolerance.error_reporting import report_error_once
 
 _logger = logging.getLogger(__name__)
 
-RESUMABLE_EXIT_STATUS = 85
-"""Exit status of a run that was asked to stop, has saved, and can be continued."""
-
-STOP_FILE_VARIABLE = "NAR_SCALE_STOP_FILE"
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 _POLL_SECONDS = 1.0
 _BEGIN, _RESTORE = b"\0", b"\xff"

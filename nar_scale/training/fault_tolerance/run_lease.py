@@ -14,20 +14,17 @@ import json
 import logging
 import os
 import re
-import socket
 import threading
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
-import psutil
-
 from nar_scale.errors import UserError
 from nar_scale.files import create_atomically
+from nar_scale.fleet.holder import Holder
 
 _logger = logging.getLogger(__name__)
 
@@ -35,62 +32,6 @@ HEARTBEAT_SECONDS = 5.0
 EXPIRY_SECONDS = 60.0
 _POLL_SECONDS = 0.5
 _FILE_NAME = re.compile(r"lease-(\d+)\.json")
-
-
-@dataclass(frozen=True)
-class Holder:
-    """Who holds a lease.
-
-    Attributes:
-        host: its name.
-        machine: of the running kernel and the process ids that it counts, so that `pid` means something to who has the
-            same.
-        pid: the process.
-        started: seconds between the start of the machine and that of the process, which tell it from a later one of
-            the same number.
-        job: of SLURM, None if there is none.
-        attempt: how often SLURM has put the job back into its queue.
-        token: unlike that of any other holder.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    started: float
-    job: str | None
-    attempt: int
-    token: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    @classmethod
-    def of_this_process(cls, environment: Mapping[str, str] = os.environ) -> Holder:
-        """This process as a holder."""
-        return cls(
-            host=socket.gethostname(),
-            machine=_machine(),
-            pid=os.getpid(),
-            started=_seconds_after_boot(psutil.Process()),
-            job=environment.get("SLURM_JOB_ID"),
-            attempt=int(environment.get("SLURM_RESTART_COUNT") or 0),
-        )
-
-    def __str__(self) -> str:
-        job = f" of SLURM job {self.job}, attempt {self.attempt}" if self.job else ""
-        return f"process {self.pid} on {self.host}{job}"
-
-    def runs_here(self) -> bool | None:
-        """Whether the process is alive, if this machine can tell; None for one of another machine."""
-        if self.machine != _machine():
-            return None
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(_seconds_after_boot(process) - self.started) < 1
-            return same and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:  # it is gone, or the system hides what is another user's
-            return None if _has_process(self.pid) else False
-
-    def attempts_since(self, other: Holder) -> int:
-        """How many attempts of the same SLURM job this one is after another; 0 for another job."""
-        return self.attempt - other.attempt if self.job and self.job == other.job else 0
 
 
 class RunLease:
@@ -222,29 +163,3 @@ def _read(path: Path) -> Holder | None:
         return Holder(**json.loads(path.read_bytes()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-
-
-def _seconds_after_boot(process: psutil.Process) -> float:
-    """When a process was started, by a clock that nobody sets."""
-    boot = psutil.boot_time()
-    return process.create_time() - boot
-
-
-def _has_process(pid: int) -> bool:
-    """Whether a process has this number; other than psutil, which reads /proc, this finds what /proc hides."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
-def _machine() -> str:
-    """What tells this machine, since its last start and within its container, from others of the same name."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-    except OSError:  # not Linux
-        return socket.gethostname()

@@ -1,4 +1,4 @@
-"""Requests: what is to be generated, from prompts in a file or from scratch."""
+"""A request: what is to be generated, from a prompt or from scratch."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def read_requests(path: str | Path) -> list[Request]:
         raise UserError(f"cannot read the prompts {path}: {error.strerror}") from None
     requests: list[Request] = []
     for line_number, line in enumerate(content.split(b"\n"), 1):
-        if line.removeprefix(codecs.BOM_UTF8).strip():
-            requests.append(_parse(line, len(requests), path, line_number))
+        if not is_blank(line):
+            requests.append(parse_line(line, len(requests), path, line_number))
     if not requests:
         raise UserError(f"{path} holds no prompts")
     return requests
@@ -91,12 +91,29 @@ def samples_from_scratch(count: int) -> list[Request]:
     return [Request(number) for number in range(count)]
 
 
-def _parse(line: bytes, number: int, path: Path, line_number: int) -> Request:
-    """The request of a line, or one with a fault."""
+def is_blank(line: bytes) -> bool:
+    """Whether a line of a file of prompts does not count."""
+    return not line.removeprefix(codecs.BOM_UTF8).strip()
+
+
+def parse_line(line: bytes, number: int, path: Path, line_number: int | None) -> Request:
+    """The request of a JSON object, or one with a fault.
+
+    Args:
+        line: the object.
+        number: of the request.
+        path: where it was read.
+        line_number: its line there, if it is one.
+    """
     try:
         fields = _read_fields(line)
     except UserError as error:
         return Request(number, file=path, line=line_number, fault=str(error))
+    return request_of(fields, number, path, line_number)
+
+
+def request_of(fields: dict[str, Any], number: int, path: Path, line_number: int | None) -> Request:
+    """The request of the fields of an object, or one with a fault; arguments as for `parse_line`."""
     fault = _find_fault(fields)
     known = {name: fields[name] for name in _KINDS if name in fields and _fault_of(name, fields[name]) is None}
     return Request(
