@@ -2,21 +2,32 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from nar_scale.generation import SamplingOptions, generate, samples_from_scratch
+from nar_scale.commands.generate import main as generate_command
+from nar_scale.fleet import read_status
 from tests.generation.helpers import export
 
 from .cluster import Cluster
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "generate.sbatch"
+# waits for the stop file in its first attempt, and ends with the status of a worker that was asked to stop
 STAND_IN = """\
-import json, os, pathlib, sys
-pathlib.Path(f"worker-{os.environ['SLURM_ARRAY_TASK_ID']}.json").write_text(json.dumps(sys.argv[1:]))
+import json, os, pathlib, sys, time
+task, attempt = os.environ.get("SLURM_PROCID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
+name = f"{os.environ.get('SLURM_ARRAY_TASK_ID', 'job')}-{task}-{attempt}"
+pathlib.Path(f"worker-{name}.json").write_text(json.dumps(sys.argv[1:]))
+if "wait" in sys.argv and attempt == "0":
+    while not os.path.exists(os.environ["NAR_SCALE_STOP_FILE"]):
+        time.sleep(0.1)
+    sys.exit(85)
+sys.exit(3 if "crash" in sys.argv else 0)
 """
+ARGUMENTS = ("--checkpoint", "a checkpoint", "--output", "samples", "--num-samples", "6")
 
 
 @pytest.fixture
@@ -27,47 +38,85 @@ def submission(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def submit(cluster: Cluster, submission: Path, *options: str) -> str:
-    arguments = ("--checkpoint", "a checkpoint", "--output", "samples", "--num-samples", 6)
+def submit(cluster: Cluster, submission: Path, *options: str, more: tuple[str, ...] = ()) -> str:
     env = {"NAR_SCALE_PYTHON": sys.executable}
-    return cluster.submit(SCRIPT, *arguments, options=options, directory=submission, env=env)
+    return cluster.submit(SCRIPT, *ARGUMENTS, *more, options=options, directory=submission, env=env)
 
 
-@pytest.mark.parametrize("first", [0, 5])
-def test_array_tasks_are_the_workers(cluster: Cluster, submission: Path, first: int) -> None:
-    job = submit(cluster, submission, f"--array={first}-{first + 2}%2")
-    for worker in range(3):
-        cluster.wait(f"{job}_{first + worker}")
-        arguments = json.loads((submission / f"worker-{first + worker}.json").read_text())
-        passed_on = ["--checkpoint", "a checkpoint", "--output", "samples", "--num-samples", "6"]
-        assert arguments == [*passed_on, "--worker", f"{worker}/3"]
+def started(submission: Path) -> list[str]:
+    return sorted(path.stem.removeprefix("worker-") for path in submission.glob("worker-*.json"))
+
+
+def eventually(what: str, condition, timeout: float = 60) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"no {what} within {timeout} s"
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(
-    ("options", "task", "message"),
+    ("options", "tasks", "workers"),
     [
-        ((), "", "not a job array"),
-        (("--array=1,3",), "_3", "a range without gaps"),
+        (("--array=1,3",), ("_1", "_3"), ["1-0-0", "3-0-0"]),
+        ((), ("",), ["job-0-0"]),
+        (("--nodes=2", "--ntasks-per-node=2"), ("",), ["job-0-0", "job-1-0", "job-2-0", "job-3-0"]),
     ],
+    ids=["an array of any tasks", "a job", "a job of several tasks"],
 )
-def test_wrong_use_is_one_clear_line(
-    cluster: Cluster, submission: Path, options: tuple[str, ...], task: str, message: str
+def test_each_task_is_a_worker(
+    cluster: Cluster, submission: Path, options: tuple[str, ...], tasks: tuple[str, ...], workers: list[str]
 ) -> None:
-    job = submit(cluster, submission, *options) + task
+    job = submit(cluster, submission, *options)
+    for task in tasks:
+        cluster.wait(f"{job}{task}")
+    assert started(submission) == workers
+    for worker in workers:
+        assert json.loads((submission / f"worker-{worker}.json").read_text()) == list(ARGUMENTS)
+
+
+@pytest.mark.parametrize("options", [(), ("--nodes=2", "--ntasks-per-node=1")], ids=["one worker", "two workers"])
+def test_a_worker_that_is_asked_to_stop_is_requeued(
+    cluster: Cluster, submission: Path, options: tuple[str, ...]
+) -> None:
+    job = submit(cluster, submission, *options, more=("wait",))
+    eventually("worker", lambda: len(started(submission)) == (2 if options else 1))
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait(job)
+    assert cluster.show(job)["Restarts"] == "1"
+    assert started(submission)[-1].endswith("-1")
+    assert not list(submission.glob("slurm-stop-*"))
+
+
+def test_a_failure_is_not_requeued(cluster: Cluster, submission: Path) -> None:
+    job = submit(cluster, submission, more=("crash",))
     cluster.wait(job, ("FAILED",))
+    assert cluster.show(job)["ExitCode"] == "3:0"
+    assert cluster.show(job)["Restarts"] == "0"
+
+
+def test_submitted_elsewhere_is_one_clear_line(cluster: Cluster, tmp_path: Path) -> None:
+    job = cluster.submit(SCRIPT, *ARGUMENTS, directory=tmp_path)
+    cluster.wait(job, ("FAILED",))
+    assert "no launcher/generate.py in" in cluster.output(job)
     assert len(cluster.output(job).splitlines()) == 1
-    assert message in cluster.output(job)
 
 
-def test_real_workers_share_the_samples(cluster: Cluster, tmp_path: Path) -> None:
+def test_real_workers_share_the_samples_and_go_on_after_kills(cluster: Cluster, tmp_path: Path) -> None:
     checkpoint = export(tmp_path / "exported", "non_autoregressive")
     (tmp_path / "launcher").symlink_to(REPOSITORY / "launcher")
-    arguments = ("--checkpoint", checkpoint, "--output", "samples", "--num-samples", 130, "--seed", 5)
+    what = ("--checkpoint", checkpoint, "--num-samples", 130, "--seed", 5, "--part-size", 8, "--batch-size", 2)
     env = {"NAR_SCALE_PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
-    job = cluster.submit(SCRIPT, *arguments, options=("--array=0-1",), directory=tmp_path, env=env)
-    for worker in range(2):
-        cluster.wait(f"{job}_{worker}")
-    parts = sorted((tmp_path / "samples").glob("part-*.jsonl"))
-    alone = generate(checkpoint, tmp_path / "alone", samples_from_scratch(130), SamplingOptions(seed=5), progress=False)
-    assert [part.read_text() for part in parts] == [part.read_text() for part in alone]
-    assert sum(len(part.read_text().splitlines()) for part in parts) == 130
+    arguments = (*what, "--output", "samples", "--lease", 3)
+    job = cluster.submit(SCRIPT, *arguments, options=("--array=0-3",), directory=tmp_path, env=env)
+    samples = tmp_path / "samples"
+    eventually("part", lambda: list(samples.glob("part-*.jsonl")), 120)
+    cluster.run("scancel", "--signal=KILL", "--full", f"{job}_0")
+    cluster.run("scancel", "--batch", "--signal=USR1", f"{job}_1")
+    for task in ("_1", "_2", "_3"):
+        cluster.wait(f"{job}{task}", timeout=120)
+    assert read_status(samples).complete
+    assert generate_command([*map(str, what), "--output", str(tmp_path / "alone")]) == 0
+    parts = sorted(path.name for path in samples.iterdir())
+    assert parts == sorted(path.name for path in (tmp_path / "alone").iterdir())
+    for name in parts:
+        assert (samples / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
