@@ -184,7 +184,11 @@ class Units:
         if not self.directory.create(claim.name()):
             return None
         record = {**asdict(self._holder), "lease_seconds": self.lease_seconds}
-        self.directory.append(claim.name(), json.dumps(record).encode() + b"\n")
+        try:
+            self.directory.append(claim.name(), json.dumps(record).encode() + b"\n")
+        except FileNotFoundError:  # the unit was finished already, and another worker has tidied up
+            self._done.add(unit)
+            return None
         if self.directory.exists(self.layout.part_name(unit)):  # the listing was old
             self.finish(claim)
             return None

@@ -16,7 +16,7 @@ from nar_scale.errors import DataError
 JSONL, SHARDS = "jsonl", "shards"
 FORMATS = {JSONL: ".jsonl", SHARDS: ".tar"}
 """Suffixes of the files of each format: a JSON object a line, or WebDataset samples with `json`, `txt` and `cls`."""
-_TAR_BLOCK = 512
+_TAR_END_BYTES = 2 * tarfile.BLOCKSIZE
 _TAIL_BYTES = 1 << 16
 
 
@@ -134,8 +134,8 @@ def seems_whole(path: Path, numbers: range) -> bool:
     with open(path, "rb") as file:
         size = file.seek(0, io.SEEK_END)
         if path.suffix == FORMATS[SHARDS]:
-            file.seek(max(0, size - 2 * _TAR_BLOCK))
-            return size > 0 and size % _TAR_BLOCK == 0 and not file.read().strip(b"\0")
+            file.seek(max(0, size - _TAR_END_BYTES))
+            return size > 0 and size % tarfile.RECORDSIZE == 0 and not file.read().strip(b"\0")
         tail_bytes = _TAIL_BYTES
         while True:
             file.seek(max(0, size - tail_bytes))
@@ -156,7 +156,7 @@ def _read_lines(content: bytes) -> list[bytes]:
 
 
 def _read_shard(content: bytes) -> list[bytes]:
-    if content[-2 * _TAR_BLOCK :].strip(b"\0"):
+    if not content or len(content) % tarfile.RECORDSIZE or content[-_TAR_END_BYTES:].strip(b"\0"):
         raise ValueError("no end")
     return list(_json_members(content))
 

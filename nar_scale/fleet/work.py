@@ -114,7 +114,10 @@ class Worker:
         except Exception as error:  # whatever it is: the next unit may be made, and another worker may make this one
             reason = f"{type(error).__name__}: {error}".split("\n", 1)[0]
             _logger.exception("unit %d cannot be made", claim.unit)
-            self._units.fail(claim, reason)
+            try:
+                self._units.fail(claim, reason)
+            except OSError as problem:  # the lease runs out
+                _logger.warning("that could not be noted: %s", problem.strerror)
 
     def _collect(self, claim: Claim, renewal: Renewal) -> dict[int, bytes] | None:
         """All results of a unit; None if another worker has it by now."""

@@ -76,6 +76,7 @@ class SteppedWorker:
         self.model, self.name = model, name
         self.go, self.paused = threading.Semaphore(0), threading.Semaphore(0)
         self.killed = self.stopping = self.breaking = self.disk_full = self.ended = self.lost = False
+        self.had_no_room = False
         self.torn = 1.0  # the fraction of a write that happens before the process is killed
         self.claim = self.error = None
         self.made = []
@@ -100,6 +101,8 @@ class SteppedWorker:
             pass
         except UserError as error:
             self.error = error
+            if not self.had_no_room and not self.units.failed:
+                self.model.surprises.append(error)
         except BaseException as error:
             self.model.surprises.append(error)
         self.claim, self.ended = None, True
@@ -121,7 +124,7 @@ class SteppedWorker:
     def die(self):
         if self.killed:
             raise Killed
-        self.disk_full = False
+        self.disk_full, self.had_no_room = False, True
         raise OSError(errno.ENOSPC, "No space left on device")
 
     def step(self):
@@ -156,7 +159,10 @@ class SteppedWorker:
     # its lease
 
     def hold(self, claim):
-        self.model.check_claim(self, claim)
+        try:
+            self.model.check_claim(self, claim)
+        except AssertionError as error:  # which the worker would take for a unit that cannot be made
+            self.model.surprises.append(error)
         self.claim, self.lost = claim, False
         return self
 
