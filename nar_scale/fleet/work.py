@@ -103,7 +103,9 @@ class Worker:
         try:
             with self._renewing(self._units, claim) as renewal:
                 results = self._collect(claim, renewal)
-                if results is not None:
+                if results is None:
+                    self._let_go(claim)
+                else:
                     self._commit(claim, results)
         except (UserError, Stopped):
             self._give_back(claim)
@@ -129,11 +131,11 @@ class Worker:
         batches = self._maker.make(missing) if missing else iter(())
         for batch in batches:
             if renewal.lost:
-                return self._lose(claim)
+                return None
             try:
                 journal.append(batch)
             except FileNotFoundError:
-                return self._lose(claim)
+                return None
             results.update(batch)
             self.made += len(batch)
             self._on_results(len(batch))
@@ -154,7 +156,7 @@ class Worker:
                 raise
         self._units.finish(claim)
 
-    def _lose(self, claim: Claim) -> None:
+    def _let_go(self, claim: Claim) -> None:
         _logger.warning("unit %d was taken over by another worker; this one goes on with the next", claim.unit)
         if self._directory.exists(self._layout.part_name(claim.unit)):
             self._units.finish(claim)

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 from nar_scale.checkpoint import LoadedModel, WeightKind
+from nar_scale.config import SamplerConfig
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
 from nar_scale.evaluation import encode_png, image_grid
@@ -90,28 +91,26 @@ def generate(
         raise UserError("the part size and the number of requests must be at least 1")
     output, found = Path(output), find_device(device)
     models = (FollowedModel if follow else FixedModel)(Path(checkpoint), weights, found)
-    decoding = check_options(options, models.described)
     layout = Layout(source.count, part_size, format)
     record = {
         **models.record(),
         "weights": weights,
-        "requests": source.digest,
         "bad_prompts": "refuse" if skip_faults is False else "skip",
-        "count": source.count,
-        "part_size": part_size,
-        "format": format,
-        "decoding": decoding.model_dump(mode="json"),
-        "sampling": {"length": options.length, "seed": options.seed},
+        **_record(source, layout, options, check_options(options, models.described)),
     }
-    if not (output / RECORD_FILE).exists():  # else a worker has checked them that was as strict
-        _check_faults(source, models.described, options, part_size, skip_faults)
     sizes = choose_batch_size(batch_size, found)
     units = Units(SharedDirectory(output), layout, Holder.of_this_process(), lease_seconds)
-    maker = _SampleMaker(source, models, options, sizes, output, layout)
-    models.current()
-    claim_output(output, record)
-    with _Progress(units, progress) as shown:
-        Worker(units, maker, stop, on_results=shown.add).run()
+    if (output / RECORD_FILE).exists():  # a worker that was as strict has looked at the requests
+        claim_output(output, record)
+        units.look()
+    else:
+        _check_faults(source, models.described, options, part_size, skip_faults)
+    if not units.complete:
+        models.current()
+        claim_output(output, record)
+        maker = _SampleMaker(source, models, options, sizes, output, layout)
+        with _Progress(units, progress) as shown:
+            Worker(units, maker, stop, on_results=shown.add).run()
     return [output / layout.part_name(unit) for unit in range(layout.units)]
 
 
@@ -146,6 +145,7 @@ class _SampleMaker:
         checked = check_requests(requests, model, self._options.length or model.wrapper.max_seq_len)
         faulty = [request for request in checked if request.fault is not None]
         if faulty:
+            _logger.warning("%d of %d prompts cannot be used; their results say why", len(faulty), len(checked))
             yield {request.number: _as_json(request.as_dict()) for request in faulty}
         sound = [request for request in checked if request.fault is None]
         for samples in generate_batches(model, sound, self._options, self._sizes):
@@ -196,6 +196,17 @@ class _Progress:
                 self._made,
                 rate,
             )
+
+
+def _record(source: RequestSource, layout: Layout, options: SamplingOptions, decoding: SamplerConfig) -> dict[str, Any]:
+    return {
+        "requests": source.digest,
+        "count": source.count,
+        "part_size": layout.part_size,
+        "format": layout.format,
+        "decoding": decoding.model_dump(mode="json"),
+        "sampling": {"length": options.length, "seed": options.seed},
+    }
 
 
 def _as_json(result: dict[str, Any]) -> bytes:

@@ -11,18 +11,26 @@ from pathlib import Path
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from nar_scale.errors import UserError
 from nar_scale.fleet import Holder, Layout, SharedDirectory, Stopped, Units, Worker
 from nar_scale.fleet.names import FAILED, FREE, claim_name
 
 LEASE = 60.0
-LAYOUT = Layout(count=11, part_size=4)
+LAYOUT = Layout(count=15, part_size=4)
 HERE = Holder.of_this_process({})
 MOST_OPERATIONS = 5000
-# whose turn it is, for how many operations, after how many seconds, and whether all have sent heartbeats meanwhile
-TURNS = st.tuples(st.integers(0, 3), st.integers(1, 6), st.sampled_from([0.0, 2.0, 10.0, 45.0]), st.booleans())
+TURNS = st.fixed_dictionaries(
+    {
+        "which": st.integers(0, 3),  # of the workers that are alive
+        "operations": st.integers(1, 12),
+        "seconds": st.sampled_from([0.0, 0.0, 2.0, 10.0, 45.0]),  # that pass before
+        "beating": st.sampled_from([0b0000, 0b1111, 0b1110, 0b0001]),  # who sends a heartbeat then
+        "event": st.sampled_from([None] * 16 + ["kill", "stop", "disk_full", "fail", "start"]),
+        "torn": st.floats(0, 1),  # how much of a write is done before a kill or on a full disk
+    }
+)
 
 
 class Killed(BaseException):
@@ -219,55 +227,37 @@ class Fleet(RuleBasedStateMachine):
         return [worker for worker in self.started if not worker.ended]
 
     @initialize()
-    def start_two(self):
-        self.start_worker()
-        self.start_worker()
+    def start_three(self):
+        for _ in range(3):
+            self.start_worker()
 
     def start_worker(self):
         self.started.append(SteppedWorker(self, f"w{len(self.started)}"))
         return self.started[-1]
 
-    @precondition(lambda self: len(self.alive) < 4)
-    @rule()
-    def start(self):
-        self.start_worker()
+    @rule(turns=st.lists(TURNS, min_size=5, max_size=30))
+    def go_on(self, turns):
+        for turn in turns:
+            if len(self.parts) < LAYOUT.units:
+                self.take(**turn)
 
-    @precondition(lambda self: self.alive)
-    @rule(turns=st.lists(TURNS, min_size=12, max_size=40))
-    def step(self, turns):
-        for which, operations, seconds, beats in turns:
-            self.now += seconds
-            for worker in self.alive if beats else ():
-                worker.beat()
-            for _ in range(operations):
-                if self.alive:
-                    self.alive[which % len(self.alive)].step()
-                    self.parts_are_whole_and_never_change()
-
-    @precondition(lambda self: self.alive)
-    @rule(which=st.integers(0, 3), torn=st.floats(0, 1))
-    def kill(self, which, torn):
-        self.alive[which % len(self.alive)].kill(torn)
-
-    @precondition(lambda self: self.alive)
-    @rule(which=st.integers(0, 3))
-    def ask_to_stop(self, which):
-        self.alive[which % len(self.alive)].stopping = True
-
-    @precondition(lambda self: self.alive)
-    @rule(which=st.integers(0, 3), torn=st.floats(0, 1))
-    def fill_disk(self, which, torn):
-        worker = self.alive[which % len(self.alive)]
-        worker.disk_full, worker.torn = True, torn
-
-    @precondition(lambda self: self.alive)
-    @rule(which=st.integers(0, 3))
-    def fail(self, which):
-        self.alive[which % len(self.alive)].breaking = True
-
-    @rule(seconds=st.floats(0, 1.5 * LEASE))
-    def pass_time(self, seconds):
+    def take(self, which, operations, seconds, beating, event, torn):
         self.now += seconds
+        for place, worker in enumerate(self.alive):
+            if beating >> place & 1:
+                worker.beat()
+        if len(self.alive) < 2 or (event == "start" and len(self.alive) < 4):
+            self.start_worker()
+        worker = self.alive[which % len(self.alive)]
+        worker.torn = torn
+        if event == "kill":
+            worker.kill(torn)
+        worker.stopping |= event == "stop"
+        worker.disk_full |= event == "disk_full"
+        worker.breaking |= event == "fail"
+        for _ in range(operations):
+            worker.step()
+            self.parts_are_whole_and_never_change()
 
     # however it went, a new worker finishes the work, and those that had stalled do no harm when they go on
 
@@ -286,12 +276,14 @@ class Fleet(RuleBasedStateMachine):
             assert finisher.error is None
             assert sorted(self.parts) == list(range(LAYOUT.units))
             finisher.units.look()
-            assert sorted(path.name for path in self.path.iterdir()) == [LAYOUT.part_name(unit) for unit in range(3)]
+            assert sorted(path.name for path in self.path.iterdir()) == [
+                LAYOUT.part_name(unit) for unit in range(LAYOUT.units)
+            ]
         finally:
             for worker in self.alive:
                 worker.kill(0.0)
             shutil.rmtree(self.path)
 
 
-Fleet.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None, derandomize=True)
+Fleet.TestCase.settings = settings(max_examples=80, stateful_step_count=12, deadline=None, derandomize=True)
 TestFleet = Fleet.TestCase

@@ -195,8 +195,9 @@ def test_a_full_disk_is_named_and_a_rerun_with_space_goes_on(nar, tmp_path):
     assert (tmp_path / "whole" / "part-00000.jsonl").stat().st_size > limit
     with files_of_at_most(limit), refused(UserError, output / "part-00000.jsonl", "File too large", "same command"):
         run(nar, output, requests, part_size=2)
-    assert [path.name for path in output.iterdir()] == ["generation.json"]
+    assert [path.name for path in output.iterdir() if not path.name.startswith(".")] == ["generation.json"]
     assert run(nar, output, requests, part_size=2) == whole
+    assert not list(output.glob(".*"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
