@@ -119,9 +119,9 @@ class Units:
             for unit in range(self.layout.units)
             if unit not in self._done and unit not in self.failed and not units.get(unit, _UNCLAIMED).held
         ]
-        # each worker begins elsewhere, and goes on from there: they seldom want the same unit
-        start = self._random.randrange(len(free)) if free else 0
         held = {unit: seen.newest for unit, seen in units.items() if seen.held}
+        # beside others each worker begins elsewhere, and goes on from there: they seldom want the same unit
+        start = self._random.randrange(len(free)) if free and held else 0
         self._listing = _Listing(deque(free[start:] + free[:start]), held)
 
     def claim(self) -> Claim | None:
