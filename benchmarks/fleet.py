@@ -69,11 +69,9 @@ def claims(options: argparse.Namespace) -> None:
             worker.join()
         left = [name for name in os.listdir(directory) if layout.unit_of(name) is None]
     assert sorted(set(numbers)) == list(range(options.units))
-    twice = len(numbers) - options.units
-    print(
-        f"{options.workers} workers, {options.units} units: {seconds:.1f} s, {options.units / seconds:.0f} claims with"
-    )
-    print(f"their commits a second; {twice} units made twice, {len(left)} files left behind")
+    twice, rate = len(numbers) - options.units, options.units / seconds
+    print(f"{options.workers} workers, {options.units} units: {seconds:.1f} s, {rate:.0f} claims and commits a second")
+    print(f"{twice} units made twice, {len(left)} files left behind")
 
 
 def prompts(options: argparse.Namespace) -> None:

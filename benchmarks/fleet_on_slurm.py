@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
-from nar_scale.fleet import read_status
+from nar_scale.fleet import Holder, read_status
 from tests.generation.helpers import export
 from tests.slurm.cluster import ENDED, Cluster
 
@@ -45,7 +46,7 @@ def main() -> None:
         cluster.start()
         start = time.monotonic()
         try:
-            killed, requeued = run(cluster, directory, arguments, options, draw)
+            killed, ended = run(cluster, directory, arguments, options, draw)
         finally:
             cluster.stop()
         seconds = time.monotonic() - start
@@ -56,15 +57,15 @@ def main() -> None:
         same = names == sorted(path.name for path in (directory / "together").iterdir()) and all(
             (directory / "alone" / each).read_bytes() == (directory / "together" / each).read_bytes() for each in names
         )
-        print(f"{options.workers} workers on 3 nodes, {killed} kills, 1 node off, {requeued} requeued: {seconds:.0f} s")
+        print(f"{options.workers} workers on 3 nodes, {killed} kills, 1 node off, {seconds:.0f} s; jobs: {ended}")
         print(read_status(directory / "together"))
         print(f"byte for byte what one worker makes: {same}")
 
 
 def run(
     cluster: Cluster, directory: Path, arguments: list[str], options: argparse.Namespace, draw: random.Random
-) -> tuple[int, int]:
-    """Work until all is done; how often a worker was killed, and how many jobs were requeued."""
+) -> tuple[int, str]:
+    """Work until all is done; how often a worker was killed, and how the jobs ended."""
     output = directory / "together"
     env = {"NAR_SCALE_PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
@@ -78,11 +79,12 @@ def run(
         time.sleep(0.5)
     while not read_status(output).complete:
         time.sleep(draw.uniform(0.5, 2))
-        if not off and killed >= options.kills // 2:
+        if not off and killed >= options.kills // 2 and workers_on(output):
             off = True
-            cluster.run("kill", "-9", (directory / "cluster" / "n1.pid").read_text().strip())
-        busy = [each.holder.job for each in read_status(output).running if each.holder and not each.gone]
-        job = draw.choice(busy) if busy else None
+            host = draw.choice(workers_on(output)).host
+            cluster.run("kill", "-9", (directory / "cluster" / f"{host}.pid").read_text().strip())
+        busy = workers_on(output)
+        job = draw.choice(busy).job if busy else None
         if killed < options.kills and job is not None and cluster.state(job) == "RUNNING":
             cluster.run("scancel", "--full", "--signal=KILL", job)
             jobs.append(submit())
@@ -90,7 +92,13 @@ def run(
     for job in jobs:
         while cluster.state(job) not in ENDED:
             time.sleep(1)
-    return killed, sum(cluster.show(job)["Restarts"] != "0" for job in jobs)
+    ended = Counter(cluster.state(job) for job in jobs)
+    return killed, ", ".join(f"{count} {state}" for state, count in sorted(ended.items()))
+
+
+def workers_on(output: Path) -> list[Holder]:
+    """Those that hold units and have given a sign lately."""
+    return [each.holder for each in read_status(output).running if each.holder and not each.gone]
 
 
 if __name__ == "__main__":
