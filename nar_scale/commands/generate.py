@@ -101,7 +101,7 @@ def describe(result: dict[str, Any]) -> str:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The arguments of the command, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
+    what = parser.add_argument_group("what to do", "one of these")
     what.add_argument("--checkpoint", metavar="DIR", help="a consolidated checkpoint")
     what.add_argument(
         "--follow",
@@ -172,6 +172,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     """End with an error where options do not go together."""
+    if [options.checkpoint, options.follow, options.status, options.merge].count(None) != 3:
+        parser.error("one of the arguments --checkpoint --follow --status --merge is required")
     sources = (options.prompt, options.prompts, options.num_samples)
     generates = options.status is None and options.merge is None
     if generates and sources == (None, None, None):

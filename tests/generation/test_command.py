@@ -92,7 +92,8 @@ def test_pictures_are_named(tmp_path, capsys):
     ("more", "named"),
     [
         (["--worker", "0/2", "--output", "x"], ["--worker", "--output"]),
-        (["--follow", "run"], ["--follow", "--output"]),
+        (["--follow", "run"], ["--checkpoint", "--follow"]),
+        (["--batch-size", "auto"], ["--batch-size", "--output"]),
         (["--watch", "--output", "x"], ["--output", "--watch"]),
     ],
 )
