@@ -6,8 +6,9 @@ import pytest
 
 from nar_scale.checkpoint import load_consolidated
 from nar_scale.generation import Request, SamplingOptions, generate_samples
+from nar_scale.generation.batch_size import FixedBatchSize
 from nar_scale.generation.encoding import encode_request
-from nar_scale.generation.sampling import _batches, _Encoded
+from nar_scale.generation.sampling import generate_batches
 from tests.generation.helpers import KINDS, export
 
 LENGTH = 96
@@ -99,9 +100,10 @@ def test_blocks_of_block_diffusion_share_a_batch_where_they_are_of_one_length(tm
 def test_similar_lengths_share_a_batch(tmp_path, kind):
     model = load_consolidated(export_long(tmp_path / "model", kind))
     requests = [Request(number, prompt="x" * (7 * number % 60)) for number in range(60)]
-    encoded = [_Encoded(request, encode_request(request, model, LENGTH)) for request in requests]
-    batches = list(_batches(encoded, 16, model.wrapper.samples_padded))
-    assert sorted(item.request.number for batch in batches for item in batch) == list(range(60))
-    spans = [max(len(item.tokens) for item in batch) - min(len(item.tokens) for item in batch) for batch in batches]
+    batches = list(generate_batches(model, requests, SamplingOptions(seed=5), FixedBatchSize(16)))
+    assert sorted(sample.request.number for batch in batches for sample in batch) == list(range(60))
+    lengths = [len(encode_request(request, model, LENGTH)) for request in requests]
+    in_batches = [[lengths[sample.request.number] for sample in batch] for batch in batches]
+    spans = [max(batch) - min(batch) for batch in in_batches]
     assert max(spans) <= 16
     assert [len(batch) for batch in batches] == [16, 16, 16, 12]
