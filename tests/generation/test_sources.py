@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import tarfile
 
@@ -38,6 +39,15 @@ def test_a_file_that_changes_meanwhile_is_refused(tmp_path):
     with refused(UserError, path, "changed"):
         source.read(0, 1)
     assert open_requests(path).digest != source.digest
+
+
+def test_a_pipe_is_read_at_once():
+    reading, writing = os.pipe()
+    os.write(writing, b'{"prompt": "a"}\n{"prompt": "b"}')
+    os.close(writing)
+    source = open_requests(f"/dev/fd/{reading}")
+    os.close(reading)
+    assert [request.prompt for request in source.read(0, 2)] == ["a", "b"]
 
 
 def write_tar(path, members):

@@ -76,12 +76,12 @@ def open_requests(path: str | Path) -> RequestSource:
 
     Args:
         path: a file as in `read_requests`; a shard (`.tar`) or a directory of shards, as in `PromptShards`; `-` for
-            the standard input, whose requests are read at once.
+            the standard input, whose requests are read at once, as are those of a pipe.
 
     Raises:
         UserError: the file cannot be read, or holds no prompts.
     """
-    if str(path) == STANDARD_INPUT:
+    if str(path) == STANDARD_INPUT or Path(path).is_fifo():  # what can be read once alone
         return RequestList(read_requests(path))
     path = Path(path)
     return PromptShards(path) if path.is_dir() or path.suffix == ".tar" else PromptFile(path)
