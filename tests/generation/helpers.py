@@ -1,5 +1,8 @@
 """A consolidated checkpoint without a training run."""
 
+from pathlib import Path
+from typing import Any
+
 import torch
 
 from nar_scale.checkpoint import ModelInfo, run_probe
@@ -19,9 +22,16 @@ _OBJECTIVES = {
 }
 
 
-def export(directory, kind, vocabulary_size=257, tokenizer="byte", tokenizer_file=None, **sections):
+def export(
+    directory: Path,
+    kind: str,
+    vocabulary_size: int = 257,
+    tokenizer: str | None = "byte",
+    tokenizer_file: Path | None = None,
+    **sections: Any,
+) -> Path:
     """An untrained model of the kind, with sections of its configuration updated."""
-    values = {
+    values: dict[str, Any] = {
         "model": {"dim": 16, "depth": 1, "heads": 2, "max_seq_len": 24},
         "objective": {"kind": kind, **_OBJECTIVES[kind]},
         "data": {"directory": "nowhere"},
@@ -40,6 +50,6 @@ def export(directory, kind, vocabulary_size=257, tokenizer="byte", tokenizer_fil
     return directory
 
 
-def export_with_tokenizer(directory, tokenizer_file, kind="autoregressive"):
+def export_with_tokenizer(directory: Path, tokenizer_file: Path, kind: str = "autoregressive") -> Path:
     """An untrained model with a tokenizer of 257 tokens that is read from a file."""
     return export(directory, kind, tokenizer=TOKENIZER_FILE, tokenizer_file=tokenizer_file)
