@@ -4,11 +4,13 @@ from nar_scale.decoding import SamplingOptions
 from nar_scale.generation.direct import generate_directly
 from nar_scale.generation.encoding import check_requests
 from nar_scale.generation.live_text import LiveText
+from nar_scale.generation.model import GenerativeModel, load
 from nar_scale.generation.requests import Request, prompts_to_continue, read_requests, samples_from_scratch
 from nar_scale.generation.sampling import Sample, generate_samples
 from nar_scale.generation.worker import generate, read_results
 
 __all__ = [
+    "GenerativeModel",
     "LiveText",
     "Request",
     "Sample",
@@ -17,6 +19,7 @@ __all__ = [
     "generate",
     "generate_directly",
     "generate_samples",
+    "load",
     "prompts_to_continue",
     "read_requests",
     "read_results",
