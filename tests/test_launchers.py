@@ -126,6 +126,7 @@ def test_an_old_python_is_told_so(script):
 
 
 VALID = {
+    "init": ["x"],
     "prepare": ["--verify", "x"],
     "train": ["--config", "x"],
     "plan": ["--config", "x", "--devices", "8"],

@@ -1,4 +1,4 @@
-"""One import line changes: the modules of x-transformers by their names, and what its own tests do with its wrappers."""
+"""One import line changes: the modules of x-transformers by their names, and what its own tests do with them."""
 
 import inspect
 
