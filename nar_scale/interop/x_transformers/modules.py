@@ -125,8 +125,8 @@ def _begin_as_theirs(stack: AttentionLayers, layers: LayerOptions) -> None:
     as_their_norms(stack)
     for attention in stack.modules() if layers.attn_qk_norm else ():
         if isinstance(attention, Attention):
-            for norm in (attention.query_norm, attention.key_norm):
-                nn.init.constant_(norm.weight, query_key_gamma(layers))
+            for gamma in (*attention.query_norm.parameters(), *attention.key_norm.parameters()):
+                nn.init.constant_(gamma, query_key_gamma(layers))
 
 
 def _without_fixed(options: dict[str, Any]) -> dict[str, Any]:
