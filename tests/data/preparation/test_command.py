@@ -21,6 +21,12 @@ from tests.errors import assert_names
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.fixture(autouse=True)
+def _named(monkeypatch):
+    """As what the command is started, which its usage begins with."""
+    monkeypatch.setattr(sys, "argv", ["prepare"])
+
+
 # The command
 
 
@@ -238,14 +244,14 @@ def test_a_wrong_command_has_no_traceback(damaged, tmp_path):
 def test_subcommands_do_what_the_flags_do(corpus, tmp_path, capsys):
     given = {"--text-field": "body", "--include": "*.txt", "--seq-len": "32", "--validation": "0.4", "--workers": "1"}
     options = ["--document-ids", *(word for pair in given.items() for word in pair)]
-    assert launcher.main(["corpus", str(corpus), "--output", str(tmp_path / "corpus"), *options]) == 0
+    assert launcher.main(["corpus", str(corpus), "--output", str(tmp_path / "made"), *options]) == 0
     assert launcher.main(["--input", str(corpus), "--output", str(tmp_path / "flags"), *options]) == 0
-    assert tree(tmp_path / "corpus") == tree(tmp_path / "flags")
+    assert tree(tmp_path / "made") == tree(tmp_path / "flags")
     capsys.readouterr()
     for job in ("inspect", "verify", "index"):
         printed = []
         for form in ([job], [f"--{job}"]):
-            assert launcher.main([*form, str(tmp_path / "corpus")]) == 0
+            assert launcher.main([*form, str(tmp_path / "made")]) == 0
             printed.append(capsys.readouterr().out)
         assert printed[0] == printed[1]
         assert printed[0]
