@@ -1,4 +1,4 @@
-"""`nar-scale prepare`; see nar_scale/commands/prepare.py."""
+"""`nar-scale prepare`; see nar_scale/commands/prepare."""
 
 from _command import run_command
 

@@ -94,9 +94,10 @@ def test_the_console_tells_an_error_of_a_command_in_one_line():
 
 
 def test_the_package_is_imported_in_no_time():
-    code = "import sys, nar_scale; assert 'torch' not in sys.modules; print(nar_scale.load, dir(nar_scale))"
+    code = "import sys, nar_scale; print(nar_scale.__version__); assert 'torch' not in sys.modules"
+    code += "; print(nar_scale.load, dir(nar_scale))"
     result = start("-c", code)
-    assert "load_consolidated" in result.stdout
+    assert result.stdout.startswith(f"{version('nar_scale')}\n<function load at ")
     assert "NonAutoregressiveWrapper" in result.stdout
 
 
@@ -125,6 +126,7 @@ def test_an_old_python_is_told_so(script):
 
 
 VALID = {
+    "init": ["x"],
     "prepare": ["--verify", "x"],
     "train": ["--config", "x"],
     "plan": ["--config", "x", "--devices", "8"],

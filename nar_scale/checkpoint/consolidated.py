@@ -253,7 +253,7 @@ def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Objecti
         (directory / MODEL_FILE).stat()
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
-            f"{directory} is not a consolidated checkpoint (no {MODEL_FILE}); make one with launcher/consolidate.py"
+            f"{directory} is not a consolidated checkpoint (no {MODEL_FILE}); make one with nar-scale consolidate"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from None

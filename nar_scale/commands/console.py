@@ -9,6 +9,7 @@ from importlib.metadata import version
 from nar_scale.commands.process import run_command
 
 COMMANDS = {
+    "init": "write an example configuration to start from",
     "prepare": "turn a corpus into shards; inspect, verify and index shards",
     "plan": "memory, speed and cost of a run, before it is paid for",
     "train": "train a model from a YAML file",
@@ -35,3 +36,7 @@ def main() -> None:
     command = parser.parse_args(sys.argv[1:2]).command
     sys.argv = [f"nar-scale {command}", *sys.argv[2:]]  # the name that help and errors of the command begin with
     run_command(_MODULES.get(command, command))
+
+
+if __name__ == "__main__":  # as ranks are started
+    main()

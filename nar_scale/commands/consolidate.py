@@ -2,7 +2,7 @@
 
 It appears only after the reloaded model's logits match those the live model left behind.
 
-python launcher/consolidate.py --run runs/quickstart_nar --output exported/quickstart_nar
+nar-scale consolidate --run runs/quickstart_nar --output exported/quickstart_nar
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
 Autoregressive models give the exact value, non-autoregressive ones an upper bound.
 
-python launcher/evaluate.py --checkpoint exported/quickstart_nar --data data/python_stdlib --output evaluation.json
+nar-scale evaluate --checkpoint exported/quickstart_nar --data data/python_stdlib --output evaluation.json
 
 With --report, one or several checkpoints are compared: likelihoods by source and by the fraction that is masked, and
 samples over a grid of temperatures and steps, as report.json, report.md and report.png.
 
-python launcher/evaluate.py --checkpoint exported/quickstart_ar exported/quickstart_nar --data data/python_stdlib \\
+nar-scale evaluate --checkpoint exported/quickstart_ar exported/quickstart_nar --data data/python_stdlib \\
     --report reports/quickstarts --reference-checkpoint exported/large_ar
 """
 

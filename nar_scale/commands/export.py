@@ -1,6 +1,6 @@
 """Turn a consolidated checkpoint into one that other libraries load: Hugging Face's Llama, or x-transformers.
 
-python launcher/export.py --checkpoint exported/quickstart_ar --format llama --output exported/quickstart_ar_llama
+nar-scale export --checkpoint exported/quickstart_ar --format llama --output exported/quickstart_ar_llama
 """
 
 from __future__ import annotations

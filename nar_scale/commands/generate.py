@@ -1,8 +1,8 @@
 """Generate from a consolidated checkpoint: from scratch, from prompts, or into gaps.
 
-python launcher/generate.py --checkpoint exported/quickstart_nar --prompt "def main("
-python launcher/generate.py --checkpoint exported/quickstart_nar --num-samples 1 --watch
-python launcher/generate.py --checkpoint exported/quickstart_nar --output filled --prompts prompts.jsonl
+nar-scale generate --checkpoint exported/quickstart_nar --prompt "def main("
+nar-scale generate --checkpoint exported/quickstart_nar --num-samples 1 --watch
+nar-scale generate --checkpoint exported/quickstart_nar --output filled --prompts prompts.jsonl
 
 A line of prompts.jsonl is {"prompt": "def main("} or, for a non-autoregressive model, a text with gaps of so many
 tokens: {"text": "for i in <mask:8>:"}, or for a model with classes {"class": 3}. An "id" beside them is repeated in the

@@ -1,6 +1,6 @@
 """Run tasks of EleutherAI's lm-evaluation-harness on a consolidated checkpoint of any kind.
 
-python launcher/harness.py --checkpoint exported/quickstart_ar --tasks arc_easy lambada_openai --output harness.json
+nar-scale harness --checkpoint exported/quickstart_ar --tasks arc_easy lambada_openai --output harness.json
 
 Without network, a task's data comes from files: --data-files test=arc.jsonl
 """

@@ -1,6 +1,6 @@
 """Turn a model of another library into a consolidated checkpoint: to generate, fine-tune, or start others from it.
 
-python launcher/import.py --format llama models/tiny_llama --output exported/tiny_llama
+nar-scale import --format llama models/tiny_llama --output exported/tiny_llama
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Plan a training run before paying for it: what fits, how fast it is, what it costs. Needs no accelerator.
 
-python launcher/plan.py --config configs/1.4b_nar.yaml --devices 64 --device h100 --price 2.5
+nar-scale plan --config configs/1.4b_nar.yaml --devices 64 --device h100 --price 2.5
 """
 
 from __future__ import annotations

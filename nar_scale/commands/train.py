@@ -1,15 +1,22 @@
-"""Train a model from a YAML file. Under `deepspeed`, torchrun or srun, or alone with plain `python`.
+"""Train a model from a YAML file: in this process, in several of this machine, or under deepspeed, torchrun or srun.
 
-deepspeed --num_accelerators 2 launcher/train.py --config configs/quickstart_nar.yaml training.steps=200
+nar-scale train --ranks 2 --config configs/quickstart_nar.yaml training.steps=200
+
+is the same as
+
+deepspeed --quiet --num_accelerators 2 launcher/train.py --config configs/quickstart_nar.yaml training.steps=200
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any, NoReturn
+
+from nar_scale.processes import free_port
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it is imported
 
@@ -59,7 +66,12 @@ def main(arguments: list[str] | None = None) -> int:
         action="store_true",
         help="print the resolved configuration, the size of the model, and the memory and length of the run, and exit",
     )
-    parser.add_argument("--ranks", type=int, metavar="N", help="with --dry-run: for so many processes")
+    parser.add_argument(
+        "--ranks",
+        type=int,
+        metavar="N",
+        help="start so many processes on this machine, one a GPU; with --dry-run: for so many",
+    )
     parser.add_argument(
         "--explain",
         action=_Explain,
@@ -71,12 +83,34 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     options = parser.parse_intermixed_args(arguments)
 
-    if options.ranks is not None and (options.ranks < 1 or not options.dry_run):
-        parser.error("--ranks takes a number from 1 on, with --dry-run")
+    if options.ranks is not None and options.ranks < 1:
+        parser.error(f"--ranks takes a number from 1 on, not {options.ranks}")
     if options.dry_run and options.resume != "auto":
         parser.error("--dry-run does not look at checkpoints to resume; leave --resume out")
+    if options.ranks is not None and not options.dry_run:
+        if "RANK" in os.environ:
+            parser.error("--ranks starts processes, but a launcher has started this one already; leave it out")
+        if options.ranks > 1:
+            start_ranks(options)
     from nar_scale.training import dry_run, launch  # after the arguments have been checked: it takes seconds
 
     if options.dry_run:
         return dry_run(options.config, options.overrides, options.ranks, options.init_from)
     return launch(options.config, options.overrides, options.resume, options.verbose, options.init_from)
+
+
+def start_ranks(options: argparse.Namespace) -> NoReturn:
+    """Become the deepspeed launcher, which starts this command in so many processes."""
+    if not any(map(shutil.which, ("nvidia-smi", "rocm-smi"))):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares warnings
+    launcher = [
+        *("--quiet", "--num_accelerators", str(options.ranks), "--master_port", str(free_port())),
+        *("--no_local_rank", "--module", "nar_scale.commands.console", "train"),
+    ]
+    arguments = ["--config", options.config, "--resume", options.resume]
+    if options.init_from is not None:
+        arguments += ["--init-from", str(options.init_from)]
+    arguments += ["--verbose"] * options.verbose
+    command = ["-m", "deepspeed.launcher.runner", *launcher, *arguments, *options.overrides]
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *command])

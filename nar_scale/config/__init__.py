@@ -10,7 +10,7 @@ from nar_scale.config.batch_sizes import (
 from nar_scale.config.checks import check_run
 from nar_scale.config.deepspeed import resolve_deepspeed_config
 from nar_scale.config.key_descriptions import Key, config_reference
-from nar_scale.config.load import dump_config, load_config, validate_config
+from nar_scale.config.load import dump_config, load_config, override_config, validate_config
 from nar_scale.config.schema import SAMPLERS_OF_KIND, Config, fixed_on_resume, flat_settings, learned_settings
 from nar_scale.config.sections.checkpoint import CheckpointConfig
 from nar_scale.config.sections.data import DataConfig, SourceConfig
@@ -112,6 +112,7 @@ __all__ = [
     "gradient_accumulation_steps",
     "learned_settings",
     "load_config",
+    "override_config",
     "resolve_deepspeed_config",
     "samples_before",
     "steps_of_run",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     values = _with_present_keys(values, str(path))
     keys = [apply_override(values, override) for override in overrides]
     return validate_config(values, str(path), f"runs/{path.stem}", keys)
+
+
+def override_config(config: Config | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """A configuration with some settings replaced.
+
+    Args:
+        config: complete, or its sections as nested dictionaries.
+        overrides: as in `load_config`.
+
+    Raises:
+        ConfigError: a key or value is wrong.
+    """
+    given = config.model_dump() if isinstance(config, Config) else copy.deepcopy(dict(config))
+    values = _with_present_keys(given, "the configuration")
+    for override in overrides:
+        apply_override(values, override)
+    return validate_config(values, source="the configuration")
 
 
 def validate_config(

@@ -38,8 +38,8 @@ class Tokenizer(Protocol):
     end_token: int
     fingerprint: str
 
-    def encode(self, text: bytes) -> np.ndarray:
-        """Return the ids of a document, integers `[n]`, without an end token.
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Return the ids of a document, integers `[n]`, without an end token; bytes are UTF-8.
 
         The dtype may be small and the array read-only: take `.astype(np.int64)` before arithmetic or torch.
         """
@@ -62,9 +62,9 @@ class ByteTokenizer:
     end_token = 256
     fingerprint = "byte"
 
-    def encode(self, text: bytes) -> np.ndarray:
-        """Return the bytes themselves, uint8 `[len(text)]`, read-only; see `Tokenizer.encode`."""
-        return np.frombuffer(text, dtype=np.uint8)
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Return the bytes themselves, uint8 `[n]`, read-only; see `Tokenizer.encode`."""
+        return np.frombuffer(text.encode(errors="replace") if isinstance(text, str) else text, dtype=np.uint8)
 
     def count_special_tokens(self, text: bytes) -> int:
         """Return 0: no text is taken for the end token."""
@@ -118,9 +118,10 @@ class HuggingFaceTokenizer:
                 self._encoder.encode_special_tokens = True
         self._special = re.compile(b"|".join(re.escape(token.encode()) for token in {*special, name}))
 
-    def encode(self, text: bytes) -> np.ndarray:
-        """Return the ids of UTF-8 text, int64 `[n]`; bytes that are not UTF-8 become the replacement character."""
-        return np.array(self._ids(text.decode("utf-8", errors="replace")), dtype=np.int64)
+    def encode(self, text: str | bytes) -> np.ndarray:
+        """Return the ids of a text, int64 `[n]`; bytes that are not UTF-8 become the replacement character."""
+        encoded = text.encode(errors="replace") if isinstance(text, str) else text
+        return np.array(self._ids(encoded.decode("utf-8", errors="replace")), dtype=np.int64)
 
     def _ids(self, text: str) -> Sequence[int]:
         ids: Sequence[int] = self._encoder.encode(text, add_special_tokens=False).ids

@@ -82,7 +82,7 @@ class SamplingOptions:
         seed: of all randomness, an integer of 64 bits.
 
     Raises:
-        UserError: the length or the seed is out of range; the message names the option of `launcher/generate.py`.
+        UserError: the length or the seed is out of range.
     """
 
     temperature: float | None = None
@@ -98,9 +98,9 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         if self.length is not None and self.length < 1:
-            raise UserError(f"--length cannot be {self.length}; give at least 1")
+            raise UserError(f"length cannot be {self.length}; give at least 1")
         if not -(2**63) <= self.seed < 2**63:
-            raise UserError(f"--seed cannot be {self.seed}; give an integer of 64 bits")
+            raise UserError(f"seed cannot be {self.seed}; give an integer of 64 bits")
 
     def resolve(self, default: SamplerConfig) -> SamplerConfig:
         """The settings of the model with those that are asked for in their place.

@@ -29,7 +29,7 @@ def evaluate_dataset(
     document_field: str | None = None,
     cache: ShardCache | None = None,
 ) -> Likelihood:
-    """Evaluate a model on a split of a data set that `launcher/prepare.py` wrote.
+    """Evaluate a model on a split of a data set that `nar-scale prepare` wrote.
 
     Args:
         objective: the model.

@@ -19,7 +19,7 @@ RUN_SAMPLES = 1024
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of a split of a data set that `launcher/prepare.py` wrote.
+    """The samples of a split of a data set that `nar-scale prepare` wrote.
 
     Attributes:
         directory: of the data set, a path or URL.
@@ -128,7 +128,7 @@ def find_info(directory: str, split: str, cache: ShardCache | None = None) -> Da
     """
     info = DatasetInfo.find(directory, {} if cache is None else cache.storage_options)
     if info is None:
-        raise DataError(f"{directory} has no dataset.json; make the data set with launcher/prepare.py")
+        raise DataError(f"{directory} has no dataset.json; make the data set with nar-scale prepare")
     if split not in info.splits:
         raise DataError(f"{directory} has no split {split!r}, only {', '.join(info.splits)}")
     return info

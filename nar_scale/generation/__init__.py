@@ -3,6 +3,7 @@
 from nar_scale.decoding import SamplingOptions
 from nar_scale.generation.direct import generate_directly
 from nar_scale.generation.encoding import check_requests
+from nar_scale.generation.generative_model import GenerativeModel, load
 from nar_scale.generation.live_text import LiveText
 from nar_scale.generation.requests import (
     Request,
@@ -17,6 +18,7 @@ from nar_scale.generation.sampling import Sample, generate_samples
 from nar_scale.generation.worker import generate, read_results
 
 __all__ = [
+    "GenerativeModel",
     "LiveText",
     "Request",
     "RequestSource",
@@ -27,6 +29,7 @@ __all__ = [
     "generate",
     "generate_directly",
     "generate_samples",
+    "load",
     "open_requests",
     "prompts_to_continue",
     "read_requests",

@@ -98,6 +98,11 @@ def encode_request(request: Request, model: LoadedModel, length: int) -> list[in
     return tokens
 
 
+def has_gap(text: str) -> bool:
+    """Whether a text has a gap to fill in, such as `<mask:8>`."""
+    return _GAP.search(text) is not None
+
+
 def fill_gaps(text: str, tokenizer: Tokenizer, mask_id: int, length: int) -> list[int]:
     """The token ids of a text, in which each gap is as many mask tokens as it says (see `Request`).
 

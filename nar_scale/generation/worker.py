@@ -25,7 +25,7 @@ from nar_scale.fleet.parts import JSONL, read_part
 from nar_scale.fleet.record import RECORD_FILE
 from nar_scale.generation.batch_size import BatchSize, choose_batch_size
 from nar_scale.generation.encoding import check_requests, refuse_faults
-from nar_scale.generation.models import FixedModel, FollowedModel, Models
+from nar_scale.generation.model_choice import FixedModel, FollowedModel, Models
 from nar_scale.generation.requests import Request, RequestList, RequestSource
 from nar_scale.generation.sampling import check_options, generate_batches
 from nar_scale.model.devices import find_device

@@ -16,6 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_f
 from torch import Tensor
 
 from nar_scale.errors import UserError
+from nar_scale.processes import free_port
 
 Result = TypeVar("Result")
 _DEFAULT_PORT = 29500
@@ -148,7 +149,7 @@ def map_launcher_environment(environment: MutableMapping[str, str]) -> None:
         environment.setdefault("MASTER_PORT", str(_DEFAULT_PORT))
     else:
         environment.setdefault("MASTER_ADDR", "127.0.0.1")
-        environment.setdefault("MASTER_PORT", str(_free_port()))
+        environment.setdefault("MASTER_PORT", str(free_port()))
 
 
 def _check_launcher_variables(environment: Mapping[str, str]) -> None:
@@ -254,12 +255,6 @@ def _first_slurm_host(environment: MutableMapping[str, str]) -> str:
         raise UserError(
             f"cannot find the first host of SLURM's nodes {nodes!r}; export MASTER_ADDR in the batch script"
         ) from None
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def on_main(world: World, find: Callable[[], Result]) -> Result:

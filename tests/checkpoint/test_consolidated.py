@@ -256,7 +256,7 @@ def test_a_truncated_file_is_refused(exported):
 
 
 def test_another_directory_is_told_apart(tmp_path):
-    with refused(CheckpointError, tmp_path, "model.json", "launcher/consolidate.py"):
+    with refused(CheckpointError, tmp_path, "model.json", "nar-scale consolidate"):
         load_consolidated(tmp_path)
 
 

@@ -15,6 +15,8 @@ def test_bytes_survive_a_round_trip():
     assert ids.dtype == np.uint8  # a huge document is not held eight times
     assert ids.tolist() == list(text)
     assert ByteTokenizer().decode(ids) == text.decode()
+    assert ByteTokenizer().encode(text.decode()).tolist() == list(text)
+    assert ByteTokenizer().encode("half a pair: \ud800").tolist() == list(b"half a pair: ?")
 
 
 def test_special_ids_are_shown():
@@ -44,6 +46,8 @@ def test_hugging_face_tokenizer(tmp_path, end_token):
     tokenizer = load_tokenizer(tmp_path / "words.json")
     assert (tokenizer.vocabulary_size, tokenizer.end_token) == (4, 3)
     assert tokenizer.encode(b"one two two one three").tolist() == [1, 2, 2, 1, 0]  # not truncated to 2
+    assert tokenizer.encode("one two").tolist() == tokenizer.encode(b"one two").tolist() == [1, 2]
+    assert tokenizer.encode("one \ud800").tolist() == [1, 0]
     assert tokenizer.decode([1, 2, 3, 4]) == "one two\n<|end|>\n▒"
     saved = tmp_path / "saved"
     saved.mkdir()

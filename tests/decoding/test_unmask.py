@@ -195,10 +195,10 @@ def test_generate_is_repeated_by_torchs_seed():
 def test_infilling_keeps_what_is_given():
     wrapper, prompt = small_nar(), random_tokens(3, 12)
     prompt[:, 3:9] = 10
-    filled = wrapper.generate(prompt=prompt)
+    filled = wrapper.generate(prompts=prompt)
     assert torch.equal(filled[prompt != 10], prompt[prompt != 10])
     assert (filled != 10).all()
-    assert wrapper.generate(prompt=prompt[0]).shape == (12,)
+    assert wrapper.generate(prompts=prompt[0]).shape == (12,)
 
 
 def test_self_conditioning_feeds_back_the_embeddings_of_the_call_before():

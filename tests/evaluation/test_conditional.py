@@ -121,7 +121,7 @@ def test_scores_do_not_depend_on_the_batch(wrapper):
 
 def test_masked_greedy_decoding_reveals_the_most_certain_token_first():
     wrapper = small_nar()
-    own = wrapper.generate(prompt=torch.full((1, 12), 10), start_temperature=0, steps=12)[0].tolist()
+    own = wrapper.generate(prompts=torch.full((1, 12), 10), start_temperature=0, steps=12)[0].tolist()
     other = [*own[:-1], (own[-1] + 1) % 10]
     scores = score_continuations(wrapper, [([], own), ([], other)], mask_samples=4)
     assert [score.greedy for score in scores] == [True, False]

@@ -108,7 +108,7 @@ def test_classes_that_do_not_fit_are_refused(conditional, tmp_path, line, named)
 def test_what_needs_a_condition_is_refused_without(unconditional, tmp_path):
     with refused(UserError, "class 1"):
         run(unconditional, tmp_path / "class", lines(tmp_path / "p.jsonl", {"class": 1}))
-    with refused(UserError, "--guidance", "objective.num_classes", "objective.prefix_length"):
+    with refused(UserError, "guidance", "objective.num_classes", "objective.prefix_length"):
         run(unconditional, tmp_path / "guidance", samples_from_scratch(1), guidance=2.0)
     with refused(UserError, "guidance", -1.0):
         run(unconditional, tmp_path / "guidance", samples_from_scratch(1), guidance=-1.0)

@@ -10,7 +10,7 @@ from nar_scale.checkpoint import ModelInfo, load_consolidated, run_probe
 from nar_scale.checkpoint.consolidated import write_consolidated
 from nar_scale.errors import UserError
 from nar_scale.generation import SamplingOptions, generate, generate_directly, samples_from_scratch
-from nar_scale.generation.models import FollowedModel
+from nar_scale.generation.model_choice import FollowedModel
 from tests.errors import refused
 from tests.generation.helpers import export
 

@@ -225,8 +225,8 @@ def test_what_cannot_be_read_or_written_is_named(nar, tmp_path, capsys):
         (tmp_path / "taken", show, [tmp_path / "taken" / "part-00000.jsonl", "directory"]),
         (tmp_path / "o", [*scratch, "--device", "gpu"], ["'gpu'", "cpu"]),
         (tmp_path / "o", [*scratch, "--device", "cuda:99"], ["'cuda:99'", "cpu"]),
-        (tmp_path / "o", [*scratch, "--seed", 2**63], ["--seed", 2**63]),
-        (tmp_path / "o", [*scratch, "--length", 49], ["--length 49", 48]),
+        (tmp_path / "o", [*scratch, "--seed", 2**63], ["seed", 2**63]),
+        (tmp_path / "o", [*scratch, "--length", 49], ["length 49", 48]),
     ]
     for output, arguments, named in table:
         common = ["--checkpoint", nar, "--output", output, "--steps", 1]

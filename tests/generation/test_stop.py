@@ -48,7 +48,7 @@ def test_letters_of_several_bytes_are_cut_whole():
     assert _until_stop(Request(0), tokens, ByteTokenizer(), ["é."]) == (list("aé".encode()), "aé")
 
 
-@pytest.mark.parametrize(("stop", "tokenizer", "named"), [(("",), "byte", ["--stop"]), (("a",), None, ["--stop"])])
+@pytest.mark.parametrize(("stop", "tokenizer", "named"), [(("",), "byte", ["stop"]), (("a",), None, ["stop"])])
 def test_stop_texts_that_cannot_be_found_are_refused(tmp_path, stop, tokenizer, named):
     export(tmp_path / "model", "autoregressive", tokenizer=tokenizer)
     with refused(UserError, *named):

@@ -11,7 +11,7 @@ from nar_scale.commands.export import main as launch
 from nar_scale.decoding import DecodeManifest
 from nar_scale.errors import CheckpointError, ConfigError
 from nar_scale.interop import from_x_transformers, to_x_transformers
-from nar_scale.interop.x_transformers_options import WrapperOptions
+from nar_scale.interop.x_transformers.options import WrapperOptions
 from nar_scale.model import Decoder, Encoder
 from nar_scale.objectives import AutoregressiveWrapper, build_wrapper
 from tests.config.helpers import config_with

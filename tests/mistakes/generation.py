@@ -22,7 +22,7 @@ OPTIONS = {
     "--sampler threshold --factor 2": ("factor", "threshold"),
     "--sampler wino --keep-threshold -1": ("keep_threshold", "-1.0"),
     "--sampler remask --remask-rule loop": ("--remask-rule", "loop", "cap"),
-    "--stop ''": ("--stop",),
+    "--stop ''": ("stop",),
     "--guidance 2": ("guidance",),
     "--worker 2/2": ("worker", "2", "0"),
     "--worker one": ("--worker", "one"),

@@ -73,8 +73,7 @@ MISTAKES = {
     "a folder as config": Mistake("train --config data", ("data",)),
     "explain an unknown key": Mistake("train --explain optimizer.kid", ("optimizer.kid", "optimizer.kind")),
     "dry run with resume": Mistake(f"{TRAIN} --dry-run --resume never", ("--dry-run", "--resume")),
-    "ranks without dry run": Mistake(f"{TRAIN} --ranks 2", ("--ranks", "--dry-run")),
-    "no ranks": Mistake(f"{TRAIN} --dry-run --ranks 0", ("--ranks",)),
+    "no ranks": Mistake(f"{TRAIN} --ranks 0", ("--ranks", "0")),
     "no config": Mistake("train", ("--config",)),
     "an unknown option": Mistake(f"{TRAIN} --resume-from run", ("--resume-from",)),
 }

@@ -126,11 +126,11 @@ def test_generation(options):
     assert calls.tolist() == [3 * 2 + 2] * 2  # two a block, and one for each block that others look back to
     prompt = torch.full((2, N), MASK_ID)
     prompt[:, :5], prompt[:, 9] = 7, 3
-    filled = wrapper.generate(prompt=prompt, **settings)
+    filled = wrapper.generate(prompts=prompt, **settings)
     assert bool((filled[:, :5] == 7).all())
     assert bool((filled[:, 9] == 3).all())
     assert not bool((filled == MASK_ID).any())
-    assert wrapper.generate(prompt=prompt[:, :6], **settings).shape == (2, 6)
+    assert wrapper.generate(prompts=prompt[:, :6], **settings).shape == (2, 6)
 
 
 def test_a_request_gives_the_same_alone_and_in_a_batch():

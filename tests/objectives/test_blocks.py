@@ -141,7 +141,7 @@ def test_the_callback_sees_whole_sequences():
         assert torch.equal(masked, tokens == MASK_ID)
         frames.append((number, int(masked.sum())))
 
-    wrapper.generate(prompt=given, callback=watch)
+    wrapper.generate(prompts=given, callback=watch)
     numbers, left = zip(*frames)
     assert list(numbers) == sorted(set(numbers))
     assert list(left) == sorted(left, reverse=True)

@@ -148,7 +148,7 @@ def test_guidance_goes_from_the_unconditional_logits_through_the_conditional_one
     generated = {}
     for scale in (0.0, 0.5, 1.0, 3.0):
         likeliest = (scale * with_condition + (1 - scale) * without).argmax(dim=-1)
-        generated[scale] = wrapper.generate(prompt=prompt, guidance_scale=scale, **settings)
+        generated[scale] = wrapper.generate(prompts=prompt, guidance_scale=scale, **settings)
         assert torch.equal(generated[scale][:, PREFIX:], likeliest[:, PREFIX:])
         assert torch.equal(generated[scale][:, :PREFIX], prompt[:, :PREFIX])
     assert not torch.equal(generated[0.0], generated[1.0])
@@ -163,7 +163,7 @@ def test_a_guided_request_gives_the_same_alone_and_in_a_batch_and_takes_no_more_
     def generate(rows, scale=2.0):
         noise = Noise.of_requests(1, torch.arange(5)[rows])
         settings = {"noise": noise, "guidance_scale": scale, "return_network_calls": True}
-        return wrapper.generate(prompt=prompt[rows], classes=classes[rows], **settings)
+        return wrapper.generate(prompts=prompt[rows], classes=classes[rows], **settings)
 
     together = generate(slice(None))
     assert sum(len(tokens) == 10 for tokens, _ in seen) == 4  # both halves in one
@@ -210,7 +210,7 @@ def test_guided_blocks_lose_the_whole_prefix_and_nothing_else():
     wrapper, prompt = block_diffusion(steps=4), random_tokens(1, N)
     prompt[:, N - 3 :] = MASK_ID
     seen = watched(wrapper)
-    generated = wrapper.generate(prompt=prompt, classes=torch.tensor([1]), guidance_scale=2.0)
+    generated = wrapper.generate(prompts=prompt, classes=torch.tensor([1]), guidance_scale=2.0)
     assert torch.equal(generated[:, : N - 3], prompt[:, : N - 3])
     copies = len(seen[0][0]) // 2  # of so few tokens, so that rounding is that of many
     conditional, unconditional = seen[0][0][0], seen[0][0][copies]

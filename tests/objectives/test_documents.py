@@ -344,7 +344,7 @@ def test_documents_are_filled_in_as_if_each_were_alone():
     filled = []
     for each, documents in ((wrapper, batch.documents), (twin, None), (wrapper, None)):
         torch.manual_seed(4)
-        filled.append(each.generate(prompt=prompt, classes=batch.classes, documents=documents))
+        filled.append(each.generate(prompts=prompt, classes=batch.classes, documents=documents))
     assert torch.equal(filled[0], filled[1])
     assert not torch.equal(filled[0], filled[2])
 
@@ -416,12 +416,12 @@ def test_a_prefix_of_the_sample_is_refused():
     with refused(ValueError, "documents", "prefix_length"):
         wrapper.loss_terms(batch)
     with refused(ValueError, "documents", "prefix_length"):
-        wrapper.generate(prompt=batch.tokens, documents=batch.documents)
+        wrapper.generate(prompts=batch.tokens, documents=batch.documents)
 
 
 def test_block_diffusion_generates_one_document_a_sequence():
     with refused(ValueError, "block diffusion", "documents"):
-        blocks_of(4).generate(prompt=torch.full((1, N), MASK_ID), documents=torch.zeros(1, N, dtype=torch.int64))
+        blocks_of(4).generate(prompts=torch.full((1, N), MASK_ID), documents=torch.zeros(1, N, dtype=torch.int64))
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS.values(), ids=WRAPPERS)

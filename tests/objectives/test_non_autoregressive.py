@@ -219,7 +219,7 @@ def test_it_learns(options):
         (lambda: small_nar(condition_drop_prob=0.1), ConfigError, ["condition_drop_prob"]),
         (lambda: small_nar().generate(1, guidance_scale=2.0), ValueError, ["guidance_scale"]),
         (
-            lambda: small_nar().generate(prompt=torch.full((2, N + 1), MASK_ID)),
+            lambda: small_nar().generate(prompts=torch.full((2, N + 1), MASK_ID)),
             ValueError,
             ["13 tokens", "max_seq_len", 12],
         ),

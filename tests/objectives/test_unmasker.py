@@ -30,6 +30,29 @@ def test_a_sampler_is_given_by_name_or_by_its_settings():
     assert sampled.network_calls == config.network_calls.tolist()
 
 
+def test_prompts_are_completed():
+    wrapper = small_nar()
+    noise = Noise.of_requests(1, torch.arange(2))
+    prompts = random_tokens(2, 5)
+    masks = torch.full((2, N), MASK_ID)
+    assert wrapper.generate(prompts=prompts, seq_len=0).tolist() == prompts.tolist()
+    for seq_len, length in [(None, N), (3, 8)]:
+        completed = wrapper.generate(prompts=prompts, seq_len=seq_len, noise=noise)
+        whole = torch.cat((prompts, masks), dim=1)[:, :length]
+        assert completed.tolist() == wrapper.generate(prompts=whole, noise=noise).tolist()
+        assert completed[:, :5].tolist() == prompts.tolist()
+    with_gap = torch.cat((prompts, masks[:, :1]), dim=1)
+    assert wrapper.generate(prompts=with_gap, noise=noise).shape == (2, 6)
+    assert wrapper.generate(prompts=with_gap, seq_len=2, noise=noise).shape == (2, 8)
+    assert wrapper.generate(prompts=prompts[0], seq_len=2).shape == (7,)
+    with refused(ValueError, "seq_len", -1):
+        wrapper.generate(prompts=prompts, seq_len=-1)
+    with refused(ValueError, "13 tokens", 12):
+        wrapper.generate(prompts=prompts, seq_len=8)
+    with refused(ValueError, "seq_len", "prompts"):
+        wrapper.generate(2, seq_len=3)
+
+
 @pytest.mark.parametrize(
     ("sampler", "calls"),
     [("confidence", 3), ("entropy", 3), ("margin", 3), ("random", 3), ("remask", 3)],
@@ -80,11 +103,11 @@ def test_settings_that_a_sampler_does_not_take_are_refused(options, named):
     ("options", "named"),
     [
         ({"batch_size": 0}, ["nothing", "(0, 12)"]),
-        ({"prompt": torch.zeros(0, 5, dtype=torch.int64)}, ["nothing", "(0, 5)"]),
-        ({"prompt": torch.zeros(0, dtype=torch.int64)}, ["nothing", "(1, 0)"]),
-        ({"prompt": torch.full((2, 13), 1)}, ["13", "max_seq_len", 12]),
-        ({"prompt": torch.tensor([[1, 11]])}, ["id 11", "0..10"]),
-        ({"prompt": torch.tensor([1, -1])}, ["id -1", "0..10"]),
+        ({"prompts": torch.zeros(0, 5, dtype=torch.int64)}, ["nothing", "(0, 5)"]),
+        ({"prompts": torch.zeros(0, dtype=torch.int64)}, ["nothing", "(1, 0)"]),
+        ({"prompts": torch.full((2, 13), 1)}, ["13", "max_seq_len", 12]),
+        ({"prompts": torch.tensor([[1, 11]])}, ["id 11", "0..10"]),
+        ({"prompts": torch.tensor([1, -1])}, ["id -1", "0..10"]),
         ({"filter_thres": 1.5}, ["filter_thres", "1.5"]),
         ({"guidance_scale": 2.0}, ["guidance_scale", "num_classes"]),
         ({"sampler": settings("random"), "steps": 3}, ["steps", "RandomDecoding"]),
@@ -124,7 +147,7 @@ def test_guidance_combines_logits():
     without = wrapper.predict(tokens, classes=torch.full((2,), 3))[0]
     logits = without + 2.5 * (with_class - without)
     logits[..., MASK_ID] = -torch.inf
-    greedy = wrapper.generate(prompt=tokens, classes=classes, guidance_scale=2.5, steps=1)
+    greedy = wrapper.generate(prompts=tokens, classes=classes, guidance_scale=2.5, steps=1)
     assert torch.equal(greedy, torch.where(tokens == MASK_ID, logits.argmax(dim=-1), tokens))
 
 
@@ -137,8 +160,8 @@ def test_compiled_generation_keeps_the_batch_whole(monkeypatch):
     given = torch.full((4, N), MASK_ID)
     given[1:, :8] = random_tokens(3, 8)
     compiled = wrapper.generate(
-        prompt=given, sampler="random", steps=20, noise=Noise.of_requests(1, torch.arange(4)), compile=True
+        prompts=given, sampler="random", steps=20, noise=Noise.of_requests(1, torch.arange(4)), compile=True
     )
     assert set(sizes) == {4}
-    plain = wrapper.generate(prompt=given, sampler="random", steps=20, noise=Noise.of_requests(1, torch.arange(4)))
+    plain = wrapper.generate(prompts=given, sampler="random", steps=20, noise=Noise.of_requests(1, torch.arange(4)))
     assert torch.equal(compiled, plain)

@@ -102,7 +102,10 @@ def test_sizes_are_those_of_the_model_and_the_data(prepared):
     [
         ([], "the following arguments are required: --config"),
         (["--config", "a.yaml", "--training.steps=5"], "unrecognized arguments: --training.steps=5"),
-        (["--config", "a.yaml", "--ranks", "2"], "--ranks takes a number from 1 on, with --dry-run"),
+        (
+            ["--config", "a.yaml", "--ranks", "2"],
+            "--ranks starts processes, but a launcher has started this one already",
+        ),
         (["--config", "a.yaml", "--dry-run", "--resume", "never"], "--dry-run does not look at checkpoints to resume"),
         (["--config", "absent.yaml", "--dry-run"], "cannot read the config file absent.yaml"),
     ],

@@ -10,7 +10,7 @@ import x_transformers
 from torch import Tensor, nn
 
 from nar_scale.interop import to_x_transformers
-from nar_scale.interop.x_transformers_nets import RMS_NORM_EPS
+from nar_scale.interop.x_transformers.nets import RMS_NORM_EPS
 from nar_scale.model import Decoder, Encoder, TransformerWrapper
 from nar_scale.objectives import AutoregressiveWrapper, NonAutoregressiveWrapper
 

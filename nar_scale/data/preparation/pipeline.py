@@ -28,8 +28,8 @@ MAX_COMPARED = 1000  # pairs of files with the same stem
 
 
 def prepare(
-    inputs: Sequence[Path],
-    output: Path,
+    inputs: str | Path | Sequence[str | Path],
+    output: str | Path,
     *,
     workers: int | None = None,
     overwrite: bool = False,
@@ -56,7 +56,9 @@ def prepare(
         UserError: an argument is out of range, or `output` holds another data set already.
         DataError: an input is missing or unreadable, a split would be empty, or the output cannot be written.
     """
-    plan = plan_dataset(inputs, output, workers=workers, **settings)  # type: ignore[arg-type]
+    paths = [Path(each) for each in ([inputs] if isinstance(inputs, (str, Path)) else inputs)]
+    output = Path(output)
+    plan = plan_dataset(paths, output, workers=workers, **settings)  # type: ignore[arg-type]
     staging = plan_directory(plan, output)
     try:
         prepare_work_items(plan, output, workers=workers, overwrite=overwrite, progress=progress)

@@ -154,7 +154,7 @@ class DatasetInfo:
         except OSError as error:
             refuse_half_published(Path(directory))
             raise DataError(
-                f"cannot read {path}: {error.strerror}; make the data set with launcher/prepare.py"
+                f"cannot read {path}: {error.strerror}; make the data set with nar-scale prepare"
             ) from error
 
     @classmethod
@@ -165,7 +165,7 @@ class DatasetInfo:
             fault = error.errors(include_url=False, include_context=False)[0]
             where = ".".join(printable(str(part)) for part in fault["loc"])
             reason = f"{where}: {fault['msg']}" if where else fault["msg"]
-            raise DataError(f"{path} is damaged ({reason}); restore it, or run launcher/prepare.py again") from error
+            raise DataError(f"{path} is damaged ({reason}); restore it, or run nar-scale prepare again") from error
 
     def save(self, directory: str | Path) -> None:
         """Write `dataset.json`, whole or not at all.
@@ -188,5 +188,5 @@ def check_directory(directory: str) -> None:
         raise DataError(f"data directory {directory} is a file; give the folder that it is in")
     if not Path(directory).is_dir():
         raise DataError(
-            f"data directory {directory} does not exist; correct the path, or make it with launcher/prepare.py"
+            f"data directory {directory} does not exist; correct the path, or make it with nar-scale prepare"
         )

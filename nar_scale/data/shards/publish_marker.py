@@ -19,5 +19,5 @@ def refuse_half_published(output: Path) -> None:
     if any(marker.parent.suffix != DONE for marker in output.glob(f"{STAGING}*/{PUBLISHING}")):
         raise DataError(
             f"data set {output} is being put into place by prepare.py, or was when that was killed; run the same "
-            "launcher/prepare.py command again"
+            "nar-scale prepare command again"
         )

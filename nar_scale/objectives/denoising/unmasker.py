@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from nar_scale.config import SAMPLERS, UNSCHEDULED_SAMPLERS, ConfidenceDecoding, SamplerConfig
@@ -43,7 +44,8 @@ class Unmasker(Denoiser):
         filter_thres: float = _FILTER_THRES,
         noise_level_scale: float = 1.0,
         *,
-        prompt: Tensor | None = None,
+        prompts: Tensor | None = None,
+        seq_len: int | None = None,
         sampler: str | SamplerConfig = "confidence",
         sampler_options: Mapping[str, Any] | None = None,
         steps: int | None = None,
@@ -56,14 +58,16 @@ class Unmasker(Denoiser):
         compile: bool = False,
         **net_kwargs: Any,
     ) -> Tensor | Unmasked:
-        """Fill in masks, all of a sequence or those of `prompt`.
+        """Fill in masks: those of `prompts`, those that follow them, or all of a sequence.
 
         Args:
             batch_size: number of sequences; None for one, without batch dimension.
             start_temperature: of the first step; with the `confidence` sampler it falls linearly to 0.
             filter_thres: keeps the `ceil((1 - filter_thres) * num_tokens)` most probable tokens at each position.
             noise_level_scale: scale of the Gumbel noise on a critic's logits, with the `confidence` sampler.
-            prompt: int64 `[batch, n]` or `[n]` with `mask_id` where tokens are wanted; the others stay as they are.
+            prompts: int64 `[batch, n]` or `[n]` with `mask_id` where tokens are wanted; the others stay as they are.
+            seq_len: tokens to generate after the prompts, as in the autoregressive `generate`; None for as many as
+                `max_seq_len` leaves after prompts without any mask, and for none after those with masks.
             sampler: by name, see `nar_scale.config.sections.decoding`, or as settings, in the place of temperature,
                 filter, steps and guidance given here: `ThresholdDecoding(sampler="threshold", threshold=0.8)`.
             sampler_options: settings of a sampler that is given by name, such as `{"threshold": 0.8}`.
@@ -71,7 +75,7 @@ class Unmasker(Denoiser):
                 schedule.
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
             classes: int64 `[batch]`, with `num_classes`.
-            documents: int64, of the shape of `prompt`, to fill in several documents at once; as in `forward`.
+            documents: int64, of the shape of `prompts`, to fill in several documents at once; as in `forward`.
             guidance_scale: how far logits go from the unconditional ones in the direction of the conditional ones:
                 1 for the conditional, 0 for the unconditional (arXiv:2207.12598, with scale 1 + w).
             return_network_calls: return `Unmasked`.
@@ -80,20 +84,20 @@ class Unmasker(Denoiser):
             net_kwargs: further arguments of the network.
 
         Returns:
-            int64 `[batch_size, max_seq_len]` or, for one sequence, `[max_seq_len]`; never a mask token.
+            int64 `[batch_size, max_seq_len]`, of prompts `[batch, n]` or `[batch, n + seq_len]`, and of one sequence
+            without the first dimension; never a mask token.
 
         Raises:
             UserError: a sampler or a setting that is unknown, out of range or not for this model.
-            ValueError: a prompt that is empty, too long or holds ids that do not exist; classes or documents that do
-                not fit; guidance without a condition; documents or `compile` with block diffusion.
+            ValueError: a prompt that is empty, too long or holds ids that do not exist; a `seq_len` without prompts or
+                below 0; classes or documents that do not fit; guidance without a condition; documents or `compile`
+                with block diffusion.
         """
         asked = {"temperature": start_temperature, "guidance": guidance_scale, "steps": steps}
         decoding = self._decoding(sampler, asked, filter_thres, sampler_options or {})
         device = self.net.token_emb.weight.device
-        single = batch_size is None if prompt is None else prompt.ndim == 1
-        if prompt is None:
-            prompt = torch.full((1 if batch_size is None else batch_size, self.max_seq_len), self.mask_id)
-        tokens = prompt.to(device)[None] if prompt.ndim == 1 else prompt.to(device)
+        single = batch_size is None if prompts is None else prompts.ndim == 1
+        tokens = self._to_fill(prompts, seq_len, 1 if batch_size is None else batch_size).to(device)
         classes = None if classes is None else classes.to(device).view(-1)
         documents = None if documents is None else documents.to(device).view(-1, documents.shape[-1])
         settings = {"compile": compile, "noise_level_scale": noise_level_scale, "callback": callback, **net_kwargs}
@@ -192,6 +196,21 @@ class Unmasker(Denoiser):
         if kept < self.net.num_tokens:
             asked["top_k"] = kept
         return resolve_decoding(ConfidenceDecoding(sampler="confidence"), sampler, {**asked, **options})
+
+    def _to_fill(self, prompts: Tensor | None, seq_len: int | None, batch_size: int) -> Tensor:
+        """Sequences with masks where tokens are wanted, int64 `[batch, n]`; arguments as in `generate`."""
+        if prompts is None:
+            if seq_len is not None:
+                raise ValueError("seq_len counts the tokens after prompts; give prompts too")
+            return torch.full((batch_size, self.max_seq_len), self.mask_id)
+        tokens = prompts[None] if prompts.ndim == 1 else prompts
+        if tokens.ndim != 2:
+            return tokens  # to be refused
+        if seq_len is None and tokens.numel() and not bool((tokens == self.mask_id).any()):
+            seq_len = max(0, self.max_seq_len - tokens.shape[-1])
+        if seq_len is not None and seq_len < 0:
+            raise ValueError(f"seq_len {seq_len} is negative; give the number of tokens to generate")
+        return F.pad(tokens, (0, seq_len or 0), value=self.mask_id)
 
     def _check_generation(
         self, tokens: Tensor, classes: Tensor | None, documents: Tensor | None, compile: bool

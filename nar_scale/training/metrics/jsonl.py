@@ -64,6 +64,14 @@ class MetricsLog:
         self._file.close()
 
 
+def last_values(path: Path) -> dict[str, float]:
+    """The last value of each metric in a file, by name; none of a file that is missing."""
+    values: dict[str, float] = {}
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        values |= {name: value for name, value in (_parse(line) or {}).items() if value is not None}
+    return values
+
+
 def _drop_later_lines(path: Path, step: int) -> float:
     """Drop what was logged after `step`, or half; returns the seconds that earlier attempts took to get there.
 

@@ -21,6 +21,12 @@ from tests.errors import assert_names
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.fixture(autouse=True)
+def _named(monkeypatch):
+    """As what the command is started, which its usage begins with."""
+    monkeypatch.setattr(sys, "argv", ["prepare"])
+
+
 # The command
 
 
@@ -230,3 +236,50 @@ def test_a_wrong_command_has_no_traceback(damaged, tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert re.fullmatch(r"prepare: error: input .*bad\.jsonl, line at byte 16: not valid JSON .*\n", done.stderr)
+
+
+# The subcommands
+
+
+def test_subcommands_do_what_the_flags_do(corpus, tmp_path, capsys):
+    given = {"--text-field": "body", "--include": "*.txt", "--seq-len": "32", "--validation": "0.4", "--workers": "1"}
+    options = ["--document-ids", *(word for pair in given.items() for word in pair)]
+    assert launcher.main(["corpus", str(corpus), "--output", str(tmp_path / "made"), *options]) == 0
+    assert launcher.main(["--input", str(corpus), "--output", str(tmp_path / "flags"), *options]) == 0
+    assert tree(tmp_path / "made") == tree(tmp_path / "flags")
+    capsys.readouterr()
+    for job in ("inspect", "verify", "index"):
+        printed = []
+        for form in ([job], [f"--{job}"]):
+            assert launcher.main([*form, str(tmp_path / "made")]) == 0
+            printed.append(capsys.readouterr().out)
+        assert printed[0] == printed[1]
+        assert printed[0]
+    for name, form in (
+        ("sub.json", ["tokenizer", str(corpus), "--vocabulary-size", "300", "--output"]),
+        ("flags.json", ["--input", str(corpus), "--train-tokenizer", "300", "--tokenizer"]),
+    ):
+        assert launcher.main([*form, str(tmp_path / name)]) == 0
+        assert capsys.readouterr().out.count(str(tmp_path / name)) == 2
+    assert (tmp_path / "sub.json").read_bytes() == (tmp_path / "flags.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("corpsu x", ["corpsu", "corpus"]),
+        ("corpus x --seq-len 8", ["--output"]),
+        ("corpus x --output y", ["--seq-len"]),
+        ("corpus x --output y --seq-len 8 --part 1/2 --merge", ["--merge"]),
+        ("corpus x --output y --seq-len 8 --validation 0.1 --validation-input z", ["--validation-input"]),
+        ("corpus x --output y --seq-len 8 --train-tokenizer 300", ["--tokenizer"]),
+        ("tokenizer x --output y", ["--vocabulary-size"]),
+        ("digits", ["--output"]),
+        ("verify", ["DIR"]),
+    ],
+)
+def test_a_subcommand_says_what_it_lacks(capsys, line, named):
+    with pytest.raises(SystemExit) as ended:
+        launcher.main(line.split())
+    assert ended.value.code == 2
+    assert_names(capsys.readouterr().err.splitlines()[-1], *named)

@@ -149,7 +149,7 @@ def test_replacing_killed_at_any_change_never_describes_other_shards(few, few_un
         check_whole(output)
         if not (output / "dataset.json").exists():
             for read in (DatasetInfo.load, partial(DatasetInfo.find, storage_options={})):
-                with refused(DataError, output, "launcher/prepare.py"):
+                with refused(DataError, output, "nar-scale prepare"):
                     read(str(output))
         again, expected = (SETTINGS, tree(few_unbroken)) if change % 3 else (old, old_tree)
         prepare([few], output, **again, workers=1, overwrite=True, progress=False)

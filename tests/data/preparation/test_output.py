@@ -129,7 +129,7 @@ def test_a_full_disk_is_named_and_the_run_goes_on_when_there_is_space(corpus, tm
 
 
 def test_missing_or_damaged_dataset_json_is_named(tmp_path):
-    with refused(DataError, tmp_path / "dataset.json", os.strerror(errno.ENOENT), "launcher/prepare.py"):
+    with refused(DataError, tmp_path / "dataset.json", os.strerror(errno.ENOENT), "nar-scale prepare"):
         DatasetInfo.load(tmp_path)
     for content in ("{", "[]", '{"splits": {}}', '{"splits": {"train": {"rows": 3}}}'):
         (tmp_path / "dataset.json").write_text(content)

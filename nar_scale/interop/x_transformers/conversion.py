@@ -23,9 +23,9 @@ from nar_scale.checkpoint.consolidated import LoadedModel
 from nar_scale.checkpoint.directory import written_whole
 from nar_scale.checkpoint.shards import SHARD_BYTES, save_weights
 from nar_scale.errors import CheckpointError
-from nar_scale.interop.x_transformers_nets import build_net, describe_net
-from nar_scale.interop.x_transformers_options import given, parse_options
-from nar_scale.interop.x_transformers_weights import GATE_BIAS, Entry, list_entries
+from nar_scale.interop.x_transformers.nets import build_net, describe_net
+from nar_scale.interop.x_transformers.options import given, parse_options
+from nar_scale.interop.x_transformers.weights import GATE_BIAS, Entry, list_entries
 from nar_scale.model import Decoder, Encoder, TransformerWrapper
 
 _TOKENS = "token_emb.emb.weight"
@@ -80,7 +80,7 @@ def from_x_transformers(
     wrapper, layers = parse_options(given_options)
     biases = not layers.ff_no_bias or any(name.endswith(GATE_BIAS) and value.any() for name, value in state.items())
     with torch.device("meta"):
-        net = build_net(attn_layers, wrapper, layers, biases)
+        net = build_net(Decoder if attn_layers.causal else Encoder, wrapper, layers, biases)
     net.to_empty(device="cpu").to(state[_TOKENS].dtype).tie_weights()
     weights = dict(net.named_parameters())
     for entry in list_entries(net, layers):

@@ -95,25 +95,43 @@ def parse_options(options: dict[str, Any]) -> tuple[WrapperOptions, LayerOptions
     """Sort keyword arguments of x-transformers into those of the wrapper and those of the layers.
 
     Raises:
-        ConfigError: one that has no counterpart here, or is missing.
+        ConfigError: some have no counterpart here, or are missing; all of them are named.
     """
-    names = [field.name for kind in (WrapperOptions, LayerOptions) for field in fields(kind)]
-    for name, value in options.items():
-        if name in _FIXED:
-            if value != _FIXED[name]:
-                raise ConfigError(f"the x-transformers option {name} can only be {_FIXED[name]} here, not {value}")
-            continue
-        if name not in names:
-            near = get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError(f"the x-transformers option {name} has no counterpart here{hint}")
-        if isinstance(value, tuple):
-            raise ConfigError(f"the x-transformers option {name} differs from layer to layer, which is not supported")
+    _check(options, (WrapperOptions, LayerOptions))
     return _pick(WrapperOptions, options), _pick(LayerOptions, options)
 
 
+def parse_layer_options(options: dict[str, Any]) -> LayerOptions:
+    """Keyword arguments of x-transformers' `Encoder` or `Decoder`; errors as of `parse_options`."""
+    _check(options, (LayerOptions,))
+    return _pick(LayerOptions, options)
+
+
+def parse_wrapper_options(options: dict[str, Any]) -> WrapperOptions:
+    """Keyword arguments of x-transformers' `TransformerWrapper` but its layers; errors as of `parse_options`."""
+    _check(options, (WrapperOptions,))
+    return _pick(WrapperOptions, options)
+
+
+def _check(options: dict[str, Any], kinds: tuple[type[LayerOptions] | type[WrapperOptions], ...]) -> None:
+    known = {field.name: field for kind in kinds for field in fields(kind)}
+    problems = [problem for name, value in options.items() if (problem := _problem(name, value, list(known)))]
+    lacking = [name for name, field in known.items() if field.default is MISSING and name not in options]
+    if problems:
+        raise ConfigError(f"of the x-transformers options {'; '.join(problems)}")
+    if lacking:
+        raise ConfigError(f"the x-transformers option {' and '.join(lacking)} is missing")
+
+
+def _problem(name: str, value: Any, known: list[str]) -> str | None:
+    """Why an option cannot be taken; None if it can."""
+    if name in _FIXED:
+        return None if value == _FIXED[name] else f"{name} can only be {_FIXED[name]} here, not {value}"
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        return f"{name} has no counterpart here{f' (did you mean {near[0]}?)' if near else ''}"
+    return f"{name} differs from layer to layer, which is not supported" if isinstance(value, tuple) else None
+
+
 def _pick(kind: type[_Options], options: dict[str, Any]) -> _Options:
-    for field in fields(kind):
-        if field.default is MISSING and field.name not in options:
-            raise ConfigError(f"the x-transformers option {field.name} is missing")
     return kind(**{field.name: options[field.name] for field in fields(kind) if field.name in options})

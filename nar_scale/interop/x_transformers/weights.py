@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, arange
 
-from nar_scale.interop.x_transformers_nets import THETA
-from nar_scale.interop.x_transformers_options import LayerOptions
+from nar_scale.interop.x_transformers.nets import THETA, query_key_gamma
+from nar_scale.interop.x_transformers.options import LayerOptions
 from nar_scale.model import TransformerWrapper
 
 GATE_BIAS = "ff.0.proj.bias"
@@ -123,8 +123,8 @@ def _attention(options: LayerOptions) -> list[Entry]:
     def fused(heads: Tensor, channels: Tensor) -> Tensor:
         return (heads[:, None] * dim_head + channels).flatten()
 
-    def gamma() -> Tensor:  # queries and keys of length 1, times a scale, as RMS norms before a scale of dim_head**-0.5
-        return torch.full((heads, 1, dim_head), (options.attn_qk_norm_scale * dim_head**-0.5) ** 0.5 - 1)
+    def gamma() -> Tensor:
+        return torch.full((heads, 1, dim_head), query_key_gamma(options) - 1)
 
     return [
         Entry("to_q.weight", "to_queries.weight", _permuted(fused(query_heads, channels))),

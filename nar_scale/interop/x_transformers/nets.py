@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from nar_scale.errors import ConfigError
-from nar_scale.interop.x_transformers_options import LayerOptions, WrapperOptions
+from nar_scale.interop.x_transformers.options import LayerOptions, WrapperOptions
 from nar_scale.model import Decoder, Encoder, TransformerWrapper
+from nar_scale.model.stack import AttentionLayers
 
 THETA = 10_000.0
 LAYER_NORM_EPS = 1e-5
@@ -28,46 +29,76 @@ def build_net(
     Raises:
         ConfigError: options with no counterpart, or that contradict each other.
     """
-    for refused, reason in _import_refusals(kind, wrapper, layers):
-        if refused:
-            raise ConfigError(reason)
+    stack = kind(**layer_arguments(layers, causal=kind.causal, biases=biases))
+    as_their_norms(stack)
+    return TransformerWrapper(attn_layers=stack, **wrapper_arguments(wrapper, stack))
+
+
+def layer_arguments(layers: LayerOptions, *, causal: bool, biases: bool) -> dict[str, Any]:
+    """The arguments of our `Encoder` or `Decoder` that x-transformers' options stand for.
+
+    Args:
+        causal: whether it is a `Decoder`.
+        biases: give the feed-forward projections biases.
+
+    Raises:
+        ConfigError: options with no counterpart, or that contradict each other; all of them are named.
+    """
+    _refuse(_layer_refusals(layers, causal))
     past = layers.attn_max_attend_past
-    stack = kind(
-        layers.dim,
-        layers.depth,
-        layers.heads,
-        dim_head=layers.attn_dim_head,
-        kv_heads=layers.kv_heads,
-        feedforward=("swiglu" if layers.ff_swish else "geglu") if layers.ff_glu else "gelu",
-        feedforward_dim=int(layers.dim * layers.ff_mult),
-        feedforward_bias=biases,
-        norm="rmsnorm" if layers.use_rmsnorm else "layernorm",
-        rotary=layers.rotary_pos_emb,
-        rotary_theta=THETA,
-        rotary_dim=layers.rotary_dim or None,
-        rotary_interpolation_factor=layers.rotary_interpolation_factor,
-        rotary_base_rescale_factor=layers.rotary_base_rescale_factor,
-        qk_norm=layers.attn_qk_norm or layers.attn_qk_rmsnorm,
-        window=None if past is None else past + 1,
-        cross_attend=layers.cross_attend,
-        dim_context=layers.cross_attn_dim_context,
-        dropout=layers.attn_dropout,
-    )
+    return {
+        "dim": layers.dim,
+        "depth": layers.depth,
+        "heads": layers.heads,
+        "dim_head": layers.attn_dim_head,
+        "kv_heads": layers.kv_heads,
+        "feedforward": ("swiglu" if layers.ff_swish else "geglu") if layers.ff_glu else "gelu",
+        "feedforward_dim": int(layers.dim * layers.ff_mult),
+        "feedforward_bias": biases,
+        "norm": "rmsnorm" if layers.use_rmsnorm else "layernorm",
+        "rotary": layers.rotary_pos_emb,
+        "rotary_theta": THETA,
+        "rotary_dim": layers.rotary_dim or None,
+        "rotary_interpolation_factor": layers.rotary_interpolation_factor,
+        "rotary_base_rescale_factor": layers.rotary_base_rescale_factor,
+        "qk_norm": layers.attn_qk_norm or layers.attn_qk_rmsnorm,
+        "window": None if past is None else past + 1,
+        "cross_attend": layers.cross_attend,
+        "dim_context": layers.cross_attn_dim_context,
+        "dropout": layers.attn_dropout,
+    }
+
+
+def wrapper_arguments(wrapper: WrapperOptions, stack: AttentionLayers) -> dict[str, Any]:
+    """The arguments of our `TransformerWrapper`, beside `attn_layers`, that x-transformers' options stand for.
+
+    Raises:
+        ConfigError: no positions at all.
+    """
+    no_positions = not wrapper.use_abs_pos_emb and stack.rotary is None
+    _refuse([(no_positions, "use_abs_pos_emb False needs rotary_pos_emb: there are no nets without positions here")])
     scale = wrapper.tie_embedding_scale
-    net = TransformerWrapper(
-        num_tokens=wrapper.num_tokens,
-        max_seq_len=wrapper.max_seq_len,
-        attn_layers=stack,
-        tie_embedding=wrapper.tie_embedding,
-        tie_embedding_scale=layers.dim**-0.5 if scale is None else scale,
-        add_continuous_pred_head=wrapper.add_continuous_pred_head,
-        attn_z_loss_weight=wrapper.attn_z_loss_weight,
-        logits_dim=wrapper.logits_dim,
-    )
-    for module in net.modules():  # those of queries and keys too, beside whatever norms the stack has
+    return {
+        "num_tokens": wrapper.num_tokens,
+        "max_seq_len": wrapper.max_seq_len,
+        "tie_embedding": wrapper.tie_embedding,
+        "tie_embedding_scale": stack.dim**-0.5 if scale is None else scale,
+        "add_continuous_pred_head": wrapper.add_continuous_pred_head,
+        "attn_z_loss_weight": wrapper.attn_z_loss_weight,
+        "logits_dim": wrapper.logits_dim,
+    }
+
+
+def as_their_norms(stack: AttentionLayers) -> None:
+    """Give all RMS norms x-transformers' epsilon, those of queries and keys too, whatever norms the stack has."""
+    for module in stack.modules():
         if isinstance(module, nn.RMSNorm):
             module.eps = RMS_NORM_EPS
-    return net
+
+
+def query_key_gamma(layers: LayerOptions) -> float:
+    """What makes RMS norms of queries and keys, before a scale of dim_head**-0.5, `attn_qk_norm` and its scale."""
+    return float((layers.attn_qk_norm_scale * layers.attn_dim_head**-0.5) ** 0.5)
 
 
 def describe_net(net: TransformerWrapper, ignore_norm_eps: bool = False) -> tuple[WrapperOptions, LayerOptions]:
@@ -79,9 +110,7 @@ def describe_net(net: TransformerWrapper, ignore_norm_eps: bool = False) -> tupl
     Raises:
         ConfigError: the net has what x-transformers cannot represent.
     """
-    for refused, reason in _export_refusals(net, ignore_norm_eps):
-        if refused:
-            raise ConfigError(reason)
+    _refuse(_export_refusals(net, ignore_norm_eps))
     stack = net.attn_layers
     block: Any = stack.blocks[0]
     feedforward, cross = block.feedforward, block.cross_attention
@@ -127,9 +156,13 @@ def describe_net(net: TransformerWrapper, ignore_norm_eps: bool = False) -> tupl
     return wrapper, LayerOptions(**layers)
 
 
-def _import_refusals(
-    kind: type[Encoder] | type[Decoder], wrapper: WrapperOptions, layers: LayerOptions
-) -> list[tuple[bool, str]]:
+def _refuse(checks: list[tuple[bool, str]]) -> None:
+    reasons = [reason for refused, reason in checks if refused]
+    if reasons:
+        raise ConfigError("; ".join(reasons))
+
+
+def _layer_refusals(layers: LayerOptions, causal: bool) -> list[tuple[bool, str]]:
     dropouts = {layers.attn_dropout, layers.ff_dropout}
     block_dropouts = {layers.attn_sublayer_dropout, layers.ff_sublayer_dropout}
     past = layers.attn_max_attend_past is not None
@@ -149,7 +182,7 @@ def _import_refusals(
             block_dropouts not in ({0.0}, dropouts),
             "attn_sublayer_dropout and ff_sublayer_dropout must be 0 or as attn_dropout",
         ),
-        (past and not kind.causal, "attn_max_attend_past has no counterpart in an Encoder: a window hides both sides"),
+        (past and not causal, "attn_max_attend_past has no counterpart in an Encoder: a window hides both sides"),
         (past and layers.cross_attend, "attn_max_attend_past has no counterpart with cross_attend"),
         (
             not layers.project_out and wide,
@@ -160,10 +193,6 @@ def _import_refusals(
             "cross_attn_dim_context needs cross_attend",
         ),
         (layers.rotary_pos_emb and layers.rotary_dim <= 2, "rotary_emb_dim must be above 2"),
-        (
-            not (wrapper.use_abs_pos_emb or layers.rotary_pos_emb),
-            "use_abs_pos_emb False needs rotary_pos_emb: there are no nets without positions here",
-        ),
     ]
 
 

@@ -1,0 +1,66 @@
+"""Write an example configuration to start from, and say what to do with it.
+
+nar-scale init my_model
+nar-scale init my_model --example quickstart_ar
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from itertools import dropwhile, takewhile
+from pathlib import Path
+from textwrap import shorten
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "configs"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command with these arguments, or those of the process; returns the exit status."""
+    names = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="examples:\n" + "\n".join(f"  {name:18} {_about(name)}" for name in names),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", type=Path, metavar="DIR", help="where to write it")
+    parser.add_argument(
+        "--example",
+        choices=names,
+        default="quickstart_nar",
+        metavar="NAME",
+        help="one of those below (default: quickstart_nar)",
+    )
+    options = parser.parse_args(arguments)
+
+    from nar_scale.config import load_config  # after the arguments have been checked: it takes seconds
+    from nar_scale.errors import UserError
+
+    sources = [EXAMPLES / f"{options.example}.yaml", EXAMPLES / f"{options.example}.prompts.jsonl"]
+    written = {options.directory / source.name: source.read_bytes() for source in sources if source.exists()}
+    try:
+        for path in written:
+            if path.exists():
+                raise UserError(f"{path} is there already and stays as it is; choose another directory")
+        options.directory.mkdir(parents=True, exist_ok=True)
+        for path, content in written.items():
+            with open(path, "xb") as file:
+                file.write(content)
+    except UserError as error:
+        print(f"init: error: {error}", file=sys.stderr)
+        return 2
+    path = next(iter(written))
+    config = load_config(path)
+    print(f"wrote {', '.join(map(str, written))}\nnext:")
+    corpus = f"corpus TEXT_FILES --seq-len {config.model.max_seq_len}"
+    print(f"  nar-scale prepare {'digits' if config.data.class_field else corpus} --output {config.data.directory}")
+    print(f"  nar-scale train --config {path}   (--ranks N: in N processes)")
+    return 0
+
+
+def _about(name: str) -> str:
+    """The first sentence of the comment that a configuration begins with."""
+    lines = (EXAMPLES / f"{name}.yaml").read_text().splitlines()
+    comment = takewhile(lambda line: line.startswith("# "), dropwhile(lambda line: "yaml-language" in line, lines))
+    sentence = " ".join(line[2:] for line in comment).split(". ")[0].rstrip(".")
+    return shorten(sentence, 96, placeholder=" ...")
