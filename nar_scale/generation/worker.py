@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nar_scale.checkpoint import LoadedModel, WeightKind
 from nar_scale.decoding import SamplingOptions
@@ -20,6 +19,7 @@ from nar_scale.files import create_atomically, remedy_for, write_atomically
 from nar_scale.generation.opening import open_model
 from nar_scale.generation.requests import Request
 from nar_scale.generation.sampling import Sample, generate_samples
+from nar_scale.progress import kept_at_interrupt, with_progress
 
 MANIFEST_FILE = "generation.json"
 
@@ -89,11 +89,12 @@ def generate(
     claim_output(output, manifest)
     paths = []
     own_parts = range(worker, -(-len(requests) // part_size), workers)
-    for part in tqdm(own_parts, desc=f"worker {worker}/{workers}", unit="part", disable=None if progress else True):
-        path = output / f"part-{part:05d}.jsonl"
-        if not path.exists():
-            _generate_part(path, requests[part * part_size : (part + 1) * part_size], model, options, batch_size)
-        paths.append(path)
+    with kept_at_interrupt(f"finished parts are kept in {output}; the same command makes the others"):
+        for part in with_progress(own_parts, f"worker {worker}/{workers}", "part", enabled=progress):
+            path = output / f"part-{part:05d}.jsonl"
+            if not path.exists():
+                _generate_part(path, requests[part * part_size : (part + 1) * part_size], model, options, batch_size)
+            paths.append(path)
     return paths
 
 

@@ -40,12 +40,12 @@ _LAYOUT = {
 """The charts of TensorBoard's tab of custom scalars: the tags in each, as regular expressions."""
 
 _SWEPT = (
-    *("model.dim", "model.depth", "model.heads", "model.max_seq_len", "model.positions", "model.dropout"),
+    *("model.dim", "model.depth", "model.max_seq_len"),
     *("objective.kind", "objective.loss", "objective.schedule", "objective.block_size"),
     *("optimizer.kind", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay"),
     *("schedule.kind", "schedule.warmup_steps", "training.steps", "training.global_batch_size", "training.seed"),
 )
-"""The settings that people compare runs by."""
+"""The settings that people compare runs by; the first five, by their names, are the ones that TensorBoard shows."""
 
 
 class MetricsWriter:
@@ -110,7 +110,7 @@ class MetricsWriter:
         """Record that something has happened at a step, such as a resume: what, and a mark in TensorBoard."""
         self._events.write(step, kind, text)
         self._writer.add_scalar(f"events/{kind}", 1.0, step)
-        self._writer.add_text(f"events/{kind}", text, step)
+        self._writer.add_text(f"timeline/{kind}", text, step)  # which comes behind the samples
         self._writer.flush()
 
     def texts(self, step: int, texts: list[str]) -> None:
