@@ -21,6 +21,7 @@ from nar_scale.config import (
 )
 from nar_scale.data.shards.shard_comparison import write_shard_list
 from nar_scale.files import removed_if_empty
+from nar_scale.model.parameters import full_size
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.callbacks.callback import Callback
 from nar_scale.training.callbacks.checkpointer import Checkpointer
