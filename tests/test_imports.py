@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "nar_scale"
-GROUND = {"errors", "files", "first_rank", "logging_setup", "processes", "text"}
+GROUND = {"errors", "files", "first_rank", "logging_setup", "processes", "progress", "text"}
 FLOORS = [
     {"config", "data", "fleet", "masking", "model"},
     {"decoding"},

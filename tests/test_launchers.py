@@ -133,6 +133,7 @@ VALID = {
     "consolidate": ["--run", "x", "--output", "x"],
     "evaluate": ["--checkpoint", "x", "--data", "x", "--output", "x"],
     "generate": ["--checkpoint", "x", "--num-samples", "1", "--output", "x"],
+    "report": ["--run", "x"],
     "harness": ["--checkpoint", "x", "--tasks", "x", "--output", "x"],
     "export": ["--checkpoint", "x", "--format", "llama", "--output", "x"],
     "import": ["x", "--format", "llama", "--output", "x"],

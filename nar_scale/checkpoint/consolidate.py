@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nar_scale.checkpoint.consolidated import CONFIG_FILE, ModelInfo, write_consolidated
+from nar_scale.checkpoint.model_card import model_card, recorded_likelihoods
 from nar_scale.checkpoint.partitions import WEIGHT, PartitionReader
 from nar_scale.checkpoint.probe import load_probe
 from nar_scale.checkpoint.state import STATE_FILE, TrainingState
@@ -30,13 +31,21 @@ EMA = "ema"
 _logger = logging.getLogger(__name__)
 
 
-def consolidate(run: str | Path, output: str | Path, step: int | None = None) -> float:
+def consolidate(
+    run: str | Path,
+    output: str | Path,
+    step: int | None = None,
+    license: str | None = None,
+    progress: bool = True,
+) -> float:
     """Write the consolidated checkpoint of a run.
 
     Args:
         run: the run directory.
         output: the directory to create.
         step: which checkpoint; the newest good one if not given.
+        license: of the model, for its card; `checkpoint.license` of the run if not given.
+        progress: show progress bars if standard error is a terminal.
 
     Returns:
         the largest difference between the logits of the reloaded and of the live model, over the largest logit.
@@ -75,6 +84,8 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
         dtype=config.training.precision,
         decode=DecodeManifest.of(config, wrapper.mask_id, state.end_token),
         special_tokens=state.special_tokens,
+        likelihoods=recorded_likelihoods(run, state.step),
+        license=license or config.checkpoint.license,
     )
     probe = load_probe(checkpoint)
     with PartitionReader(checkpoint) as reader:
@@ -84,7 +95,16 @@ def consolidate(run: str | Path, output: str | Path, step: int | None = None) ->
             raise CheckpointError(f"{checkpoint} lacks the weight {lacking[0]!r} that its {CONFIG_FILE} describes")
         average = None if config.training.ema_decay is None else _OneAtATime(reader, EMA)
         return write_consolidated(
-            output, wrapper, config, info, probe, tokenizer_file, weights=weights, average=average
+            output,
+            wrapper,
+            config,
+            info,
+            probe,
+            tokenizer_file,
+            weights=weights,
+            average=average,
+            progress=progress,
+            card=model_card(run.resolve().name, config, info, wrapper),
         )
 
 
@@ -104,7 +124,7 @@ def consolidate_as_command(run: str, output: str, step: str, parent: str) -> Non
     """
     end_with_parent(int(parent))
     try:
-        consolidate(run, output, int(step))
+        consolidate(run, output, int(step), progress=False)  # the terminal is the run's
     except UserError as error:
         _logger.error("consolidation of step %s: error: %s", step, error)
         sys.exit(1)

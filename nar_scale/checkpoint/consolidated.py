@@ -6,7 +6,8 @@ ema.safetensors         the moving average of the weights, if the run kept one
 model.json              vocabulary, tokenizer, step, and how samples are drawn
 tokenizer.json          unless the tokenizer is `byte`
 probe.safetensors       a recorded forward pass of the live model
-manifest.json           size and checksum of every file
+manifest.json           size and checksum of every file above
+README.md               the model card, which may be edited
 """
 
 from __future__ import annotations
@@ -36,10 +37,31 @@ from nar_scale.errors import CheckpointError
 from nar_scale.files import write_atomically
 from nar_scale.model.devices import find_device
 from nar_scale.objectives import Objective, build_wrapper
+from nar_scale.progress import with_progress
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "model.json"
+CARD_FILE = "README.md"
 
 WeightKind = Literal["model", "ema"]
+
+
+@dataclass(frozen=True)
+class RecordedLikelihood:
+    """A likelihood of validation data that a run measured at the step of a checkpoint, or before.
+
+    Attributes:
+        source: of the data; empty where there is one.
+        step: optimizer steps taken.
+        nats_per_token: negative log-likelihood; an upper bound where the model masks.
+        standard_error: of it, over the sequences.
+        bits_per_byte: the same by bytes of text; None where their number is unknown.
+    """
+
+    source: str
+    step: int
+    nats_per_token: float
+    standard_error: float | None = None
+    bits_per_byte: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +77,8 @@ class ModelInfo:
         decode: how samples are drawn by default.
         special_tokens: how special tokens that a text spells out are encoded, see `HuggingFaceTokenizer`; "ids" where
             the file does not say.
+        likelihoods: what the run measured of its validation data; empty if it measured nothing.
+        license: of the model, as Hugging Face names it, such as `apache-2.0`; None if nobody has said.
     """
 
     vocabulary_size: Annotated[int, Field(ge=1)]
@@ -64,6 +88,8 @@ class ModelInfo:
     dtype: str
     decode: DecodeManifest
     special_tokens: SpecialTokens = "ids"
+    likelihoods: tuple[RecordedLikelihood, ...] = ()
+    license: str | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +119,8 @@ def write_consolidated(
     shard_bytes: int = SHARD_BYTES,
     weights: Mapping[str, Tensor] | None = None,
     average: Mapping[str, Tensor] | None = None,
+    card: str | None = None,
+    progress: bool = True,
 ) -> float:
     """Write a consolidated checkpoint, which appears at `output` only if the model, read again, matches the probe.
 
@@ -106,6 +134,8 @@ def write_consolidated(
         shard_bytes: size of a file of weights, at most.
         weights: tensors by name, of the dtype of `wrapper`, each of which is read once; those of `wrapper` if None.
         average: the moving average of the weights in the same form, if there is one.
+        card: the model card, in Markdown.
+        progress: show progress bars if standard error is a terminal.
 
     Returns:
         the largest difference of the logits, relative to the largest logit.
@@ -116,16 +146,19 @@ def write_consolidated(
     with written_whole(output) as writing:
         own = _weights(wrapper)
         layout = {name: (weight.dtype, tuple(weight.shape)) for name, weight in own.items()}
-        save_weights(writing, weights or own, "model", shard_bytes, layout)
+        save_weights(writing, weights or own, "model", shard_bytes, layout, progress)
         if average is not None:
-            save_weights(writing, average, "ema", shard_bytes, layout)
+            save_weights(writing, average, "ema", shard_bytes, layout, progress)
         (writing / CONFIG_FILE).write_text(dump_config(config))
         (writing / MODEL_FILE).write_bytes(TypeAdapter(ModelInfo).dump_json(info, indent=2) + b"\n")
         if tokenizer_file is not None:
             shutil.copyfile(tokenizer_file, writing / "tokenizer.json")
         save_probe(writing, probe)
-        records = record_files(writing, list_files(writing))
+        files = list_files(writing)
+        records = record_files(writing, with_progress(files, "checksums", "file", enabled=progress))
         write_atomically(writing / MANIFEST, json.dumps(records, indent=1).encode())
+        if card is not None:  # without a checksum: people add to it
+            (writing / CARD_FILE).write_text(card)
         difference = check_probe(writing, stream_consolidated(writing))
     return difference
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nar_scale.errors import CheckpointError
 from nar_scale.files import remedy_for, sync_directory
+from nar_scale.progress import kept_at_interrupt
 
 _WRITING = ".writing-"
 _ABANDONED_SECONDS = 3600
@@ -29,7 +30,8 @@ def written_whole(output: Path) -> Iterator[Path]:
     writing = None
     try:
         writing = make_writing_directory(output)
-        yield writing
+        with kept_at_interrupt(f"{output} was not written"):
+            yield writing
         for path in writing.iterdir():
             with open(path, "rb") as file:
                 os.fsync(file.fileno())

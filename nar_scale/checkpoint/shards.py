@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from tqdm import tqdm
 
 from nar_scale.checkpoint.tensor_file import DTYPES_BY_NAME, Layout, tensor_bytes, write_tensors
 from nar_scale.errors import CheckpointError
+from nar_scale.progress import progress_bar
 
 SHARD_BYTES = 4 * 2**30
 
@@ -24,25 +26,34 @@ def save_weights(
     stem: str = "model",
     shard_bytes: int = SHARD_BYTES,
     layout: Layout | None = None,
+    progress: bool = True,
 ) -> None:
     """Write `STEM.safetensors`, or for more than `shard_bytes` `STEM-00001-of-0000N.safetensors` and an index.
 
     Args:
         weights: by name; each is asked for once, when its turn comes, so that they need not all be in memory.
         layout: name to dtype and shape, if asking the weights for them would read them.
+        progress: show a progress bar if standard error is a terminal.
     """
     layout = layout or {name: (weight.dtype, tuple(weight.shape)) for name, weight in weights.items()}
     shards = list(_split(layout, shard_bytes))
     files: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        numbered = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
-        file = f"{stem}{numbered}.safetensors"
-        write_tensors(directory / file, shard, (weights[name] for name in shard), {"format": "pt"})
-        files.update(dict.fromkeys(shard, file))
+    total = sum(tensor_bytes(*described) for described in layout.values())
+    with progress_bar(f"write {stem}", total, "B", progress) as bar:
+        for number, shard in enumerate(shards, 1):
+            numbered = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+            file = f"{stem}{numbered}.safetensors"
+            write_tensors(directory / file, shard, _counted(shard, weights, bar), {"format": "pt"})
+            files.update(dict.fromkeys(shard, file))
     if len(shards) > 1:
-        total = sum(tensor_bytes(*described) for described in layout.values())
         index = {"metadata": {"total_size": total}, "weight_map": files}
         (directory / f"{stem}.safetensors.index.json").write_text(json.dumps(index, indent=1))
+
+
+def _counted(shard: Layout, weights: Mapping[str, Tensor], bar: tqdm[Any]) -> Iterator[Tensor]:
+    for name, described in shard.items():
+        yield weights[name]
+        bar.update(tensor_bytes(*described))
 
 
 def shard_names(directory: Path, stem: str = "model") -> Iterator[tuple[Path, str]]:

@@ -16,6 +16,7 @@ COMMANDS = {
     "consolidate": "turn a training checkpoint into one to load anywhere",
     "evaluate": "likelihood, samples and tasks of checkpoints",
     "harness": "run tasks of lm-evaluation-harness",
+    "report": "show a run, or several beside each other, as one HTML page",
     "generate": "generate from scratch, from prompts, or into gaps",
     "export": "write a checkpoint in the format of another library",
     "import": "read a checkpoint of another library",

@@ -17,6 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run", required=True, metavar="DIR", help="the run directory")
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest good one)")
     parser.add_argument("--output", required=True, metavar="DIR", help="the directory to create")
+    parser.add_argument(
+        "--license", metavar="NAME", help="for the model card, such as apache-2.0 (default: checkpoint.license)"
+    )
     options = parser.parse_args(arguments)
 
     # after the arguments have been checked: it takes seconds
@@ -26,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     set_up_logging()
     try:
-        difference = consolidate(options.run, options.output, options.step)
+        difference = consolidate(options.run, options.output, options.step, options.license)
     except UserError as error:
         print(f"consolidate: error: {error}", file=sys.stderr)
         return 2

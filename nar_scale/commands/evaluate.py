@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     from nar_scale.data import ShardCache, cache_bytes
     from nar_scale.errors import UserError
     from nar_scale.logging_setup import set_up_logging
+    from nar_scale.progress import kept_at_interrupt
     from nar_scale.reporting import DataOptions
 
     set_up_logging()
@@ -48,9 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
         data = DataOptions(
             _sources(options.data), options.split, options.limit, options.batch_size, options.index_directory, cache
         )
-        status = 0 if options.output is None else _write_likelihood(options, data)
-        if status == 0 and options.report is not None:
-            _write_report(options, data)
+        with kept_at_interrupt("what was not finished was not written"):
+            status = 0 if options.output is None else _write_likelihood(options, data)
+            if status == 0 and options.report is not None:
+                _write_report(options, data)
     except UserError as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 2

@@ -19,6 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
         "--weights", default="model", choices=["model", "ema"], help="ema: the moving average (default: model)"
     )
     parser.add_argument(
+        "--license", metavar="NAME", help="for the model card of Llama (default: that of the checkpoint)"
+    )
+    parser.add_argument(
         "--ignore-norm-eps",
         action="store_true",
         help="x-transformers: accept that its norms have another epsilon, so that results differ slightly",
@@ -37,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.format == "llama":
             if options.ignore_norm_eps:
                 raise ConfigError("--ignore-norm-eps is for --format x-transformers; Llama has any norm_eps")
-            export_llama(model, options.output)
+            export_llama(model, options.output, license=options.license)
         else:
             export_x_transformers(model, options.output, ignore_norm_eps=options.ignore_norm_eps)
     except UserError as error:

@@ -15,6 +15,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 OLDEST_PYTHON = (3, 10)
+INTERRUPTED = 130  # the exit status of what Ctrl-C has ended, as shells have it
 _PACKAGE = Path(__file__).absolute().parents[1]
 
 
@@ -55,6 +56,11 @@ def exit_status(main: Callable[[], int], ranks: bool = False) -> int:
         if error.filename is None:
             raise
         problem = f"{error.filename2 or error.filename}: {error.strerror}"
+    except KeyboardInterrupt as interrupt:
+        kept = f"; {interrupt}" if interrupt.args else ""
+        start = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C
+        print(f"{start}{Path(sys.argv[0]).stem}: interrupted{kept}", file=sys.stderr)
+        return INTERRUPTED
     except SystemExit as end:
         if not isinstance(end.code, str):
             raise

@@ -1,15 +1,13 @@
-"""Running a function over many items in several processes, and showing the progress."""
+"""Running a function over many items in several processes."""
 
+import multiprocessing
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
-
-from tqdm import tqdm
+from typing import TypeVar
 
 from nar_scale.errors import DataError
 from nar_scale.processes import send_when_parent_ends
@@ -30,7 +28,7 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
 
     With one worker everything runs in this process. With more, at most four items per worker are in progress, so
     results do not fill the memory when the caller is slower than the workers. The workers end when this process is
-    killed.
+    killed or interrupted.
 
     Args:
         function: a picklable function of one item.
@@ -45,7 +43,8 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         yield from map(function, items)
         return
     pending: deque[Future[Result]] = deque()
-    pool = ProcessPoolExecutor(workers, initializer=send_when_parent_ends, initargs=(signal.SIGKILL,))
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(workers, initializer=_follow_parent)
     try:
         for item in items:
             pending.append(pool.submit(function, item))
@@ -57,24 +56,15 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], worke
         raise DataError(
             "a worker process was killed, perhaps because memory ran out; run again with fewer --workers"
         ) from None
+    except KeyboardInterrupt:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()  # what it has begun may take minutes
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def progress_bar(description: str, total: int, unit: str, enabled: bool) -> "tqdm[Any]":
-    """Return a progress bar on stderr, which shows nothing unless `enabled` and stderr is a terminal.
-
-    Args:
-        description: of the work, one word.
-        total: number of units.
-        unit: what is counted, such as "B" or "shard".
-        enabled: whether to show it.
-    """
-    return tqdm(
-        desc=description,
-        total=total,
-        unit=unit,
-        unit_scale=True,
-        dynamic_ncols=True,
-        disable=not (enabled and sys.stderr.isatty()),
-    )
+def _follow_parent() -> None:
+    """Leave Ctrl-C, which the terminal sends to all processes, to the parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    send_when_parent_ends(signal.SIGKILL)

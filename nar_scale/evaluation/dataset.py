@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from tqdm import tqdm
-
-from nar_scale.data import Batch, SampleFormat, ShardCache, Tokenizer, sequential_batches
+from nar_scale.data import SampleFormat, ShardCache, Tokenizer, sequential_batches
 from nar_scale.errors import DataError, UserError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
 from nar_scale.evaluation.reencoding import ReencodedText
 from nar_scale.evaluation.split import Split, find_info
 from nar_scale.objectives import Objective
+from nar_scale.progress import with_progress
 
 
 def evaluate_dataset(
@@ -70,7 +68,7 @@ def evaluate_dataset(
     total = -(-min(opened.index.num_samples, limit or opened.index.num_samples) // batch_size)
     return evaluate_likelihood(
         objective,
-        _with_progress(batches, total, progress),
+        with_progress(batches, "evaluate", "batch", total, progress),
         objective.net.token_emb.weight.device,
         bytes_per_token=opened.bytes_per_token,
     )
@@ -104,16 +102,9 @@ def evaluate_reencoded(
     if objective.num_classes is not None:
         raise UserError("a model that is conditional on a class is evaluated on data prepared with its own tokenizer")
     text = ReencodedText(split, tokenizer, objective.max_seq_len, limit)
-    batches = _with_progress(text.batches(batch_size), None, progress)
+    batches = with_progress(text.batches(batch_size), "evaluate", "batch", enabled=progress)
     likelihood = evaluate_likelihood(objective, batches, objective.net.token_emb.weight.device)
     return replace(likelihood, bytes_per_token=text.bytes / text.tokens)
-
-
-def _with_progress(batches: Iterable[Batch], total: int | None, progress: bool) -> Iterable[Batch]:
-    bar: Iterable[Batch] = tqdm(
-        batches, total=total, desc="evaluating", unit="batch", disable=None if progress else True
-    )
-    return bar
 
 
 def _check_sizes(batch_size: int, limit: int | None) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Set
 
-from tqdm import tqdm
-
 from nar_scale.evaluation.split import RUN_SAMPLES, Split
 from nar_scale.evaluation.text_statistics import inner_words
+from nar_scale.progress import with_progress
 
 
 def find_words(words: Set[str], split: Split, limit: int | None = None, progress: bool = True) -> set[str]:
@@ -30,15 +29,7 @@ def find_words(words: Set[str], split: Split, limit: int | None = None, progress
     """
     tokenizer, missing = split.tokenizer(), set(words)
     samples = split.index.num_samples if limit is None else min(limit, split.index.num_samples)
-    runs = tqdm(
-        split.runs(limit),
-        total=-(-samples // RUN_SAMPLES),
-        desc="looking words up",
-        unit_scale=RUN_SAMPLES,
-        unit="sequence",
-        disable=None if progress else True,
-    )
-    for run in runs:
+    for run in with_progress(split.runs(limit), "look words up", "part", -(-samples // RUN_SAMPLES), progress):
         if not missing:
             break
         missing -= set(inner_words(tokenizer.decode(run.tolist())))

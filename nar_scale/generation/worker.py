@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from nar_scale.checkpoint import LoadedModel, WeightKind
 from nar_scale.config import SamplerConfig
@@ -29,6 +28,7 @@ from nar_scale.generation.model_choice import FixedModel, FollowedModel, Models
 from nar_scale.generation.requests import Request, RequestList, RequestSource
 from nar_scale.generation.sampling import check_options, generate_batches
 from nar_scale.model.devices import find_device
+from nar_scale.progress import progress_bar
 
 _logger = logging.getLogger(__name__)
 
@@ -173,7 +173,7 @@ class _Progress:
         self._told = self._begun
 
     def __enter__(self) -> _Progress:
-        self._bar = tqdm(total=self._units.layout.units, unit="part", disable=None if self._shown else True)
+        self._bar = progress_bar("generate", self._units.layout.units, "part", enabled=self._shown)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nar_scale.checkpoint.consolidated import LoadedModel
+from nar_scale.checkpoint.consolidated import CARD_FILE, LoadedModel
 from nar_scale.checkpoint.directory import written_whole
+from nar_scale.checkpoint.model_card import model_card
 from nar_scale.checkpoint.shards import SHARD_BYTES, save_weights
 from nar_scale.config import SamplerConfig
 from nar_scale.errors import ConfigError
@@ -22,12 +24,14 @@ from nar_scale.objectives import AutoregressiveWrapper
 
 
 @torch.no_grad()
-def export_llama(model: LoadedModel, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> None:
-    """Write the weights and their configurations, and for a model with a tokenizer `tokenizer.json` with its own.
+def export_llama(
+    model: LoadedModel, directory: str | Path, *, shard_bytes: int = SHARD_BYTES, license: str | None = None
+) -> None:
+    """Write weights, their configurations and a model card, and for a model with a tokenizer `tokenizer.json` too.
 
     `transformers.LlamaForCausalLM.from_pretrained(directory)` computes the same logits. `AutoTokenizer` gives
     the ids that the model was trained on, pads on the left with the end token, and so does `generate` with what has
-    ended. The weights keep the model's dtype.
+    ended. The weights keep the model's dtype. The licence in the card is `license`, by default that of the model.
 
     Raises:
         ConfigError: the model has what Llama cannot represent.
@@ -47,6 +51,9 @@ def export_llama(model: LoadedModel, directory: str | Path, *, shard_bytes: int 
         (writing / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         how = {**special, **_sampling(model.info.decode.decoding)}
         (writing / "generation_config.json").write_text(json.dumps(how, indent=2) + "\n")
+        info = replace(model.info, license=license or model.info.license)
+        card = model_card(Path(directory).name, model.config, info, model.wrapper, library="transformers")
+        (writing / CARD_FILE).write_text(card)
         if model.tokenizer is not None:
             save_text_tokenizer(model.tokenizer, end_token, net.max_seq_len, writing)
 

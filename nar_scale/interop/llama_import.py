@@ -11,6 +11,7 @@ import torch
 
 from nar_scale.checkpoint import ModelInfo, run_probe
 from nar_scale.checkpoint.consolidated import write_consolidated
+from nar_scale.checkpoint.model_card import model_card
 from nar_scale.checkpoint.shards import SHARD_BYTES
 from nar_scale.checkpoint.streaming import read_as_it_runs
 from nar_scale.config import Config, validate_config
@@ -89,6 +90,7 @@ def import_llama(
         None if tokenizer is None else directory / TOKENIZER_FILE,
         shard_bytes,
         weights,
+        card=model_card(output.name, config, info, wrapper),
     )
 
 

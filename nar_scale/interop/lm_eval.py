@@ -11,12 +11,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from tqdm import tqdm
 
 from nar_scale.checkpoint import LoadedModel, load_consolidated
 from nar_scale.errors import UserError
 from nar_scale.evaluation import ConditionalScore, score_continuations
 from nar_scale.generation import Request, Sample, SamplingOptions, generate_samples
+from nar_scale.progress import progress_bar
 
 MAX_NEW_TOKENS = 256
 _HANDLED = {"until", "max_gen_toks", "do_sample", "temperature"}
@@ -118,7 +118,7 @@ class NarScaleLM(TemplateLM):
         prompts = [self._prompt(number, request) for number, request in enumerate(requests)]
         order = sorted(range(len(requests)), key=lambda number: prompts[number][1])
         results: dict[int, str] = {}
-        bar = tqdm(total=len(order), desc="generating", disable=disable_tqdm or None)
+        bar = progress_bar("generate", len(order), "request", not disable_tqdm)
         for (length, temperature), same in groupby(order, key=lambda number: prompts[number][1]):
             numbers = list(same)
             options = SamplingOptions(temperature=temperature, length=length, seed=self._seed)
@@ -142,7 +142,7 @@ class NarScaleLM(TemplateLM):
 
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]], disable_tqdm: bool) -> list[ConditionalScore]:
         scores: list[ConditionalScore] = []
-        bar = tqdm(total=len(pairs), desc="scoring", disable=disable_tqdm or None)
+        bar = progress_bar("score", len(pairs), "request", not disable_tqdm)
         for start in range(0, len(pairs), self._batch_size):
             some = pairs[start : start + self._batch_size]
             scores += score_continuations(self._model.wrapper, some, self._mask_samples, self._seed, self._batch_size)

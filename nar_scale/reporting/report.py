@@ -24,6 +24,7 @@ from nar_scale.evaluation import (
     pool_likelihoods,
 )
 from nar_scale.evaluation.reencoding import cut_documents
+from nar_scale.progress import with_progress
 from nar_scale.reporting.frontier import FrontierPoint, TextQuality, measure_samples, measure_texts, words_in
 from nar_scale.reporting.likelihoods import DataOptions, describe_likelihood, measure_any_likelihoods
 from nar_scale.reporting.mauve import import_mauve
@@ -145,9 +146,8 @@ def make_report(
         model = load_consolidated(checkpoint, device, weights=weights)
         sources, reencoded = measure_any_likelihoods(model, data)
         settings = settings_of(model, samples.temperatures, samples.samplers, samples.steps) if samples.count else []
-        drawn.append(
-            [draw_samples(model, setting, samples.count, samples.seed, data.batch_size) for setting in settings]
-        )
+        shown = with_progress(settings, "samples", "setting", enabled=data.progress)
+        drawn.append([draw_samples(model, each, samples.count, samples.seed, data.batch_size) for each in shown])
         models.append(
             ModelReport(
                 name,

@@ -21,6 +21,7 @@ from nar_scale.config import (
 )
 from nar_scale.data.shards.shard_comparison import write_shard_list
 from nar_scale.files import removed_if_empty
+from nar_scale.model.parameters import full_size
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.callbacks.callback import Callback
 from nar_scale.training.callbacks.checkpointer import Checkpointer
@@ -42,12 +43,14 @@ from nar_scale.training.engine.build import build_engine, initialize_deepspeed, 
 from nar_scale.training.engine.machine import check_machine
 from nar_scale.training.engine.sequence_parallel import sequence_parallel_context
 from nar_scale.training.engine.zero_engine import ZeroEngine
+from nar_scale.training.environment import write_environment
 from nar_scale.training.fault_tolerance.activity import Activity
 from nar_scale.training.fault_tolerance.error_reporting import own_store, report_error_once
 from nar_scale.training.fault_tolerance.error_translation import translate_errors
 from nar_scale.training.fault_tolerance.preemption import StopAgreement, StopRequest
 from nar_scale.training.fault_tolerance.run_lease import RunLease
 from nar_scale.training.fault_tolerance.watchdog import Watchdog, timeout_beyond_watchdog
+from nar_scale.training.metrics.events import COMPLETE, RESUMED, STARTED, STOPPED, EventLog
 from nar_scale.training.metrics.writer import MetricsWriter
 from nar_scale.training.start_summary import (
     start_from_checkpoint,
@@ -165,7 +168,8 @@ def _train(
     if step is not None and start.init_from is not None and world.is_main:
         _logger.info("--init-from %s is not used, since there is a checkpoint to go on from", start.init_from)
     finished = own_step is not None and is_finished(config, store.path(own_step), own_step)
-    checkpointer = Checkpointer(store, config, world, state.step)
+    events = EventLog(directory) if world.is_main else None
+    checkpointer = Checkpointer(store, config, world, state.step, events)
     checkpointer.start_thread()
     if own_step is not None:
         checkpointer.continue_from(own_step)
@@ -175,11 +179,15 @@ def _train(
         if not finished:
             write_record(config, resolved, directory, None if step is None else source.path(step), state.step)
             write_shard_list(directory, data.fingerprint, data.sources)
+            parameters = sum(map(full_size, engine.module.parameters()))
+            write_environment(directory, world.device, world.size, parameters)
         writer = MetricsWriter(directory, state.step)
         if not finished:
             writer.settings(config, resolved)
-        if step is not None and not finished:
-            writer.event(state.step, "resumed", f"went on from {source.path(step)}")
+            if step is not None:
+                writer.event(state.step, RESUMED, f"went on from {source.path(step)}")
+            elif events is not None:
+                events.write(state.step, STARTED, "")
         _logger.info(start_summary(config, world, engine, data, state, origin))
     callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
     context = RunContext(config, world, engine, data, request.activity, StopAgreement(request, world))
@@ -193,7 +201,9 @@ def _train(
             callback.close()
         if writer is not None:
             writer.close()
-    if world.is_main:
+    if events is not None:
+        if not finished:
+            events.write(trainer.state.step, COMPLETE if complete else STOPPED, "")
         _logger.info(_farewell(config, complete, finished, trainer.state, store))
     return complete
 

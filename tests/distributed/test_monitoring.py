@@ -127,6 +127,17 @@ def test_everything_is_reported(launch: Launch) -> None:
     times = [line["time"] for line in lines]
     assert times == sorted(times)
 
+    happened = [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+    assert [(event["step"], event["kind"]) for event in happened] == [
+        (0, "started"),
+        (2, "checkpoint"),
+        (4, "checkpoint"),
+        (4, "complete"),
+    ]
+    environment = json.loads((directory / "environment.json").read_text())
+    assert (environment["ranks"], environment["torch"]) == (2, torch.__version__)
+    assert environment["parameters"] == sum(weight.numel() for weight in build_wrapper(config, 257).parameters())
+
     events = EventAccumulator(str(directory / "tensorboard"))
     events.Reload()
     named = {tensorboard_tag(name) for line in lines for name in line}

@@ -72,6 +72,9 @@ def test_consolidated_while_it_runs(launch: Launch, name: str, steps: tuple[int,
     made = launch.directory / name / "consolidated"
     assert sorted(path.name for path in made.iterdir()) == [f"step-{step:09d}" for step in steps]
     consolidate(launch.directory / name, tmp_path / "by_hand")
+    cards = [(path / "README.md").read_text() for path in (tmp_path / "by_hand", path_of(made))]
+    assert cards[0] == cards[1]
+    assert f"# {name}\n" in cards[0]
     for kind in ("model", "ema"):
         by_hand, beside = (
             load_consolidated(tmp_path / "by_hand", weights=kind),

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 import transformers
+from huggingface_hub import ModelCard
 
 from nar_scale.checkpoint import LoadedModel, ModelInfo, load_consolidated, run_probe
 from nar_scale.checkpoint.consolidated import write_consolidated
@@ -63,6 +64,13 @@ def test_llama_computes_and_generates_the_same(tmp_path, settings):
     expected = llama.generate(ids[:, :4], do_sample=False, max_new_tokens=20, eos_token_id=None, pad_token_id=0)
     assert model.wrapper.generate(ids[:, :4], 20, temperature=0.0).equal(expected)
     assert len(expected[:, 4:].unique()) > 2
+
+
+def test_the_card_is_for_the_library_that_loads_it(tmp_path):
+    export_llama(built(), tmp_path / "llama", license="mit")
+    card = ModelCard.load(tmp_path / "llama" / "README.md")
+    assert (card.data.license, card.data.library_name) == ("mit", "transformers")
+    assert "# llama\n" in card.text
 
 
 def test_the_config_says_what_the_model_is(tmp_path):

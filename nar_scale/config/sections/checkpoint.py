@@ -32,3 +32,8 @@ class CheckpointConfig(Section):
         description="Steps between consolidated checkpoints, which a process beside the run writes to "
         "`RUN/consolidated`; 0 for none.",
     )
+    license: str | None = Field(
+        default=None,
+        description="Licence of the model as Hugging Face names it, such as `apache-2.0`, for its model card; unknown "
+        "if not given.",
+    )

@@ -10,12 +10,13 @@ from nar_scale.data.formats.field_names import CLASS_FIELD
 from nar_scale.data.inspection.shard_verification import ShardResult, ShardTask, verify_shard
 from nar_scale.data.inspection.text_counts import wrong_text_count
 from nar_scale.data.inspection.verification import SplitVerification, Verification
-from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
+from nar_scale.data.parallel import available_cores, ordered_map
 from nar_scale.data.shards.dataset_info import INFO_FILE, DatasetInfo, SplitInfo
 from nar_scale.data.shards.layout import SPLITS
 from nar_scale.data.storage.urls import is_remote, redacted
 from nar_scale.data.tokenizers import Tokenizer, load_tokenizer
 from nar_scale.errors import DataError, UserError
+from nar_scale.progress import kept_at_interrupt, progress_bar
 from nar_scale.text import printable
 
 
@@ -65,7 +66,9 @@ def _verify(directory: Path, index_directory: str | Path | None, workers: int, p
         for shard in shards[split]
     ]
     splits = {}
-    with progress_bar("verify", sum(os.path.getsize(task.shard) for task in tasks), "B", progress) as bar:
+    size_of_all = sum(os.path.getsize(task.shard) for task in tasks)
+    no_verdict = kept_at_interrupt(f"{directory} is not verified")
+    with no_verdict, progress_bar("verify", size_of_all, "B", progress) as bar:
         results = ordered_map(verify_shard, tasks, min(workers, len(tasks)))
         for split, size in info.splits.items():
             counter = _SplitCounter(info)

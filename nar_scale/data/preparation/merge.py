@@ -16,10 +16,12 @@ from nar_scale.data.preparation.work_item import WorkItemRecord, recipe_tokenize
 from nar_scale.data.shards.dataset_info import DatasetInfo, SplitInfo
 from nar_scale.data.shards.layout import SPLITS
 from nar_scale.errors import DataError
+from nar_scale.progress import kept_at_interrupt
 
 logger = logging.getLogger(__name__)
 
 NUMBERS_IN_MESSAGES = 10
+KEPT = "finished work items are kept in {}; the same command goes on from there"
 
 Records = Mapping[int, WorkItemRecord]  # by the number of the work item
 
@@ -52,7 +54,7 @@ def merge_work_items(
         DataError: work items are missing, a split is empty, or the output cannot be written.
     """
     try:
-        with merge_lock(Path(output)):
+        with kept_at_interrupt(KEPT.format(output)), merge_lock(Path(output)):
             return _merge(plan, Path(output), workers or available_cores(), overwrite, progress)
     except OSError as error:
         reason = error.strerror or str(error)

@@ -11,9 +11,9 @@ from typing import get_args
 from nar_scale.data.formats.copies import are_copies
 from nar_scale.data.formats.documents import DEFAULT_TEXT_FIELD
 from nar_scale.data.formats.inputs import is_token_file
-from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
+from nar_scale.data.parallel import available_cores, ordered_map
 from nar_scale.data.preparation.corpus import Corpus, find_corpus
-from nar_scale.data.preparation.merge import EmptySplit, merge_work_items
+from nar_scale.data.preparation.merge import KEPT, EmptySplit, merge_work_items
 from nar_scale.data.preparation.plan import Plan, Recipe, check_least, make_plan
 from nar_scale.data.preparation.publish import find_finished, refuse_existing_shards
 from nar_scale.data.preparation.skipped import Skipped, refuse_too_many
@@ -22,6 +22,7 @@ from nar_scale.data.preparation.work_item import prepare_work_item, remove_lefto
 from nar_scale.data.shards.dataset_info import DatasetInfo
 from nar_scale.data.tokenizers import ByteTokenizer, SpecialTokens, Tokenizer, load_tokenizer, tokenizer_file
 from nar_scale.errors import DataError, UserError
+from nar_scale.progress import kept_at_interrupt, progress_bar
 
 MIN_UNIT_BYTES = 1 << 22
 MAX_COMPARED = 1000  # pairs of files with the same stem
@@ -214,7 +215,8 @@ def prepare_work_items(
         remove_leftovers(staging)
         tasks = [(work_item, plan.recipe, staging) for work_item in work_items]
         workers = min(available_cores() if workers is None else workers, max(len(work_items), 1))
-        with progress_bar("prepare", sum(work_item.size for work_item in work_items), "B", progress) as bar:
+        size = sum(work_item.size for work_item in work_items)
+        with kept_at_interrupt(KEPT.format(output)), progress_bar("prepare", size, "B", progress) as bar:
             skipped = Skipped()
             skipped.update(plan.skipped)
             for work_item, record in zip(work_items, ordered_map(prepare_work_item, tasks, workers)):

@@ -9,11 +9,12 @@ from tarfile import BLOCKSIZE, RECORDSIZE
 from typing import BinaryIO, NamedTuple
 
 from nar_scale.data.formats.tar import DamagedTarError, tar_members
-from nar_scale.data.parallel import ordered_map, progress_bar
+from nar_scale.data.parallel import ordered_map
 from nar_scale.data.shards.index_file import load_shard_index
 from nar_scale.data.shards.layout import SHARD_NAME
 from nar_scale.data.shards.shard_index import index_path, make_shard_index
 from nar_scale.errors import DataError
+from nar_scale.progress import progress_bar
 
 
 class WrittenShard(NamedTuple):

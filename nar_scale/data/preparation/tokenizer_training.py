@@ -6,10 +6,10 @@ from pathlib import Path
 from nar_scale.data.formats.documents import DEFAULT_TEXT_FIELD, Document
 from nar_scale.data.formats.heads import head_fault
 from nar_scale.data.formats.inputs import is_token_file, read_piece, split_into_pieces
-from nar_scale.data.parallel import progress_bar
 from nar_scale.data.preparation.corpus import find_corpus, leave_out_faulty
 from nar_scale.errors import DataError, UserError
 from nar_scale.files import write_atomically
+from nar_scale.progress import progress_bar
 
 END_TOKEN = "<|endoftext|>"
 MIN_VOCABULARY = 257  # the bytes and the end token

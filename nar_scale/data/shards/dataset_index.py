@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nar_scale.data.formats.field_names import TOKENS_FIELD
-from nar_scale.data.parallel import available_cores, ordered_map, progress_bar
+from nar_scale.data.parallel import available_cores, ordered_map
 from nar_scale.data.shards.index_file import ShardIndex, load_shard_index
 from nar_scale.data.shards.shard_files import find_shards
 from nar_scale.data.shards.shard_index import (
@@ -26,6 +26,7 @@ from nar_scale.data.storage.prefetch import ShardPrefetcher
 from nar_scale.data.storage.shard_cache import ShardCache
 from nar_scale.data.storage.urls import is_remote
 from nar_scale.errors import DataError
+from nar_scale.progress import progress_bar
 from nar_scale.text import printable
 
 LOADING_THREADS = 16  # reading many small files waits for the file system, not for the processor

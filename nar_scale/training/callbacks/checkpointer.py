@@ -18,6 +18,7 @@ from nar_scale.training.checkpointing.io import HostMemory, Snapshot, load_check
 from nar_scale.training.checkpointing.resume import find_checkpoint
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.zero_engine import ZeroEngine
+from nar_scale.training.metrics.events import CHECKPOINT, EventLog
 
 _POLL_SECONDS = 0.2
 
@@ -33,10 +34,14 @@ class Checkpointer(Callback):
         config: of the run.
         world: of this rank.
         saved_step: of the last checkpoint.
+        events: of the run, on the main process.
     """
 
-    def __init__(self, store: CheckpointStore, config: Config, world: World, saved_step: int):
+    def __init__(
+        self, store: CheckpointStore, config: Config, world: World, saved_step: int, events: EventLog | None = None
+    ):
         self._store, self._config, self._world, self._saved_step = store, config, world, saved_step
+        self._events = events
         self._consolidation = ConsolidationQueue(store) if world.is_main else None
         self._thread: ThreadPoolExecutor | None = None
         self._memory: HostMemory | None = None
@@ -131,6 +136,8 @@ class Checkpointer(Callback):
         write_checkpoint(self._store, snapshot, self._world)
         if self._world.is_main:
             self._retain()
+        if self._events is not None:
+            self._events.write(snapshot.state.step, CHECKPOINT, str(self._store.path(snapshot.state.step)))
         return snapshot.state.step
 
     def _retain(self) -> None:

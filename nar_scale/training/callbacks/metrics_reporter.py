@@ -11,6 +11,7 @@ from nar_scale.config import Config, samples_before, steps_of_run
 from nar_scale.data import DatasetIndex
 from nar_scale.planning.flops import flops_per_token, peak_flops
 from nar_scale.training.callbacks.callback import Callback, RunView
+from nar_scale.training.metrics.events import ROLLED_BACK, SKIPPED
 from nar_scale.training.metrics.progress import Progress
 from nar_scale.training.metrics.stragglers import StragglerDetector
 from nar_scale.training.metrics.throughput import memory_usage
@@ -56,7 +57,7 @@ class MetricsReporter(Callback):
             self._writer.scalars(run.state.step, values)
             if run.state.skipped_steps > self._skipped_steps:
                 skipped = run.state.skipped_steps - self._skipped_steps
-                self._writer.event(run.state.step, "skipped_steps", f"{skipped} since the report before")
+                self._writer.event(run.state.step, SKIPPED, f"{skipped} since the report before")
                 self._skipped_steps = run.state.skipped_steps
             self._progress.update(run.state.step, values.get("loss", math.nan), values["tokens_per_second"])
 
@@ -64,7 +65,7 @@ class MetricsReporter(Callback):
         """Drop what was reported of steps that are undone."""
         if self._writer is not None:
             self._writer.rewind(run.state.step)
-            self._writer.event(run.state.step, "rolled_back", f"back to step {run.state.step}")
+            self._writer.event(run.state.step, ROLLED_BACK, f"back to step {run.state.step}")
 
     def on_run_end(self, run: RunView) -> None:
         """Report how long the last checkpoint took."""

@@ -34,6 +34,20 @@ _POLL_SECONDS = 0.5
 _FILE_NAME = re.compile(r"lease-(\d+)\.json")
 
 
+def find_holder(directory: Path) -> Holder | None:
+    """Who trains in a run directory now, as far as this machine can tell; None where nobody renews the lease."""
+    numbers = _numbers(directory)
+    path = _file(directory, max(numbers, default=0))
+    holder = _read(path)
+    if holder is None:
+        return None
+    runs_here = holder.runs_here()
+    if runs_here is None:  # of another machine, whose clock may be another by less than a minute
+        with suppress(OSError):
+            runs_here = abs(time.time() - path.stat().st_mtime) < 2 * EXPIRY_SECONDS
+    return holder if runs_here else None
+
+
 class RunLease:
     """Holds a run directory from `acquire` to the end of a `with` block.
 
@@ -143,8 +157,7 @@ class RunLease:
         return number, holder
 
     def _numbers(self) -> list[int]:
-        names = (_FILE_NAME.fullmatch(name) for name in os.listdir(self._directory))
-        return sorted(int(name[1]) for name in names if name)
+        return _numbers(self._directory)
 
     def _renewed(self, number: int) -> int | None:
         """When a lease was renewed, by the clock of the file system; None if it has been given back."""
@@ -155,7 +168,16 @@ class RunLease:
             return None
 
     def _file(self, number: int) -> Path:
-        return self._directory / f"lease-{number}.json"
+        return _file(self._directory, number)
+
+
+def _numbers(directory: Path) -> list[int]:
+    names = (_FILE_NAME.fullmatch(name) for name in os.listdir(directory))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def _file(directory: Path, number: int) -> Path:
+    return directory / f"lease-{number}.json"
 
 
 def _read(path: Path) -> Holder | None:

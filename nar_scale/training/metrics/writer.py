@@ -13,6 +13,7 @@ import numpy as np
 from nar_scale.config import Config, dump_config, flat_settings
 from nar_scale.evaluation import encode_png
 from nar_scale.files import write_atomically
+from nar_scale.training.metrics.events import EventLog
 from nar_scale.training.metrics.jsonl import MetricsLog
 from nar_scale.training.metrics.names import tensorboard_tag
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 METRICS_FILE = "metrics.jsonl"
+SAMPLE_SEPARATOR = "\n\n=====\n\n"
+"""What stands between the samples in a file of texts."""
+
 _LAYOUT = {
     "main": {
         "loss, training and validation": ["Multiline", ["main/loss$", "main/validation_.*nats_per_token"]],
@@ -36,12 +40,12 @@ _LAYOUT = {
 """The charts of TensorBoard's tab of custom scalars: the tags in each, as regular expressions."""
 
 _SWEPT = (
-    *("model.dim", "model.depth", "model.heads", "model.max_seq_len", "model.positions", "model.dropout"),
+    *("model.dim", "model.depth", "model.max_seq_len"),
     *("objective.kind", "objective.loss", "objective.schedule", "objective.block_size"),
     *("optimizer.kind", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay"),
     *("schedule.kind", "schedule.warmup_steps", "training.steps", "training.global_batch_size", "training.seed"),
 )
-"""The settings that people compare runs by."""
+"""The settings that people compare runs by; the first five, by their names, are the ones that TensorBoard shows."""
 
 
 class MetricsWriter:
@@ -58,7 +62,7 @@ class MetricsWriter:
     """
 
     def __init__(self, directory: Path, step: int):
-        self._log = MetricsLog(directory / METRICS_FILE, step)
+        self._log, self._events = MetricsLog(directory / METRICS_FILE, step), EventLog(directory)
         self._tensorboard, self._samples = directory / "tensorboard", directory / "samples"
         self._step, self._writer = step, self._write_after(step)
 
@@ -103,9 +107,10 @@ class MetricsWriter:
         self._writer.flush()
 
     def event(self, step: int, kind: str, text: str) -> None:
-        """Mark in TensorBoard that something has happened at a step, such as a resume, and say what."""
+        """Record that something has happened at a step, such as a resume: what, and a mark in TensorBoard."""
+        self._events.write(step, kind, text)
         self._writer.add_scalar(f"events/{kind}", 1.0, step)
-        self._writer.add_text(f"events/{kind}", text, step)
+        self._writer.add_text(f"timeline/{kind}", text, step)  # which comes behind the samples
         self._writer.flush()
 
     def texts(self, step: int, texts: list[str]) -> None:
@@ -113,7 +118,7 @@ class MetricsWriter:
         for number, text in enumerate(texts):
             self._writer.add_text(f"samples/{number}", _verbatim(text), step)
         self._samples.mkdir(exist_ok=True)
-        write_atomically(self._samples / f"step-{step:09d}.txt", "\n\n=====\n\n".join(texts).encode())
+        write_atomically(self._samples / f"step-{step:09d}.txt", SAMPLE_SEPARATOR.join(texts).encode())
 
     def image(self, step: int, image: np.ndarray) -> None:
         """Record an image of the samples of a step, uint8 `[height, width]`, in TensorBoard and as a file."""

@@ -17,6 +17,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from nar_scale.config import validate_config
+from nar_scale.training.metrics.events import EVENTS_FILE
 from nar_scale.training.metrics.jsonl import MetricsLog
 from nar_scale.training.metrics.names import METRICS, tensorboard_tag
 from nar_scale.training.metrics.writer import METRICS_FILE, MetricsWriter
@@ -128,8 +129,25 @@ def test_events_are_marks_with_a_text(tmp_path):
     with writing(tmp_path, 5) as writer:
         writer.event(5, "resumed", "went on from step 5")
     assert scalars(tmp_path, "events/resumed") == [(5, 1.0)]
-    (text,) = tensorboard(tmp_path).Tensors("events/resumed/text_summary")
+    (text,) = tensorboard(tmp_path).Tensors("timeline/resumed/text_summary")
     assert (text.step, text.tensor_proto.string_val) == (5, [b"went on from step 5"])
+
+
+def test_events_are_kept_when_steps_are_taken_back(tmp_path):
+    with writing(tmp_path, 0) as writer:
+        writer.event(9, "skipped_steps", "one")
+        writer.rewind(5)
+        with open(tmp_path / EVENTS_FILE, "a") as log:
+            log.write('{"step": 5, "ki')  # a kill
+        before = time.time()
+        writer.event(5, "rolled_back", "back to step 5")
+    first, cut, second = (tmp_path / EVENTS_FILE).read_text().splitlines()
+    with pytest.raises(ValueError, match="Unterminated"):
+        json.loads(cut)
+    events = [json.loads(line) for line in (first, second)]
+    assert [event["kind"] for event in events] == ["skipped_steps", "rolled_back"]
+    assert (events[1]["step"], events[1]["text"]) == (5, "back to step 5")
+    assert before - 1 < events[1]["time"] < time.time() + 1
 
 
 def write_nine(directory):

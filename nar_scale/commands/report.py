@@ -1,0 +1,43 @@
+"""Show a run as one HTML page that opens offline: curves, samples, settings, events. Several runs are compared.
+
+python launcher/report.py --run runs/quickstart_nar
+python launcher/report.py runs/quickstart_nar runs/quickstart_ar --output quickstarts.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command with these arguments, or those of the process; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run directories, of running or ended runs")
+    parser.add_argument("--run", action="append", default=[], metavar="DIR", help="a run directory as well")
+    parser.add_argument(
+        "--output", metavar="FILE.html", help="where to write (default: RUN/report.html, of several runs ./report.html)"
+    )
+    options = parser.parse_intermixed_args(arguments)
+    directories = list(dict.fromkeys([*options.run, *options.runs]))
+    if not directories:
+        parser.error("which run? give --run DIR")
+
+    # after the arguments have been checked: it takes seconds
+    from nar_scale.errors import UserError
+    from nar_scale.logging_setup import set_up_logging, write_result
+    from nar_scale.reporting.runs import read_runs, write_page
+
+    set_up_logging()
+    output = options.output or (Path(directories[0], "report.html") if len(directories) == 1 else "report.html")
+    try:
+        runs = read_runs(directories)
+        write_page(runs, output)
+    except UserError as error:
+        print(f"report: error: {error}", file=sys.stderr)
+        return 2
+    for remark in (remark for run in runs for remark in run.remarks):
+        print(f"report: {remark}", file=sys.stderr)
+    write_result(f"wrote {output}")
+    return 0
