@@ -79,7 +79,7 @@ FREE_TEXT = {
 
 
 def test_every_key_is_there_once():
-    assert len(config_reference()) == len(KEYS) == 160
+    assert len(config_reference()) == len(KEYS) == 161
     assert {path for path in KEYS if "." not in path} == set(Config.model_fields)
     assert {"data.sources.*.weight", "training.batch_size_warmup.*.from_step", "schedule.decay_fraction"} <= set(KEYS)
 
