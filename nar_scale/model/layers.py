@@ -12,6 +12,7 @@ NormName = Literal["rmsnorm", "layernorm"]
 FeedForwardName = Literal["swiglu", "geglu", "gelu"]
 
 EMBEDDING_STD = 0.02
+"""Standard deviation of embeddings at first, unless told otherwise (GPT-2)."""
 _MULTIPLE = 8  # hidden widths are rounded up to this, which matrix units like
 
 
@@ -40,11 +41,15 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """A table of vectors drawn from N(0, 0.02^2)."""
+    """A table of vectors drawn from N(0, std^2)."""
+
+    def __init__(self, rows: int, dim: int, std: float = EMBEDDING_STD):
+        self.std = std
+        super().__init__(rows, dim)
 
     def reset_parameters(self) -> None:
         """Draw the table anew."""
-        draw_normal(self.weight, std=EMBEDDING_STD)
+        draw_normal(self.weight, std=self.std)
 
 
 def make_norm(kind: NormName, dim: int, eps: float | None = None) -> nn.Module:

@@ -11,7 +11,7 @@ from nar_scale.errors import ConfigError
 from nar_scale.model.attention_mask import Rule
 from nar_scale.model.head import CHUNK_SIZE, Head
 from nar_scale.model.kv_cache import KeyValueCache
-from nar_scale.model.layers import Embedding, Linear
+from nar_scale.model.layers import EMBEDDING_STD, Embedding, Linear
 from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
 from nar_scale.model.stack import AttentionLayers
 
@@ -35,6 +35,7 @@ class TransformerWrapper(nn.Module):
         num_tokens: size of the vocabulary, special ids included.
         max_seq_len: longest sequence; fixed by learned positions, a convention with rotary ones.
         attn_layers: an `Encoder` or a `Decoder`.
+        embedding_std: standard deviation of the embeddings of tokens and learned positions at first.
         tie_embedding: use the embedding table as the output projection.
         tie_embedding_scale: of the logits then.
         add_continuous_pred_head: a head that predicts the next token's embedding (`AutoregressiveWrapper`).
@@ -52,6 +53,7 @@ class TransformerWrapper(nn.Module):
         num_tokens: int,
         max_seq_len: int,
         attn_layers: AttentionLayers,
+        embedding_std: float = EMBEDDING_STD,
         tie_embedding: bool = False,
         tie_embedding_scale: float = 1.0,
         add_continuous_pred_head: bool = False,
@@ -66,8 +68,9 @@ class TransformerWrapper(nn.Module):
         self.num_tokens, self.max_seq_len, self.emb_dim = num_tokens, max_seq_len, dim
         self.attn_z_loss_weight = attn_z_loss_weight
         self.add_continuous_pred_head = add_continuous_pred_head
-        self.token_emb = Embedding(num_tokens, dim)
-        self.pos_emb = Embedding(max_seq_len, dim) if attn_layers.rotary is None else None
+        self.embedding_std = embedding_std
+        self.token_emb = Embedding(num_tokens, dim, embedding_std)
+        self.pos_emb = Embedding(max_seq_len, dim, embedding_std) if attn_layers.rotary is None else None
         self.attn_layers = attn_layers
         self.tie_embedding = tie_embedding
         scale = tie_embedding_scale if tie_embedding else 1.0

@@ -35,6 +35,7 @@ def build_wrapper(config: Config, vocabulary_size: int) -> Objective:
         attn_layers=(Decoder if objective.kind in ("autoregressive", "hybrid") else Encoder)(
             **{name: getattr(model, name) for name in _LAYER_OPTIONS}, rotary=model.positions == "rotary"
         ),
+        embedding_std=model.embedding_std,
         tie_embedding=model.tie_embeddings,
         tie_embedding_scale=model.tie_embedding_scale,
         logits_chunk_size=model.logits_chunk_size,

@@ -17,7 +17,6 @@ from torch.utils._pytree import tree_leaves
 
 from nar_scale.config import Config
 from nar_scale.data import Batch
-from nar_scale.model import layers
 from nar_scale.training import World, run, train
 from nar_scale.training.callbacks.callback import Callback, RunView
 from tests.training import waits
@@ -74,11 +73,6 @@ def train_as_on_gpus() -> None:
 def flex_backward_on_cpus() -> AbstractContextManager[object]:
     """A `with` block in which torch differentiates FlexAttention on CPUs, which it can where that is not compiled."""
     return mock.patch.object(flex_attention, "_validate_device", return_value=None)
-
-
-def wide_embeddings() -> AbstractContextManager[object]:
-    """A `with` block in which embeddings are drawn from N(0, 1)."""
-    return mock.patch.object(layers, "EMBEDDING_STD", 1.0)
 
 
 class LiveMemory(TorchDispatchMode):

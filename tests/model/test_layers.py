@@ -141,6 +141,15 @@ def test_initial_values_have_the_documented_spread(depth):
     assert not expected
 
 
+def test_embeddings_have_the_spread_asked_for():
+    torch.manual_seed(0)
+    stack = Encoder(96, 1, 4, rotary=False)
+    net = TransformerWrapper(num_tokens=300, max_seq_len=64, attn_layers=stack, embedding_std=0.5)
+    for embedding in (net.token_emb, net.pos_emb):
+        assert embedding.weight.std().item() == pytest.approx(0.5, rel=0.03)
+    assert net.to_logits.weight.std().item() == pytest.approx((3 * 96) ** -0.5, rel=0.03)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -75,6 +75,9 @@ def test_model_keys_reach_the_layers():
     assert (layers.window, layers.activation_checkpointing, layers.compile_blocks) == (5, "selective", True)
     assert net.to_logits.weight is net.token_emb.weight
     assert (net.to_logits.input_scale, net.to_logits.chunk_size) == (0.5, 99)
+    wide = built(embedding_std=0.5, positions="learned", **{"objective.num_classes": 3, "data.class_field": "cls"})
+    for embedding in (wide.net.token_emb, wide.net.pos_emb, wide.class_emb):
+        assert embedding.weight.std().item() == pytest.approx(0.5, rel=0.2)
     flex = built(positions="learned", feedforward_mult=8.0, feedforward="gelu", attention_kernel="flex").net
     assert flex.attn_layers.rotary is None
     assert flex.attn_layers.blocks[0].feedforward.to_out.weight.shape == (16, 128)

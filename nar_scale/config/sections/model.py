@@ -86,6 +86,11 @@ class ModelConfig(Section):
         default=None,
         description="Sliding window: a token attends to those less than this many positions away; to all if not given.",
     )
+    embedding_std: Annotated[PositiveFloat, FixedOnResume()] = Field(
+        default=0.02,
+        description="Standard deviation of the embeddings of tokens, learned positions and classes before training. "
+        "Small models learn faster from 0.5, unless embeddings are tied.",
+    )
     tie_embeddings: Annotated[bool, FixedOnResume()] = Field(
         default=False,
         description="Use the token embeddings as the output projection.",

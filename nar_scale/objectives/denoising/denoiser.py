@@ -64,7 +64,9 @@ class Denoiser(Objective):
         self.token_critic: nn.Module | None = SelfCritic(net) if self_token_critic else token_critic
         self.num_classes, self.prefix_length = num_classes, prefix_length
         # the last row stands for no class
-        self.class_emb = Embedding(num_classes + 1, net.emb_dim) if num_classes is not None else None
+        self.class_emb: Embedding | None = None
+        if num_classes is not None:
+            self.class_emb = Embedding(num_classes + 1, net.emb_dim, net.embedding_std)
         self._compiled_embed: Callable[..., Tensor] | None = None
 
     @property
