@@ -87,5 +87,5 @@ def orthogonalize(matrix: Tensor) -> Tensor:
     x = (wide / wide.norm().clamp(min=1e-30)).to(dtype)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x if matrix.shape[0] <= matrix.shape[1] else x.mT).to(matrix.dtype)
