@@ -89,7 +89,7 @@ class ModelConfig(Section):
     embedding_std: Annotated[PositiveFloat, FixedOnResume()] = Field(
         default=0.02,
         description="Standard deviation of the embeddings of tokens, learned positions and classes before training. "
-        "Small models learn faster from 0.5, unless embeddings are tied.",
+        "Short runs of small models learn more with 0.5 where embeddings are not tied.",
     )
     tie_embeddings: Annotated[bool, FixedOnResume()] = Field(
         default=False,
