@@ -73,6 +73,7 @@ WITHOUT_UNIT = {
     *("decoding.remask_amount", "decoding.reveal_threshold", "decoding.keep_threshold"),
 }
 FREE_TEXT = {
+    "checkpoint.license",
     *(f"data.{name}" for name in ("directory", "train", "validation", "field", "class_field", "document_field")),
     *(f"data.{name}" for name in ("tokenizer", "index_directory", "cache_directory")),
     *(f"data.sources.*.{name}" for name in ("directory", "train", "validation")),
@@ -81,7 +82,7 @@ FREE_TEXT = {
 
 
 def test_every_key_is_there_once():
-    assert len(config_reference()) == len(KEYS) == 161
+    assert len(config_reference()) == len(KEYS) == 162
     assert {path for path in KEYS if "." not in path} == set(Config.model_fields)
     assert {"data.sources.*.weight", "training.batch_size_warmup.*.from_step", "schedule.decay_fraction"} <= set(KEYS)
 
