@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "nar_scale"
 GROUND = {"errors", "files", "first_rank", "logging_setup", "processes", "progress", "text"}
 FLOORS = [
     {"config", "data", "fleet", "masking", "model"},
-    {"decoding"},
+    {"decoding", "cluster"},
     {"objectives"},
     {"evaluation", "checkpoint"},
     {"planning"},

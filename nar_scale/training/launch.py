@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+from nar_scale.cluster.endings import RESUMABLE_EXIT_STATUS, Kind, report
 from nar_scale.config import check_run, load_config
 from nar_scale.errors import UserError
 from nar_scale.logging_setup import set_up_logging, silence_libraries
@@ -17,7 +18,7 @@ from nar_scale.training.callbacks.callback import Callback
 from nar_scale.training.distributed import connect, disconnect, map_launcher_environment
 from nar_scale.training.fault_tolerance.error_reporting import first_to_fail, report_error_once
 from nar_scale.training.fault_tolerance.error_translation import PeerLostError
-from nar_scale.training.fault_tolerance.preemption import RESUMABLE_EXIT_STATUS, exit_on_signals
+from nar_scale.training.fault_tolerance.preemption import exit_on_signals
 from nar_scale.training.run import train
 
 _logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def launch(
     """
     exit_on_signals()
     set_up_logging()
+    report(Kind.RUNNING)
     for module in _IMPORTED_LATE:  # not after minutes, when they are first used
         if find_spec(module) is None:
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
@@ -65,15 +67,19 @@ def launch(
             silence_libraries()
         complete = train(config, connect(), resume, init_from, callbacks)
     except UserError as error:
+        report(Kind.USER_ERROR, str(error))
         report_error_once(str(error))
         return 2
     except PeerLostError as error:
+        report(Kind.PEER_LOST, str(error))
         report_error_once(str(error))
         return 1
-    except Exception:
+    except Exception as error:
+        report(Kind.ERROR, " ".join(f"{type(error).__name__}: {error}".split()))
         if first_to_fail():
             _logger.error(traceback.format_exc().rstrip())
         return 1
+    report(Kind.COMPLETE if complete else Kind.STOPPED)
     disconnect()
     return 0 if complete else RESUMABLE_EXIT_STATUS
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState
+from nar_scale.cluster.endings import Kind, report
 from nar_scale.config import (
     Config,
     load_config,
@@ -136,6 +137,7 @@ def _run_directory(config: Config, world: World) -> Iterator[CheckpointStore]:
 
 def _end_process(problem: str) -> None:
     """End this process at once: what it would still write would damage what another run writes."""
+    report(Kind.USER_ERROR, problem)
     report_error_once(problem)
     os._exit(2)
 

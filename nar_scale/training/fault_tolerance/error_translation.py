@@ -17,6 +17,7 @@ _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "Cannot allocate mem
 _PEER_LOST = (
     *("Connection closed by peer", "Connection reset by peer", "Broken pipe", "connection was reset", "recvBytes"),
     *("remote process exited", "Connection refused", "failed to recv", "Connection was likely closed"),
+    *("recvValue failed", "sendBytes failed"),
 )
 
 

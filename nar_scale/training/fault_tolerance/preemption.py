@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from nar_scale.cluster.endings import Kind, report
 from nar_scale.processes import RESUMABLE_EXIT_STATUS, STOP_FILE_VARIABLE
 from nar_scale.training.distributed import AllReducedFlags, World
 from nar_scale.training.fault_tolerance.activity import STARTING, Activity
@@ -128,13 +129,16 @@ class StopRequest:
                 self._end()
 
     def _end(self) -> None:
-        if self.activity.name == STARTING:
-            os._exit(RESUMABLE_EXIT_STATUS)
         activity = self.activity
-        report_error_once(
+        if activity.name == STARTING:
+            report(Kind.STOPPED, "asked to stop before it had begun to train")
+            os._exit(RESUMABLE_EXIT_STATUS)
+        problem = (
             f"asked to stop {self.deadline_seconds:.0f} s ago and still {activity.name} for {activity.seconds:.0f} "
             "s; ended, without saving more than the last checkpoint (faults.stop_deadline_seconds)"
         )
+        report(Kind.ERROR, problem)
+        report_error_once(problem)
         os._exit(1)
 
 

@@ -1,0 +1,109 @@
+"""The record of a run's attempts, `attempts.jsonl` in the run directory.
+
+A line is written when an attempt starts and another, with the same `job` and `attempt`, when it ends. Where the second
+is missing, nobody was left to write it: the batch script's node was lost, or SLURM ended the job.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+ATTEMPTS_FILE = "attempts.jsonl"
+NOBODY_LEFT = "ended without a word: the node of the batch script was lost, or SLURM ended the job"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a SLURM job on a run directory.
+
+    Attributes:
+        job: number of the SLURM job.
+        attempt: how often SLURM had put it back into the queue.
+        nodes: in SLURM's notation, such as `n[1-4]`.
+        start: seconds since 1970, by the clock of the batch script's node.
+        start_step: step of the newest checkpoint at the start; 0 for none.
+        end: seconds since 1970; None while it runs, or where nobody was left to tell.
+        step: step of the newest checkpoint at the end.
+        why: how it ended, in a line.
+    """
+
+    job: str
+    attempt: int
+    nodes: str
+    start: float
+    start_step: int
+    end: float | None = None
+    step: int | None = None
+    why: str | None = None
+
+    def ended(self, step: int, why: str) -> Attempt:
+        """The same attempt, ended now."""
+        return replace(self, end=round(time.time(), 3), step=step, why=why)
+
+    def __str__(self) -> str:
+        steps = f"steps {self.start_step} to {'?' if self.step is None else self.step}"
+        return f"job {self.job}, attempt {self.attempt} on {self.nodes}, {steps}: {self.why or NOBODY_LEFT}"
+
+
+def record(run_directory: Path, attempt: Attempt) -> None:
+    """Append a line for an attempt that starts or has ended; creates the run directory.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    run_directory.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(asdict(attempt)).encode() + b"\n"
+    with open(run_directory / ATTEMPTS_FILE, "ab", buffering=0) as file:
+        if file.tell():  # of a line that a kill has cut off
+            with open(run_directory / ATTEMPTS_FILE, "rb") as written:
+                written.seek(-1, os.SEEK_END)
+                line = line if written.read() == b"\n" else b"\n" + line
+        file.write(line)
+        os.fsync(file.fileno())
+
+
+def read_attempts(run_directory: Path) -> list[Attempt]:
+    """The attempts of a run in the order of their starts; lines that are damaged are left out."""
+    try:
+        lines = (run_directory / ATTEMPTS_FILE).read_bytes().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    names = {field.name for field in fields(Attempt)}
+    found: dict[tuple[str, int, float], Attempt] = {}
+    for line in lines:
+        with suppress(ValueError, TypeError, AttributeError):
+            attempt = Attempt(**{name: value for name, value in json.loads(line).items() if name in names})
+            found[attempt.job, attempt.attempt, attempt.start] = attempt
+    return list(found.values())
+
+
+def without_new_step(attempts: Sequence[Attempt], job: str, step: int) -> int:
+    """How many of a job's last attempts have added nothing to the checkpoint that is now the newest.
+
+    Args:
+        attempts: of the run, in order.
+        job: number of the SLURM job.
+        step: of the newest checkpoint now; 0 for none.
+    """
+    count = 0
+    for attempt in reversed([attempt for attempt in attempts if attempt.job == job]):
+        if attempt.start_step != step:
+            break
+        count += 1
+    return count
+
+
+def newest_step(run_directory: Path) -> int:
+    """The step of the newest checkpoint of a run, as its `latest` file says; 0 for none."""
+    try:
+        name = (run_directory / "checkpoints" / "latest").read_text().strip()
+    except OSError:
+        return 0
+    number = name.rpartition("-")[2]
+    return int(number) if number.isdecimal() else 0

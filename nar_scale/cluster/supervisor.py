@@ -1,0 +1,255 @@
+"""Supervises the ranks of a SLURM job from its batch script: starts them, passes requests to stop on, and decides.
+
+What it does not leave to SLURM: a request to stop reaches the ranks as a file, since a signal that `srun` passes on
+gets lost at times and kills a task that is still importing; `srun` is not waited for without end; the job goes back
+into the queue after a save and after lost nodes, but not for ever; and each attempt leaves a record.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+
+from nar_scale.cluster.attempts import Attempt, newest_step, read_attempts, record, without_new_step
+from nar_scale.cluster.decision import ATTEMPTS_WITHOUT_STEP, Decision, bounded, decide, no_progress
+from nar_scale.cluster.endings import (
+    ATTEMPT_DIRECTORY_VARIABLE,
+    STOP_FILE_VARIABLE,
+    Kind,
+    read_endings,
+)
+from nar_scale.cluster.layout import layout_of, port_of
+from nar_scale.cluster.slurm import SlurmJob, UnreachableError
+from nar_scale.config import load_config
+from nar_scale.errors import UserError
+from nar_scale.logging_setup import set_up_logging
+
+_logger = logging.getLogger(__name__)
+_TRAINER = "launcher/train.py"
+_WAIT_VARIABLE = "NAR_SCALE_WAIT_SECONDS"
+_WAIT_SECONDS = 120.0
+_POLL_SECONDS = 0.25
+_LOOK_SECONDS = 2.0
+
+
+class Supervisor:
+    """One attempt of a job.
+
+    Args:
+        arguments: of `launcher/train.py`, the configuration first.
+        environment: of the batch script; completed for the tasks.
+        directory: that the job was submitted from.
+
+    Raises:
+        UserError: the job cannot be started like this.
+    """
+
+    def __init__(self, arguments: Sequence[str], environment: MutableMapping[str, str], directory: Path) -> None:
+        self.arguments, self.environment, self.directory = list(arguments), environment, directory
+        self._check()
+        self.job = SlurmJob(environment["SLURM_JOB_ID"])
+        self.attempt = int(environment.get("SLURM_RESTART_COUNT") or 0)
+        self.nodes = environment.get("SLURM_JOB_NODELIST", "")
+        self.wait_seconds = float(environment.get(_WAIT_VARIABLE) or _WAIT_SECONDS)
+        self.layout = layout_of(environment)
+        self.stop_file = Path(environment[STOP_FILE_VARIABLE])
+        self.endings = directory / f"slurm-attempt-{self.job.job}-{self.attempt}"
+        self.run_directory = _run_directory(self.arguments)
+
+    def _check(self) -> None:
+        if not (self.directory / _TRAINER).is_file():
+            raise UserError(f"no {_TRAINER} in {self.directory}: submit from the repository root")
+        if not self.arguments:
+            raise UserError("no configuration given: sbatch slurm/train.sbatch CONFIG [section.key=value ...]")
+        if not Path(self.arguments[0]).is_file():
+            raise UserError(f"no configuration file {self.arguments[0]} in {self.directory}")
+
+    def run(self) -> int:
+        """Run the attempt; returns the exit status of the job, which a requeue ends before."""
+        started = self._record_start()
+        if started is not None and self._attempts_without_step(started.start_step) > ATTEMPTS_WITHOUT_STEP:
+            problem = no_progress(ATTEMPTS_WITHOUT_STEP, started.start_step)
+            self._record(started.ended(started.start_step, problem))
+            _logger.error("%s; not tried again: see what ended them, and submit again", problem)
+            return 1
+        shutil.rmtree(self.endings, ignore_errors=True)
+        self.endings.mkdir()
+        try:
+            status = self._run_tasks()
+            endings = read_endings(self.endings)
+        finally:
+            shutil.rmtree(self.endings, ignore_errors=True)
+            self.stop_file.unlink(missing_ok=True)
+        decision = decide(status, endings, self._lost_nodes(status))
+        if started is not None:
+            decision = self._bounded(decision, started)
+        return self._act(decision)
+
+    def _run_tasks(self) -> int | None:
+        """The status of `srun`; None if it had to be killed."""
+        with subprocess.Popen(self._command(), env=self._task_environment(), start_new_session=True) as srun:
+            try:
+                status = self._wait(srun)
+            except BaseException:
+                srun.kill()
+                raise
+        return status
+
+    def _command(self) -> list[str]:
+        # A task that ends first must not have the others killed while they still save (some sites set KillOnBadExit),
+        # yet a crashed one must not leave them waiting for it until the time limit.
+        srun = ["srun", "--label", "--kill-on-bad-exit=0", f"--wait={self.wait_seconds:.0f}", *self.layout.options]
+        return [*srun, sys.executable, _TRAINER, "--config", *self.arguments]
+
+    def _task_environment(self) -> dict[str, str]:
+        cpus = str(self.layout.cpus_per_task)
+        first = self.job.hosts(self.nodes)[0]
+        end = {}
+        with suppress(UnreachableError, KeyError, ValueError):  # "Unknown" without a time limit
+            end = {"SLURM_JOB_END_TIME": f"{datetime.fromisoformat(self.job.describe()['EndTime']).timestamp():.0f}"}
+        return {
+            "OMP_NUM_THREADS": cpus,
+            **self.environment,
+            **end,
+            "SRUN_CPUS_PER_TASK": cpus,  # since SLURM 22.05 srun does not take it over from sbatch
+            "MASTER_ADDR": first,
+            "MASTER_PORT": str(port_of(self.job.job)),
+            ATTEMPT_DIRECTORY_VARIABLE: str(self.endings),
+        }
+
+    def _wait(self, srun: subprocess.Popen[bytes]) -> int | None:
+        """Wait for `srun`, and after the first task has ended not much longer than `srun` itself would."""
+        first_end: float | None = None
+        looked = 0.0
+        asked = False
+        while (status := srun.poll()) is None:
+            time.sleep(_POLL_SECONDS)
+            now = time.monotonic()
+            if not asked and self.stop_file.exists():
+                asked = True
+                _logger.info("asked to stop; the run is saved at the next step")
+            if first_end is None and now - looked > _LOOK_SECONDS:
+                looked = now
+                if any(ending.kind is not Kind.RUNNING for ending in read_endings(self.endings)):
+                    first_end = now
+            if first_end is not None and now - first_end > 1.5 * self.wait_seconds:
+                self._give_up(srun, now - first_end)
+                return None
+        return status
+
+    def _give_up(self, srun: subprocess.Popen[bytes], seconds: float) -> None:
+        _logger.warning("srun has not returned %.0f s after the first task ended; it is killed", seconds)
+        try:
+            self.job.end_step()
+        except (UserError, UnreachableError) as error:
+            _logger.warning("the tasks cannot be killed: %s", error)
+        with suppress(subprocess.TimeoutExpired):
+            srun.wait(timeout=min(self.wait_seconds / 2, 30.0))
+        with suppress(ProcessLookupError):
+            os.killpg(srun.pid, signal.SIGKILL)
+
+    def _lost_nodes(self, status: int | None) -> list[str]:
+        if status == 0:
+            return []
+        try:
+            return self.job.lost_nodes(self.nodes)
+        except UnreachableError:
+            return []
+
+    def _record_start(self) -> Attempt | None:
+        """Tell of the attempt before, and record this one; None where the run directory is not known."""
+        if self.run_directory is None:
+            return None
+        earlier = [attempt for attempt in read_attempts(self.run_directory) if attempt.job == self.job.job]
+        if earlier:
+            _logger.info("the attempt before: %s", earlier[-1])
+        started = Attempt(
+            self.job.job, self.attempt, self.nodes, round(time.time(), 3), newest_step(self.run_directory)
+        )
+        self._record(started)
+        return started
+
+    def _record(self, attempt: Attempt) -> None:
+        assert self.run_directory is not None
+        try:
+            record(self.run_directory, attempt)
+        except OSError as error:
+            _logger.warning("%s: the record of attempts cannot be written: %s", self.run_directory, error.strerror)
+
+    def _attempts_without_step(self, step: int) -> int:
+        assert self.run_directory is not None
+        return without_new_step(read_attempts(self.run_directory), self.job.job, step)
+
+    def _bounded(self, decision: Decision, started: Attempt) -> Decision:
+        """Record the end of the attempt; bound how often the job goes on without a new step."""
+        assert self.run_directory is not None
+        step = newest_step(self.run_directory)
+        attempts = self._attempts_without_step(step)
+        decision = bounded(decision, attempts, step)
+        self._record(started.ended(step, decision.why))
+        if decision.requeue and attempts:
+            _logger.warning(
+                "%s; after %d the job ends: where the time limit ended it, ask for more time than a start takes "
+                "and the seconds of --signal",
+                no_progress(attempts, step),
+                ATTEMPTS_WITHOUT_STEP,
+            )
+        return decision
+
+    def _act(self, decision: Decision) -> int:
+        if decision.suspects:
+            nodes = ",".join(decision.suspects)
+            _logger.warning(
+                "look at %s; to leave it out, while the job is PENDING: scontrol update JobId=%s ExcNodeList=%s, or "
+                "submit again with sbatch --exclude=%s",
+                *(nodes, self.job.job, nodes, nodes),
+            )
+        if not decision.requeue:
+            if decision.status:
+                _logger.error("not requeued: %s", decision.why)
+            return decision.status
+        try:
+            described = self.job.describe()
+            if described.get("JobState") != "RUNNING":  # scancel has ended it, and it stays ended
+                _logger.info("%s; the job is %s, not requeued", decision.why, described.get("JobState", "gone"))
+            elif described.get("Restarts", str(self.attempt)) != str(self.attempt):
+                _logger.info("%s; SLURM has already started the next attempt", decision.why)
+            else:
+                _logger.info("%s; requeued to go on", decision.why)
+                self.job.requeue()
+                time.sleep(60)  # until SLURM ends this script
+        except (UserError, UnreachableError) as error:
+            _logger.error("%s, but no requeue (%s); submit again to go on", decision.why, error)
+        return decision.status
+
+
+def _run_directory(arguments: Sequence[str]) -> Path | None:
+    """The run directory of a configuration; None for one that the tasks will refuse."""
+    overrides = [argument for argument in arguments[1:] if "=" in argument and not argument.startswith("-")]
+    try:
+        return Path(str(load_config(arguments[0], overrides).training.run_directory))
+    except (UserError, OSError):
+        return None
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Supervise the attempt of the SLURM job that this process belongs to; returns the exit status of the job."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # which the batch script turns into the stop file
+        signal.signal(number, lambda number, frame: None)
+    set_up_logging()
+    for handler in logging.getLogger("nar_scale").handlers:
+        handler.setFormatter(logging.Formatter("train.sbatch: %(message)s"))
+    try:
+        return Supervisor(arguments, os.environ, Path.cwd()).run()
+    except UserError as error:
+        _logger.error("%s", error)
+        return 2
