@@ -23,6 +23,7 @@ from nar_scale.cluster.attempts import Attempt, newest_step, read_attempts, reco
 from nar_scale.cluster.decision import ATTEMPTS_WITHOUT_STEP, Decision, bounded, decide, no_progress
 from nar_scale.cluster.endings import (
     ATTEMPT_DIRECTORY_VARIABLE,
+    RESUMABLE_EXIT_STATUS,
     STOP_FILE_VARIABLE,
     Kind,
     read_endings,
@@ -158,7 +159,7 @@ class Supervisor:
             os.killpg(srun.pid, signal.SIGKILL)
 
     def _lost_nodes(self, status: int | None) -> list[str]:
-        if status == 0:
+        if status in (0, RESUMABLE_EXIT_STATUS):
             return []
         try:
             return self.job.lost_nodes(self.nodes)

@@ -46,7 +46,7 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 MailProg=/bin/true
 ReturnToService=2
-SlurmdTimeout=20
+SlurmdTimeout={slurmd_timeout}
 KillWait=2
 KillOnBadExit=1
 GresTypes=gpu
@@ -67,14 +67,18 @@ def unavailable() -> str | None:
 
 
 class Cluster:
-    """`nodes` nodes named n1, n2, ... of 4 CPUs and `gpus` pretended GPUs each; its state lives below `directory`."""
+    """`nodes` nodes named n1, n2, ... of 4 CPUs and `gpus` pretended GPUs each; its state lives below `directory`.
 
-    def __init__(self, directory: Path, nodes: int = 2, gpus: int = 2) -> None:
+    SLURM takes a node for dead after `slurmd_timeout` seconds.
+    """
+
+    def __init__(self, directory: Path, nodes: int = 2, gpus: int = 2, slurmd_timeout: int = 20) -> None:
         if len(str(directory)) > LONGEST_DIRECTORY:
             raise ValueError(f"too long for unix sockets (over {LONGEST_DIRECTORY} characters): {directory}")
         self.directory = directory
         self.nodes = nodes
         self.gpus = gpus
+        self.slurmd_timeout = slurmd_timeout
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, timeout: float = 30) -> None:
@@ -169,11 +173,37 @@ class Cluster:
         path = Path(self.show(job)["StdOut"])
         return path.read_text() if path.exists() else ""
 
+    def power_off(self, node: str) -> None:
+        """End everything on a node at once and cut it off, without a word to anybody."""
+        self.cut_link(node)
+        # a sibling in the namespace of the cluster: the first process of the node, and with it all others, is killed
+        self.run("kill", "-KILL", (self.directory / f"{node}.pid").read_text().strip())
+
+    def cut_link(self, node: str) -> None:
+        """Take away a node's network; nobody is told, packets are lost."""
+        self.run("ip", "link", "set", f"veth{node.removeprefix('n')}", "down")
+
+    def stop_controller(self) -> None:
+        """End SLURM's controller, which saves its state first; jobs go on."""
+        pid = (self.directory / "slurmctld.pid").read_text().strip()
+        self.run("bash", "-c", f"kill {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.1; done")
+
+    def start_controller(self) -> None:
+        """Start it again, with the state it had; returns when it answers."""
+        self.run("slurmctld")
+        self.run("bash", "-c", "until scontrol ping; do sleep 0.1; done")
+
     def _write_files(self) -> None:
         for name in ("log", "state", "munge"):
             (self.directory / name).mkdir()
         user = pwd.getpwuid(os.geteuid()).pw_name
-        conf = SLURM_CONF.format(directory=self.directory, user=user, nodes=self.nodes, gpus=self.gpus)
+        conf = SLURM_CONF.format(
+            directory=self.directory,
+            user=user,
+            nodes=self.nodes,
+            gpus=self.gpus,
+            slurmd_timeout=self.slurmd_timeout,
+        )
         (self.directory / "slurm.conf").write_text(conf)
         gpus = [self.directory / f"gpu{number}" for number in range(self.gpus)]
         for gpu in gpus:

@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import logging
 import math
 import os
+import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
 import torch.distributed as dist
 
+from nar_scale.cluster.endings import Kind, report
 from nar_scale.config import FaultsConfig
 from nar_scale.text import integer_ranges
 from nar_scale.training.distributed import World
 from nar_scale.training.fault_tolerance.activity import STARTING, Activity
 from nar_scale.training.fault_tolerance.error_reporting import own_store, report_error_once
 
+_logger = logging.getLogger(__name__)
+
 _HANGS = "nar_scale/hangs"
 _REPORTED = "nar_scale/hang-reported"
 # the activities of a step; others, and the first step, may take longer
 _ACTIVITIES_OF_A_STEP = ("loading data", "counting the global batch", "forward pass", "backward pass", "optimizer step")
 _GRACE_SECONDS = 60.0
+_LONGEST_WRITE_SECONDS = 10.0
 
 
 def timeout_beyond_watchdog(faults: FaultsConfig) -> timedelta:
@@ -35,6 +42,8 @@ def timeout_beyond_watchdog(faults: FaultsConfig) -> timedelta:
 
 class Watchdog:
     """A thread that ends the process when one activity takes too long, or when another rank's watchdog ends it.
+
+    It waits for no other rank without bound: what it hears from them comes through a thread of its own.
 
     Each rank writes the stacks of its threads to `stacks/rank-N.txt`; one reports which rank the others wait for. It
     runs within its `with` block.
@@ -50,10 +59,13 @@ class Watchdog:
         self._store = own_store()
         self._interval = min(max(faults.step_timeout_seconds / 20, 0.1), 10.0)
         self._over = threading.Event()
+        self._another_hangs = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._listener = threading.Thread(target=self._listen, name="watchdog's listener", daemon=True)
 
     def __enter__(self) -> Watchdog:
         self._thread.start()
+        self._listener.start()
         return self
 
     def __exit__(
@@ -61,6 +73,7 @@ class Watchdog:
     ) -> None:
         self._over.set()
         self._thread.join()
+        self._listener.join(_LONGEST_WRITE_SECONDS)
         faulthandler.cancel_dump_traceback_later()
 
     def limit(self) -> float:
@@ -74,14 +87,18 @@ class Watchdog:
         while not self._over.wait(self._interval):
             # should a thread hold Python's lock for ever, this one cannot run, but faulthandler's can
             faulthandler.dump_traceback_later(self.faults.long_timeout_seconds + _GRACE_SECONDS, exit=True)
-            if self.activity.seconds > self.limit() or self._another_hangs():
+            if self.activity.seconds > self.limit() or self._another_hangs.is_set():
                 self._end_process()
 
-    def _another_hangs(self) -> bool:
+    def _listen(self) -> None:
+        """Learn from the others' watchdogs, in a thread that may wait for ever where a link is lost silently."""
         try:
-            return self._store.check([_HANGS])
+            while not self._over.wait(self._interval):
+                if self._store.check([_HANGS]):
+                    self._another_hangs.set()
+                    return
         except RuntimeError:  # the main process is gone, which the next collective will notice
-            return False
+            pass
 
     def _end_process(self) -> None:
         status = {
@@ -90,17 +107,32 @@ class Watchdog:
             "limit": self.limit(),
             "waiting": _is_in_collective(),
         }
-        self._write_stacks()
+        stuck = f"nothing has moved for {status['seconds']:.0f} s in '{self.activity.name}'"
+        _done_within(_LONGEST_WRITE_SECONDS, self._write_stacks)  # to a file system that may not answer
+        if not _done_within(self._longest_wait(), lambda: self._tell(status)):
+            problem = f"{stuck}; the node of rank 0, or the network to it, does not answer"
+            report(Kind.HANG, problem)
+            _logger.error("train: error: rank %d on %s: %s", self.world.rank, socket.gethostname(), problem)
+        os._exit(1)
+
+    def _longest_wait(self) -> float:
+        """Seconds after which this rank ends, whether or not the others have answered."""
+        return 3 * self._interval + 15
+
+    def _tell(self, status: dict[str, object]) -> None:
+        """Tell the others, of which one describes the hang, once."""
         try:
             self._store.set(f"{_HANGS}/{self.world.rank}", json.dumps(status))
             if self._store.add(_HANGS, 1) == 1:
-                report_error_once(self._describe(self._statuses()))
+                problem = self._describe(self._statuses())
+                report(Kind.HANG, problem)
+                report_error_once(problem)
                 self._store.set(_REPORTED, "")
             else:
+                report(Kind.HANG, "ended with the rank that told of a hang")
                 self._wait_for([_REPORTED])
         except RuntimeError:  # who keeps the store has ended
-            pass
-        os._exit(1)
+            report(Kind.PEER_LOST, "the first rank has ended")
 
     def _write_stacks(self) -> None:
         try:
@@ -139,6 +171,14 @@ class Watchdog:
             f"{what}; the stacks of all ranks are in {self.directory}; if it is slow but not stuck, raise "
             "faults.step_timeout_seconds or faults.long_timeout_seconds"
         )
+
+
+def _done_within(seconds: float, action: Callable[[], None]) -> bool:
+    """Whether something came to its end in time; else it is left behind, in its thread."""
+    thread = threading.Thread(target=action, name="watchdog's messages", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 def _activities(statuses: dict[int, dict[str, object]]) -> str:

@@ -1,6 +1,8 @@
 """Each case in a fork, as a watchdog ends the process. Two ranks: tests/distributed/test_faults.py."""
 
 import os
+import signal
+import socket
 import time
 from types import SimpleNamespace
 
@@ -13,14 +15,14 @@ from nar_scale.training.fault_tolerance.activity import Activity
 from nar_scale.training.fault_tolerance.watchdog import Watchdog
 
 
-def ending_of(directory, work, **limits):
+def ending_of(directory, work, store=None, **limits):
     """The exit status of a process that does this, watched."""
     pid = os.fork()
     if pid == 0:
         set_up_logging()
         try:
             os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # or it says so where the name of the host is not known
-            store = dist.HashStore()
+            store = dist.TCPStore(*store) if store else dist.HashStore()
             dist.init_process_group("gloo", store=store, rank=0, world_size=1)
             activity = Activity()
             with Watchdog(activity, SimpleNamespace(rank=0, size=1), directory, FaultsConfig(**limits)):
@@ -74,3 +76,33 @@ def test_many_short_activities_are_fine(tmp_path):
             time.sleep(0.05)
 
     assert ending_of(tmp_path, work, step_timeout_seconds=30.0, long_timeout_seconds=30.0) == 0
+
+
+def test_a_rank_does_not_wait_for_one_that_is_out_of_reach(tmp_path, capfd):
+    """A stopped process answers nothing, and no connection to it is closed: as where a link is lost silently."""
+    reading, writing = os.pipe()
+    keeper = os.fork()
+    if keeper == 0:
+        try:
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            os.write(writing, str(store.port).encode())
+            time.sleep(1000)
+        finally:
+            os._exit(0)
+    try:
+        port = int(os.read(reading, 10))
+
+        def lose_the_link(activity):
+            os.kill(keeper, signal.SIGSTOP)
+            time.sleep(0.2)  # the listener asks
+            sleep_in("backward pass", 1000)(activity)
+
+        store = ("127.0.0.1", port)
+        limits = {"step_timeout_seconds": 0.5, "long_timeout_seconds": 1000.0}
+        assert ending_of(tmp_path, lose_the_link, store=store, **limits) == 1
+    finally:
+        os.kill(keeper, signal.SIGKILL)
+        os.waitpid(keeper, 0)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"rank 0 on {socket.gethostname()}: nothing has moved for " in line
+    assert "in lose_the_link" in (tmp_path / "stacks" / "rank-0.txt").read_text()

@@ -1,0 +1,46 @@
+import os
+
+from nar_scale.cluster.attempts import ATTEMPTS_FILE, Attempt, newest_step, read_attempts, record, without_new_step
+
+
+def test_a_line_at_the_start_and_one_at_the_end(tmp_path):
+    run = tmp_path / "runs" / "one"
+    assert read_attempts(run) == []
+    first = Attempt("7", 0, "n[1-2]", 100.0, 0)
+    record(run, first)
+    assert read_attempts(run) == [first]
+    ended = first.ended(12, "lost n2")
+    record(run, ended)
+    second = Attempt("7", 1, "n[1,3]", 200.0, 12)
+    record(run, second)
+    assert read_attempts(run) == [ended, second]
+    assert ended.end > 0
+    assert (ended.step, ended.why) == (12, "lost n2")
+    assert len((run / ATTEMPTS_FILE).read_bytes().splitlines()) == 3
+    assert "lost n2" in str(ended)
+    assert "steps 12 to ?" in str(second)
+
+
+def test_damaged_lines_are_left_out(tmp_path):
+    first, second = Attempt("7", 0, "n1", 1.0, 0), Attempt("7", 1, "n1", 2.0, 0)
+    record(tmp_path, first)
+    with open(tmp_path / ATTEMPTS_FILE, "ab") as file:
+        file.write(b'[]\n{"job": "9"}\n{"job": "7", "att')
+    record(tmp_path, second)
+    assert read_attempts(tmp_path) == [first, second]
+
+
+def test_attempts_without_a_new_step_are_those_of_one_job_in_a_row():
+    steps = [("7", 0), ("7", 4), ("8", 4), ("7", 4), ("7", 4)]
+    attempts = [Attempt(job, number, "n1", 1.0, step) for number, (job, step) in enumerate(steps)]
+    assert without_new_step(attempts, "7", 4) == 3
+    assert without_new_step(attempts, "7", 8) == 0
+    assert without_new_step(attempts, "8", 4) == 1
+    assert without_new_step([], "7", 0) == 0
+
+
+def test_the_newest_step_is_that_of_the_pointer(tmp_path):
+    assert newest_step(tmp_path) == 0
+    os.mkdir(tmp_path / "checkpoints")
+    (tmp_path / "checkpoints" / "latest").write_text("step-000000012\n")
+    assert newest_step(tmp_path) == 12
