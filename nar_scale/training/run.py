@@ -24,6 +24,7 @@ from nar_scale.data.shards.shard_comparison import write_shard_list
 from nar_scale.files import removed_if_empty
 from nar_scale.model.parameters import full_size
 from nar_scale.objectives import build_wrapper
+from nar_scale.training.agreement import check_ranks_alike
 from nar_scale.training.callbacks.callback import Callback
 from nar_scale.training.callbacks.checkpointer import Checkpointer
 from nar_scale.training.callbacks.evaluator import Evaluator
@@ -95,6 +96,7 @@ def train(
     with translate_errors(activity, config, world.device):
         request.install()
         try:
+            check_ranks_alike(world, config)
             resolved = resolve_deepspeed_config(config, world.size)
             check_machine(config, world.device)
             world = world.with_sequence_parallel_groups(config.training.sequence_parallel_size)

@@ -43,6 +43,7 @@ from nar_scale.planning.data_sets import (
     padding_warnings,
     vocabulary_of,
 )
+from nar_scale.training.agreement import check_shards_alike
 from nar_scale.training.data.validation import ValidationData
 from nar_scale.training.distributed import World, on_main
 
@@ -213,6 +214,9 @@ class _Shards:
     def open(self, directory: str, pattern: str, info: DatasetInfo | None) -> DatasetIndex:
         """The shards of a directory, which `dataset.json` describes if there is one."""
         index = on_main(self._world, lambda: self._open(directory, named_shards(directory, pattern, info), info))
+        if not is_remote(directory):
+            sizes = {str(Path(directory) / shard.name): shard.size for shard in index.shards()}
+            check_shards_alike(self._world, sizes, directory)
         for damage in index.damages if self._world.is_main else ():
             _logger.warning("using the intact samples of a damaged shard: %s", damage)
         return index
