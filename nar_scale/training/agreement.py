@@ -37,13 +37,14 @@ def check_ranks_alike(world: World, config: Config) -> None:
     if world.local_rank == 0:
         facts |= _versions() | _code()
     digests = world.gather((_digest(settings), _digest(facts) if world.local_rank == 0 else None))
-    first_settings, first_facts = digests[0]
-    if all(mine == first_settings and all_facts in (None, first_facts) for mine, all_facts in digests):
+    expected = digests[0]
+    if all(own == expected[0] and of_node in (None, expected[1]) for own, of_node in digests):
         return
-    known = world.gather((socket.gethostname(), facts))
-    first_host, expected = known[0]
-    for rank, (host, found) in enumerate(known):
-        if differences := _differences(found, expected):
+    known = world.gather((socket.gethostname(), settings, facts))
+    first_host, first_settings, first_facts = known[0]
+    for rank, (host, own, found) in enumerate(known):
+        of_a_node = len(found) > len(own)
+        if differences := _differences(found, first_facts if of_a_node else first_settings):
             raise UserError(
                 f"rank {rank} on {host} is not like rank 0 on {first_host}: {differences}; start all ranks with the "
                 "same configuration, code and environment"
@@ -90,8 +91,8 @@ def _size(path: str) -> int | None:
 
 
 def _differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
-    differing = [key for key, value in found.items() if key not in expected or expected[key] != value]
-    lines = [f"{key} {found[key]}, not {expected.get(key)}" for key in differing[:_NAMED]]
+    differing = [key for key in {**expected, **found} if found.get(key) != expected.get(key)]
+    lines = [f"{key} {found.get(key)}, not {expected.get(key)}" for key in differing[:_NAMED]]
     more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
     return ", ".join(lines) + more
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import subprocess
@@ -15,13 +16,15 @@ import torch.distributed as dist
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 from torch import Tensor
 
+from nar_scale.cluster.layout import port_of
 from nar_scale.errors import UserError
 from nar_scale.processes import free_port
+from nar_scale.training.rendezvous import StoppedError, is_stopped, meet
 
 Result = TypeVar("Result")
-_DEFAULT_PORT = 29500
-_PORT_TAKEN = ("EADDRINUSE", "ddress already in use")
 _CONTROL_TIMEOUT = timedelta(hours=6)
+_logger = logging.getLogger(__name__)
+_TOLD_ATTEMPT = 20  # one a second
 _LOOK_UP_SECONDS = 60.0  # where nodes start together, the name of the first may come late
 
 
@@ -146,7 +149,9 @@ def map_launcher_environment(environment: MutableMapping[str, str]) -> None:
     if tasks > 1:
         if "MASTER_ADDR" not in environment:
             environment["MASTER_ADDR"] = _first_slurm_host(environment)
-        environment.setdefault("MASTER_PORT", str(_DEFAULT_PORT))
+        step = environment.get("SLURM_STEP_ID", "0")
+        port = port_of(environment.get("SLURM_JOB_ID", ""), int(step) if step.isdecimal() else 0)
+        environment.setdefault("MASTER_PORT", str(port))
     else:
         environment.setdefault("MASTER_ADDR", "127.0.0.1")
         environment.setdefault("MASTER_PORT", str(free_port()))
@@ -180,6 +185,7 @@ def connect() -> World:
     Raises:
         UserError: more processes on this node than GPUs, or the first rank's address is unknown, or its port is taken
             or cannot be reached.
+        StoppedError: the run was asked to stop before its ranks had met.
     """
     map_launcher_environment(os.environ)
     local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -204,15 +210,16 @@ def connect() -> World:
 def _rendezvous(backend: str) -> None:
     """Meet the other ranks at MASTER_ADDR and MASTER_PORT."""
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
-    look_up_master(address, int(port))  # which torch goes on with for half an hour
-    try:
+    look_up_master(address, int(port))
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        store = meet(os.environ)
+        dist.init_process_group(
+            backend, store=store, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])
+        )
+        return
+    try:  # where torchrun keeps the store
         dist.init_process_group(backend)
-    except dist.DistError as error:
-        if any(part in str(error) for part in _PORT_TAKEN):
-            raise UserError(
-                f"port {port} of {address}, where the ranks are to meet, is taken, perhaps by another run; give "
-                "another by --master_port of deepspeed, --master-port of torchrun, or MASTER_PORT"
-            ) from None
+    except dist.DistError:
         raise UserError(
             f"cannot meet the other ranks at port {port} of {address}; see whether the first rank runs there, and "
             "MASTER_ADDR and MASTER_PORT are as it has them"
@@ -224,11 +231,13 @@ def look_up_master(address: str, port: int, seconds: float = _LOOK_UP_SECONDS) -
 
     Raises:
         UserError: no host of that name is known.
+        StoppedError: the stop file has appeared meanwhile.
     """
     attempts = Retrying(
         retry=retry_if_exception_type(socket.gaierror),
         stop=stop_after_delay(seconds),
         wait=wait_fixed(1),
+        before_sleep=lambda state: _while_looking_up(address, state.attempt_number),
         reraise=True,
     )
     try:
@@ -238,6 +247,13 @@ def look_up_master(address: str, port: int, seconds: float = _LOOK_UP_SECONDS) -
             f"{socket.gethostname()} knows no host of the name {address!r}, where the ranks are to meet: correct "
             "MASTER_ADDR, which is --master_addr of deepspeed and --master-addr of torchrun"
         ) from None
+
+
+def _while_looking_up(address: str, attempt: int) -> None:
+    if is_stopped(os.environ):
+        raise StoppedError
+    if attempt == _TOLD_ATTEMPT:
+        _logger.warning("%s: waiting for the name of rank 0's host, %r, to be known", socket.gethostname(), address)
 
 
 def disconnect() -> None:

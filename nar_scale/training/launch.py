@@ -19,6 +19,7 @@ from nar_scale.training.distributed import connect, disconnect, map_launcher_env
 from nar_scale.training.fault_tolerance.error_reporting import first_to_fail, report_error_once
 from nar_scale.training.fault_tolerance.error_translation import PeerLostError
 from nar_scale.training.fault_tolerance.preemption import exit_on_signals
+from nar_scale.training.rendezvous import StoppedError
 from nar_scale.training.run import train
 
 _logger = logging.getLogger(__name__)
@@ -66,6 +67,9 @@ def launch(
         if not verbose:
             silence_libraries()
         complete = train(config, connect(), resume, init_from, callbacks)
+    except StoppedError:
+        report(Kind.STOPPED, "asked to stop before its ranks had met")
+        return RESUMABLE_EXIT_STATUS
     except UserError as error:
         report(Kind.USER_ERROR, str(error))
         report_error_once(str(error))

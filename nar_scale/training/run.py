@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState
+from nar_scale.cluster.attempts import read_attempts
 from nar_scale.cluster.endings import Kind, report
 from nar_scale.config import (
     Config,
@@ -192,6 +193,8 @@ def _train(
                 writer.event(state.step, RESUMED, f"went on from {source.path(step)}")
             elif events is not None:
                 events.write(state.step, STARTED, "")
+        if attempts := read_attempts(directory):
+            writer.event(state.step, "attempts", "\n\n".join(map(str, attempts)))
         _logger.info(start_summary(config, world, engine, data, state, origin))
     callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
     context = RunContext(config, world, engine, data, request.activity, StopAgreement(request, world))

@@ -84,7 +84,7 @@ def test_libraries_and_code_that_differ_are_named(tmp_path, what):
 
     real = agreement.version
     message = refusal(tmp_path, check, UserError)
-    named = "deepspeed 0.1, not" if what == "version" else "the code of nar_scale/errors.py"
+    named = "deepspeed 0.1, not" if what == "version" else "the code of nar_scale/__init__.py None, not"
     assert_names(message, "rank 1 on node1", named)
 
 

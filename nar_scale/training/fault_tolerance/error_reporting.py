@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -20,8 +23,14 @@ def report_error_once(message: str) -> bool:
     """Log an error unless another rank has reported one before; from any thread. Returns whether it was logged."""
     first = first_to_fail()
     if first:
-        _logger.error("train: error: %s", message)
+        _logger.error("train: error: %s%s", message, _where(os.environ))
     return first
+
+
+def _where(environment: Mapping[str, str]) -> str:
+    """Which rank has an error, and where, in a job of several nodes."""
+    size, local_size = environment.get("WORLD_SIZE", "1"), environment.get("LOCAL_WORLD_SIZE", "1")
+    return f" (rank {environment.get('RANK', '0')} on {socket.gethostname()})" if size != local_size else ""
 
 
 def first_to_fail() -> bool:
