@@ -55,6 +55,7 @@ from nar_scale.training.fault_tolerance.run_lease import RunLease
 from nar_scale.training.fault_tolerance.watchdog import Watchdog, timeout_beyond_watchdog
 from nar_scale.training.metrics.events import COMPLETE, RESUMED, STARTED, STOPPED, EventLog
 from nar_scale.training.metrics.writer import MetricsWriter
+from nar_scale.training.preflight import check_nodes
 from nar_scale.training.start_summary import (
     start_from_checkpoint,
     start_from_nothing,
@@ -135,6 +136,7 @@ def _run_directory(config: Config, world: World) -> Iterator[CheckpointStore]:
 
         on_main(world, hold)
         check_writable(store)
+        check_nodes(world, directory)
         yield store
 
 
