@@ -130,6 +130,7 @@ VALID = {
     "prepare": ["--verify", "x"],
     "train": ["--config", "x"],
     "plan": ["--config", "x", "--devices", "8"],
+    "doctor": [],
     "consolidate": ["--run", "x", "--output", "x"],
     "evaluate": ["--checkpoint", "x", "--data", "x", "--output", "x"],
     "generate": ["--checkpoint", "x", "--num-samples", "1", "--output", "x"],

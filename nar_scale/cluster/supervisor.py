@@ -234,7 +234,9 @@ class Supervisor:
 
 
 def _run_directory(arguments: Sequence[str]) -> Path | None:
-    """The run directory of a configuration; None for one that the tasks will refuse."""
+    """Where attempts are recorded; None for a configuration that the tasks will refuse, and for a mere preflight."""
+    if "--preflight" in arguments:
+        return None
     overrides = [argument for argument in arguments[1:] if "=" in argument and not argument.startswith("-")]
     try:
         return Path(str(load_config(arguments[0], overrides).training.run_directory))

@@ -12,6 +12,7 @@ COMMANDS = {
     "init": "write an example configuration to start from",
     "prepare": "turn a corpus into shards; inspect, verify and index shards",
     "plan": "memory, speed and cost of a run, before it is paid for",
+    "doctor": "what this machine lacks for training, and what to do",
     "train": "train a model from a YAML file",
     "consolidate": "turn a training checkpoint into one to load anywhere",
     "evaluate": "likelihood, samples and tasks of checkpoints",

@@ -67,6 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="print the resolved configuration, the size of the model, and the memory and length of the run, and exit",
     )
     parser.add_argument(
+        "--preflight",
+        action="store_true",
+        help="check all nodes, the configuration and the data in under a minute, and exit",
+    )
+    parser.add_argument(
         "--ranks",
         type=int,
         metavar="N",
@@ -96,7 +101,14 @@ def main(arguments: list[str] | None = None) -> int:
 
     if options.dry_run:
         return dry_run(options.config, options.overrides, options.ranks, options.init_from)
-    return launch(options.config, options.overrides, options.resume, options.verbose, options.init_from)
+    return launch(
+        options.config,
+        options.overrides,
+        options.resume,
+        options.verbose,
+        options.init_from,
+        preflight=options.preflight,
+    )
 
 
 def start_ranks(options: argparse.Namespace) -> NoReturn:
@@ -110,7 +122,7 @@ def start_ranks(options: argparse.Namespace) -> NoReturn:
     arguments = ["--config", options.config, "--resume", options.resume]
     if options.init_from is not None:
         arguments += ["--init-from", str(options.init_from)]
-    arguments += ["--verbose"] * options.verbose
+    arguments += ["--verbose"] * options.verbose + ["--preflight"] * options.preflight
     command = ["-m", "deepspeed.launcher.runner", *launcher, *arguments, *options.overrides]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *command])

@@ -20,7 +20,7 @@ from nar_scale.training.fault_tolerance.error_reporting import first_to_fail, re
 from nar_scale.training.fault_tolerance.error_translation import PeerLostError
 from nar_scale.training.fault_tolerance.preemption import exit_on_signals
 from nar_scale.training.rendezvous import StoppedError
-from nar_scale.training.run import train
+from nar_scale.training.run import check, train
 
 _logger = logging.getLogger(__name__)
 _IMPORTED_LATE = ("deepspeed", "tensorboard", "webdataset")
@@ -33,6 +33,7 @@ def launch(
     verbose: bool = False,
     init_from: Path | None = None,
     callbacks: Sequence[Callback] = (),
+    preflight: bool = False,
 ) -> int:
     """Train in this process and its peers, logging to the terminal.
 
@@ -46,6 +47,7 @@ def launch(
         verbose: show the warnings and logs of libraries as well.
         init_from: see `train`.
         callbacks: see `train`.
+        preflight: check nodes, configuration and data, and end before the model is built.
 
     Returns:
         the exit status: 0 for a complete run, 85 for one that was stopped and has saved, 2 for a `UserError`,
@@ -66,7 +68,11 @@ def launch(
         check_run(config)
         if not verbose:
             silence_libraries()
-        complete = train(config, connect(), resume, init_from, callbacks)
+        complete = True
+        if preflight:
+            check(config, connect())
+        else:
+            complete = train(config, connect(), resume, init_from, callbacks)
     except StoppedError:
         report(Kind.STOPPED, "asked to stop before its ranks had met")
         return RESUMABLE_EXIT_STATUS

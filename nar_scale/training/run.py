@@ -108,6 +108,25 @@ def train(
             request.restore()
 
 
+def check(config: Config, world: World) -> None:
+    """Check what `train` checks before it builds the model, on all ranks, and write nothing that lasts.
+
+    Raises:
+        UserError: anything the user can fix; names the host.
+        PeerLostError: another process has ended without reporting an error.
+    """
+    own_store()
+    with translate_errors(Activity(), config, world.device):
+        check_ranks_alike(world, config)
+        resolve_deepspeed_config(config, world.size)
+        check_machine(config, world.device)
+        with _run_directory(config, world):
+            data = open_training_data(config, world)
+    if world.is_main:
+        _logger.info("data: %s", data.summary)
+        _logger.info("nothing is in the way of a run on %d rank(s)", world.size)
+
+
 @dataclass(frozen=True)
 class _Start:
     """Where a run starts: see `train`."""

@@ -204,3 +204,27 @@ class TestTraining:
         expected = losses(submission / "straight")
         assert sorted(expected) == list(range(1, STEPS + 1))
         assert losses(submission / "interrupted") == pytest.approx(expected, rel=1e-5)
+
+    def test_preflight_names_the_node_that_lacks_shards(self, cluster: Cluster, submission: Path) -> None:
+        def preflight(end: str) -> str:
+            script = REPOSITORY / "slurm" / "preflight.sbatch"
+            arguments = ("config.yaml", *OVERRIDES, "training.run_directory=checked")
+            options = (*TWO_NODES, "--cpus-per-task=1")
+            job = cluster.submit(script, *arguments, options=options, directory=submission, env=self.env())
+            cluster.wait(job, (end,), timeout=180)
+            return cluster.output(job)
+
+        shutil.copytree(REPOSITORY / "slurm", submission / "slurm")
+        output = preflight("COMPLETED")
+        assert "2 nodes: " in output
+        assert "nothing is in the way of a run on 2 rank(s)" in output
+        assert not (submission / "checked").exists()
+        cluster.run("mount", "-t", "tmpfs", "none", submission / "corpus" / "train", node="n2")
+        try:
+            output = preflight("FAILED")
+        finally:
+            cluster.run("umount", submission / "corpus" / "train", node="n2")
+        (line,) = [line for line in output.splitlines() if "train: error" in line]
+        assert "n2, where rank 1 runs, " in line
+        assert "missing: corpus/train/" in line
+        assert "not requeued: rank 1 on n2: " in output or "not requeued: rank 0 on n1: " in output
