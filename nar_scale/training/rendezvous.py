@@ -138,7 +138,7 @@ class _Meeting:
             store.set(_ALL_HERE, "")
         elif self._is_to_tell():
             missing = [rank for rank in range(self.size) if not store.check([f"{_HERE}/{rank}"])]
-            hosts = ", ".join(sorted({_host_of(rank, self.environment) for rank in missing} - {""}))
+            hosts = ", ".join(sorted({host_of(rank, self.environment) for rank in missing} - {""}))
             self._tell(f"rank {', '.join(integer_ranges(missing))}{f' on {hosts}' if hosts else ''}")
 
     def _is_to_tell(self) -> bool:
@@ -173,7 +173,7 @@ def _in_time(seconds: float, find: Callable[[], Result]) -> Result | None:
     return found[0] if found else None
 
 
-def _host_of(rank: int, environment: Mapping[str, str]) -> str:
+def host_of(rank: int, environment: Mapping[str, str]) -> str:
     """Where SLURM has started a rank, tasks being placed in blocks; empty if it does not say."""
     nodes, counts = environment.get("SLURM_STEP_NODELIST", ""), environment.get("SLURM_STEP_TASKS_PER_NODE", "")
     if not nodes or not counts:

@@ -1,6 +1,7 @@
 """Each rank a fork."""
 
 import os
+import shutil
 import socket
 import time
 
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from nar_scale.errors import UserError
 from nar_scale.logging_setup import set_up_logging
 from nar_scale.training import rendezvous
-from nar_scale.training.rendezvous import StoppedError, meet
+from nar_scale.training.rendezvous import StoppedError, host_of, meet
 from tests.distributed.jobs import free_port
 
 TAKES_LONGER = 3  # as long as a rank needs to start, and longer than until it is told whom others wait for
@@ -94,3 +95,12 @@ def test_the_stop_file_ends_the_wait(tmp_path, rank):
     time.sleep(0.5)
     stop.touch()
     assert statuses(waiting) == [85]
+
+
+@pytest.mark.skipif(shutil.which("scontrol") is None, reason="no scontrol here")
+def test_hosts_are_those_that_slurm_has_placed_ranks_on(tmp_path, monkeypatch):
+    (tmp_path / "slurm.conf").write_text("ClusterName=test\nSlurmctldHost=localhost\n")
+    monkeypatch.setenv("SLURM_CONF", str(tmp_path / "slurm.conf"))
+    layout = {"SLURM_STEP_NODELIST": "n[1-3],m7", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}
+    assert [host_of(rank, layout) for rank in range(8)] == ["n1", "n1", "n2", "n2", "n3", "n3", "m7", ""]
+    assert host_of(0, {}) == ""

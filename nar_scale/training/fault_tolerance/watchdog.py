@@ -24,6 +24,7 @@ from nar_scale.text import integer_ranges
 from nar_scale.training.distributed import World
 from nar_scale.training.fault_tolerance.activity import STARTING, Activity
 from nar_scale.training.fault_tolerance.error_reporting import own_store, report_error_once
+from nar_scale.training.rendezvous import host_of
 
 _logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ _REPORTED = "nar_scale/hang-reported"
 _ACTIVITIES_OF_A_STEP = ("loading data", "counting the global batch", "forward pass", "backward pass", "optimizer step")
 _GRACE_SECONDS = 60.0
 _LONGEST_WRITE_SECONDS = 10.0
+_NAMED = 4  # ranks whose hosts are looked up
 
 
 def timeout_beyond_watchdog(faults: FaultsConfig) -> timedelta:
@@ -163,8 +165,9 @@ class Watchdog:
             where = f"is in {_activities(stuck)}" if stuck else "does not answer"
             seconds = max(float(str(status["seconds"])) for status in waiting.values())
             blocking, blocked = (", ".join(integer_ranges(ranks)) for ranks in (culprits, waiting))
+            hosts = ", ".join(sorted({host_of(rank, os.environ) for rank in culprits[:_NAMED]} - {""}))
             what = (
-                f"rank {blocking} {where} and has kept rank {blocked} waiting in "
+                f"rank {blocking}{f' on {hosts}' if hosts else ''} {where} and has kept rank {blocked} waiting in "
                 f"{_activities(waiting)} for {seconds:.0f} s"
             )
         return (
