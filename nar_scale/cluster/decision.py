@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nar_scale.cluster.endings import RESUMABLE_EXIT_STATUS, Ending, Kind
+from nar_scale.cluster.endings import Ending, Kind
+from nar_scale.processes import RESUMABLE_EXIT_STATUS
 
 ATTEMPTS_WITHOUT_STEP = 3
 """So many attempts of a job in a row may end without a new checkpoint."""

@@ -14,12 +14,6 @@ from pathlib import Path
 
 from nar_scale.files import write_atomically
 
-RESUMABLE_EXIT_STATUS = 85
-"""Exit status of a run that was asked to stop, has saved, and can be continued."""
-
-STOP_FILE_VARIABLE = "NAR_SCALE_STOP_FILE"
-"""The environment variable with the file whose appearance asks a run to stop."""
-
 ATTEMPT_DIRECTORY_VARIABLE = "NAR_SCALE_ATTEMPT_DIRECTORY"
 """The environment variable with the directory, on a file system of all nodes, where the ranks report."""
 

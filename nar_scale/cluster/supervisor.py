@@ -23,8 +23,6 @@ from nar_scale.cluster.attempts import Attempt, newest_step, read_attempts, reco
 from nar_scale.cluster.decision import ATTEMPTS_WITHOUT_STEP, Decision, bounded, decide, no_progress
 from nar_scale.cluster.endings import (
     ATTEMPT_DIRECTORY_VARIABLE,
-    RESUMABLE_EXIT_STATUS,
-    STOP_FILE_VARIABLE,
     Kind,
     read_endings,
 )
@@ -33,6 +31,7 @@ from nar_scale.cluster.slurm import SlurmJob, UnreachableError
 from nar_scale.config import load_config
 from nar_scale.errors import UserError
 from nar_scale.logging_setup import set_up_logging
+from nar_scale.processes import RESUMABLE_EXIT_STATUS, STOP_FILE_VARIABLE
 
 _logger = logging.getLogger(__name__)
 _TRAINER = "launcher/train.py"

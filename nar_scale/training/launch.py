@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from nar_scale.cluster.endings import RESUMABLE_EXIT_STATUS, Kind, report
+from nar_scale.cluster.endings import Kind, report
 from nar_scale.config import check_run, load_config
 from nar_scale.errors import UserError
 from nar_scale.logging_setup import set_up_logging, silence_libraries
 from nar_scale.planning.report import describe_run
+from nar_scale.processes import RESUMABLE_EXIT_STATUS
 from nar_scale.training.callbacks.callback import Callback
 from nar_scale.training.distributed import connect, disconnect, map_launcher_environment
 from nar_scale.training.fault_tolerance.error_reporting import first_to_fail, report_error_once

@@ -18,9 +18,9 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from nar_scale.cluster.endings import STOP_FILE_VARIABLE
 from nar_scale.cluster.slurm import SlurmJob
 from nar_scale.errors import UserError
+from nar_scale.processes import STOP_FILE_VARIABLE
 from nar_scale.text import integer_ranges
 
 Result = TypeVar("Result")

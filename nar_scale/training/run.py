@@ -53,7 +53,7 @@ from nar_scale.training.fault_tolerance.error_translation import translate_error
 from nar_scale.training.fault_tolerance.preemption import StopAgreement, StopRequest
 from nar_scale.training.fault_tolerance.run_lease import RunLease
 from nar_scale.training.fault_tolerance.watchdog import Watchdog, timeout_beyond_watchdog
-from nar_scale.training.metrics.events import COMPLETE, RESUMED, STARTED, STOPPED, EventLog
+from nar_scale.training.metrics.events import ATTEMPTS, COMPLETE, RESUMED, STARTED, STOPPED, EventLog
 from nar_scale.training.metrics.writer import MetricsWriter
 from nar_scale.training.preflight import check_nodes
 from nar_scale.training.start_summary import (
@@ -215,7 +215,7 @@ def _train(
             elif events is not None:
                 events.write(state.step, STARTED, "")
         if attempts := read_attempts(directory):
-            writer.event(state.step, "attempts", "\n\n".join(map(str, attempts)))
+            writer.event(state.step, ATTEMPTS, "\n\n".join(map(str, attempts)))
         _logger.info(start_summary(config, world, engine, data, state, origin))
     callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
     context = RunContext(config, world, engine, data, request.activity, StopAgreement(request, world))

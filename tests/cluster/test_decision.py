@@ -1,7 +1,8 @@
 import pytest
 
 from nar_scale.cluster.decision import ATTEMPTS_WITHOUT_STEP, bounded, decide
-from nar_scale.cluster.endings import RESUMABLE_EXIT_STATUS, Ending, Kind
+from nar_scale.cluster.endings import Ending, Kind
+from nar_scale.processes import RESUMABLE_EXIT_STATUS
 from tests.errors import assert_names
 
 SAVED = Ending(0, "n1", Kind.STOPPED)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 EVENTS_FILE = "events.jsonl"
 STARTED, RESUMED, CHECKPOINT = "started", "resumed", "checkpoint"
+ATTEMPTS = "attempts"
 SKIPPED, ROLLED_BACK = "skipped_steps", "rolled_back"
 COMPLETE, STOPPED = "complete", "stopped"
 

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.directory.is_dir():
         parser.error(f"no directory {options.directory}")
 
-    from nar_scale.cluster.doctor import examine  # after the arguments have been checked
+    from nar_scale.commands.doctor.machine import examine  # after the arguments have been checked
     from nar_scale.logging_setup import write_result
 
     findings = examine(options.directory)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from nar_scale.cluster import doctor
-from nar_scale.cluster.doctor import examine
+from nar_scale.commands.doctor import machine
+from nar_scale.commands.doctor.machine import examine
 
 LAUNCHER = Path(__file__).parents[2] / "launcher" / "doctor.py"
 
@@ -35,11 +35,11 @@ def test_what_is_lacking_comes_with_a_remedy(tmp_path, monkeypatch):
     def unknown(*arguments):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    real = doctor.version
-    monkeypatch.setattr(doctor, "version", version)
-    monkeypatch.setattr(doctor.shutil, "which", lambda *arguments, **options: None)
-    monkeypatch.setattr(doctor.socket, "getaddrinfo", unknown)
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda what: (1024, 65536))
+    real = machine.version
+    monkeypatch.setattr(machine, "version", version)
+    monkeypatch.setattr(machine.shutil, "which", lambda *arguments, **options: None)
+    monkeypatch.setattr(machine.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(machine.resource, "getrlimit", lambda what: (1024, 65536))
     found = remedies(tmp_path)
     assert "deepspeed" in found["deepspeed"]
     assert ">=1.0" in found["webdataset"]
