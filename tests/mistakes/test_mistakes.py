@@ -1,21 +1,16 @@
 """Every mistake of the tables ends with status 2 and one line, and leaves nothing behind."""
 
-import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.distributed.jobs import environment
-
 from . import checkpoints, data_sets, generation, machine, settings
 from .mistake import Mistake
+from .run_all import run_all
 
-REPOSITORY = Path(__file__).parents[2]
 MISTAKES = {
     **settings.MISTAKES,
     **data_sets.MISTAKES,
@@ -49,23 +44,6 @@ class Answer(NamedTuple):
     left_behind: list[str]
 
 
-def run_all(commands: list[tuple[str, Path, dict[str, str]]], directory: Path) -> list[tuple[int, str]]:
-    """Exit status and output of commands, run one after the other by one process."""
-    cases = directory / "cases.json"
-    cases.write_text(json.dumps([(command, str(where), variables) for command, where, variables in commands]))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.mistakes.driver", str(cases)],
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=TIMEOUT,
-    )
-    cases.unlink()
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
-
-
 def contents(here: Path) -> dict[str, tuple[int, int]]:
     """Size and time of change of everything below a directory, links not followed."""
     found = {}
@@ -85,7 +63,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     (world / "corpus").mkdir()
     for number in range(40):
         (world / "corpus" / f"{number}.txt").write_text(f"text {number} of forty; " * 20)
-    for command, (status, output) in zip(WORLD, run_all([(each, world, {}) for each in WORLD], world)):
+    for command, (status, output) in zip(WORLD, run_all([(each, world, {}) for each in WORLD], world, TIMEOUT)):
         assert status == 0, f"{command}: {output}"
     places, before = [], []
     shared = contents(world)
@@ -99,7 +77,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
         places.append(here)
         before.append(contents(here))
     results = run_all(
-        [(each.command, here, dict(each.environment)) for each, here in zip(MISTAKES.values(), places)], world
+        [(each.command, here, dict(each.environment)) for each, here in zip(MISTAKES.values(), places)],
+        world,
+        TIMEOUT,
     )
     found = {}
     for name, here, there, (status, output) in zip(MISTAKES, places, before, results):
