@@ -4,14 +4,14 @@ import re
 import shlex
 
 # What is added to a command so that it takes a second instead of hours. Nothing else of it is changed, but for
-# `deepspeed`: the first launch is real, of as many processes as it says; the others train in one process, and are
-# planned (--dry-run) for as many as they say.
+# `deepspeed`: the first launch is real, of as many processes as it says. The others are planned (--dry-run) for as many
+# processes as they say, and the first of each page, and all of the README, train in one process as well.
 SMALLER = {
     "train": "training.steps=2 logging.evaluation_samples=8 schedule.warmup_steps=1",
     "evaluate": "--limit 8",
-    "evaluate --report": "--limit 8 --samples 2 --steps 2 --temperatures 1",
+    "evaluate --report": "--limit 8 --samples 2 --steps 2 --temperatures 1 --training-samples 8",
     "generate": "--length 24",
-    "generate --num-samples": "--length 24 --num-samples 2",
+    "generate --num-samples": "--num-samples 2",
 }
 
 # Commands that are not run, by how they begin, and why.
@@ -34,12 +34,13 @@ def reason_not_to_run(command: str) -> str | None:
     return next((reason for start, reason in NOT_RUN.items() if re.match(start, command)), None)
 
 
-def as_run(command: str, launch: bool = False) -> list[str]:
+def as_run(command: str, launch: bool = False, train: bool = True) -> list[str]:
     """The commands that are run for a command of the documentation.
 
     Args:
         command: a line of the documentation.
         launch: start the processes of `deepspeed` as it says.
+        train: or else train in one process.
 
     Raises:
         ValueError: it is neither run nor listed.
@@ -51,7 +52,8 @@ def as_run(command: str, launch: bool = False) -> list[str]:
         if launch:
             return [f"deepspeed --quiet {shlex.join(words[1:])} {SMALLER['train']}"]
         planned = ["nar-scale", "train", *arguments, "--dry-run", "--ranks", str(ranks)]
-        return [shlex.join(planned), f"nar-scale train {shlex.join(arguments)} {SMALLER['train']}"]
+        trained = f"nar-scale train {shlex.join(arguments)} {SMALLER['train']}"
+        return [shlex.join(planned), trained] if train else [shlex.join(planned)]
     if words[0] in {"python", ".venv/bin/python"} and words[1].startswith("launcher/"):
         words = ["nar-scale", words[1].removeprefix("launcher/").removesuffix(".py"), *words[2:]]
     if words[0] != "nar-scale":

@@ -33,18 +33,18 @@ RUN = {page: [each for each in commands if not reason_not_to_run(each)] for page
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], list[tuple[int, str]]]:
     """Exit status and output of what is run for each command of each page."""
     world = build_world(tmp_path_factory.mktemp("world"))
-    cases, asked, launched = [], [], False
+    cases, asked, launched = [], [], set()
     found: dict[tuple[str, str], list[tuple[int, str]]] = {}
     for page, commands in RUN.items():
         here = world if page == FIRST else open_page(world, tmp_path_factory.mktemp("page"), commands)
         for command in commands:
-            launch = command.startswith("deepspeed") and not launched
-            launched = launched or launch
             try:
-                runs = as_run(command, launch)
+                runs = as_run(command, launch=not launched, train=page == FIRST or page not in launched)
             except ValueError as error:
                 found[page, command] = [(2, str(error))]
                 continue
+            if command.startswith("deepspeed "):
+                launched.add(page)
             for each in runs:
                 each = each.replace("deepspeed ", f"deepspeed --master_port {free_port()} ", 1)
                 cases.append((each, here, {"COLUMNS": "120"}))

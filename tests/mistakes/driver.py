@@ -32,6 +32,7 @@ def run(script: str, arguments: list[str], directory: str, environment: dict[str
         os.dup2(os.open(arguments[-1], os.O_RDONLY), 0)
         arguments = arguments[:-2]
     if script == "deepspeed":
+        signal.alarm(0)  # several processes that import everything anew: `run_all` has a limit of its own
         os.execvp(script, [script, *arguments])
     path = LAUNCHER / f"{script}.py"
     sys.argv, sys.path[0] = [str(path), *arguments], str(LAUNCHER)

@@ -19,6 +19,8 @@ MISTAKES = {
     **machine.MISTAKES,
 }
 TIMEOUT = 1500
+PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+TOLD = re.findall(r"^\| `(.+?)` \| .+ \|$", PAGE.read_text(), re.MULTILINE)
 
 CONFIG = """
 model: {dim: 32, depth: 2, heads: 2, max_seq_len: 32}
@@ -105,6 +107,16 @@ def test_a_mistake_is_answered_by_one_line(answers: dict[str, Answer], name: str
     assert left_behind == []
 
 
+@pytest.mark.timeout(TIMEOUT)
+@pytest.mark.parametrize("message", TOLD)
+def test_a_message_of_the_troubleshooting_page_is_the_answer_to_a_mistake(
+    answers: dict[str, Answer], message: str
+) -> None:
+    pattern = ".*".join(map(re.escape, message.split("...")))
+    assert any(re.search(pattern, answer.output) for answer in answers.values())
+
+
 def test_there_are_many() -> None:
+    assert len(TOLD) >= 30
     assert len(MISTAKES) >= 120
     assert all(isinstance(each, Mistake) and each.named for each in MISTAKES.values())
