@@ -13,9 +13,10 @@ WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for bloc
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With `data/mine`, and an empty `runs`."""
+    """With `data/mine`, a text, and an empty `runs`."""
     directory = tmp_path_factory.mktemp("python")
     (directory / "runs").mkdir()
+    (directory / "notes.txt").write_text("It is a note of one line.\n" * 400)
     inputs = [REPOSITORY / page for page in PAGES]
     prepare(inputs, directory / "data" / "mine", seq_len=128, validation=0.05, workers=1, progress=False)
     return directory
