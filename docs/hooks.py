@@ -19,7 +19,7 @@ PAGES = {
     "slurm/README.md": "slurm.md",
 }
 _HOMES = {page: source for source, page in PAGES.items()}
-_LINK = re.compile(r"(\]\()([^)\s#:]+)((?:#[^)\s]*)?\))")
+_LINK = re.compile(r"(!?\[)([^\[\]]*)\]\(([^)\s#:]+)((?:#[^)\s]*)?)\)")
 _FENCES = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
 
 
@@ -40,11 +40,11 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def _moved(here: str, place: str) -> Any:
     def replace(link: re.Match[str]) -> str:
-        target = posixpath.normpath(posixpath.join(here, link[2]))
-        if target in PAGES:
-            target = PAGES[target]
-        elif target.startswith("docs/"):
-            target = target.removeprefix("docs/")
-        return f"{link[1]}{posixpath.relpath(target, posixpath.dirname(place) or '.')}{link[3]}"
+        begin, text, path, anchor = link.groups()
+        target = posixpath.normpath(posixpath.join(here, path))
+        if not target.startswith("docs/") and target not in PAGES and (REPOSITORY / target).is_file():
+            return text  # a file of the repository that is no page
+        target = PAGES.get(target, target.removeprefix("docs/"))
+        return f"{begin}{text}]({posixpath.relpath(target, posixpath.dirname(place) or '.')}{anchor})"
 
     return replace
