@@ -5,7 +5,9 @@ import shlex
 
 # What is added to a command so that it takes a second instead of hours. Nothing else of it is changed, but for
 # `deepspeed`: the first launch is real, of as many processes as it says. The others are planned (--dry-run) for as many
-# processes as they say, and the first of each page, and all of the README, train in one process as well.
+# processes as they say; the first of each page, and all of the README, train in one process as well, unless they are for
+# more than a few.
+FEW_RANKS = 4
 SMALLER = {
     "train": "training.steps=2 logging.evaluation_samples=8 schedule.warmup_steps=1",
     "evaluate": "--limit 8",
@@ -53,7 +55,7 @@ def as_run(command: str, launch: bool = False, train: bool = True) -> list[str]:
             return [f"deepspeed --quiet {shlex.join(words[1:])} {SMALLER['train']}"]
         planned = ["nar-scale", "train", *arguments, "--dry-run", "--ranks", str(ranks)]
         trained = f"nar-scale train {shlex.join(arguments)} {SMALLER['train']}"
-        return [shlex.join(planned), trained] if train else [shlex.join(planned)]
+        return [shlex.join(planned), trained] if train and ranks <= FEW_RANKS else [shlex.join(planned)]
     if words[0] in {"python", ".venv/bin/python"} and words[1].startswith("launcher/"):
         words = ["nar-scale", words[1].removeprefix("launcher/").removesuffix(".py"), *words[2:]]
     if words[0] != "nar-scale":
