@@ -60,7 +60,9 @@ def as_run(command: str, launch: bool = False, train: bool = True) -> list[str]:
         words = ["nar-scale", words[1].removeprefix("launcher/").removesuffix(".py"), *words[2:]]
     if words[0] != "nar-scale":
         raise ValueError(f"{command!r} is neither run nor listed in {__file__}")
-    kept = [word for word in words if word not in {"--dry-run", "--explain", "--length", "--help"}]
+    kept = [
+        word for word in words if word not in {"--dry-run", "--explain", "--length", "--help", "--status", "--merge"}
+    ]
     smaller = [] if len(kept) < len(words) else [value for name, value in SMALLER.items() if _begins(words, name)][-1:]
     piped = command.partition(" < ")
     return [" ".join([shlex.join(words) if not piped[1] else command, *smaller])]

@@ -8,15 +8,17 @@ from nar_scale.data.preparation.pipeline import prepare
 
 from .blocks import PAGES, REPOSITORY, blocks_of
 
-WITH_PYTHON = [page for page in PAGES if any(block.language == "python" for block in blocks_of(page))]
+OWN_TEST = {"docs/python.md": "tests/test_python_page.py"}
+WITH_PYTHON = [
+    page for page in PAGES if page not in OWN_TEST and any(block.language == "python" for block in blocks_of(page))
+]
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With `data/mine`, a text, and an empty `runs`."""
+    """With `data/mine`, and an empty `runs`."""
     directory = tmp_path_factory.mktemp("python")
     (directory / "runs").mkdir()
-    (directory / "notes.txt").write_text("It is a note of one line.\n" * 400)
     inputs = [REPOSITORY / page for page in PAGES]
     prepare(inputs, directory / "data" / "mine", seq_len=128, validation=0.05, workers=1, progress=False)
     return directory
