@@ -5,8 +5,8 @@ import shlex
 
 # What is added to a command so that it takes a second instead of hours. Nothing else of it is changed, but for
 # `deepspeed`: the first launch is real, of as many processes as it says. The others are planned (--dry-run) for as many
-# processes as they say; the first of each page, and all of the README, train in one process as well, unless they are for
-# more than a few.
+# processes as they say; the first of each page, and all of the README, train in one process as well, unless they are
+# for more than a few.
 FEW_RANKS = 4
 SMALLER = {
     "train": "training.steps=2 logging.evaluation_samples=8 schedule.warmup_steps=1",

@@ -16,7 +16,10 @@ SECTION = "|".join(Config.model_fields)
 NO_KEYS = {  # what looks like a key and is none
     "model.json": "file",
     "model.safetensors": "file",
+    "model.config": "attribute in Python",
     "model.diffusion": "attribute in Python",
+    "model.info.decode": "attribute in Python",
+    "model.wrapper": "attribute in Python",
     "objective.steps": "of version 0.1",
     "objective.guidance_scale": "of version 0.1",
     "optimizer.type": "of GPT-NeoX",
