@@ -21,7 +21,7 @@ export DS_ACCELERATOR := cpu
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check format structure bench gpu-kit clean
+.PHONY: help install demo test check format docs structure bench gpu-kit clean
 
 help:  ## this list
 	@echo "make TARGET [PYTHON=python3] [TORCH=...] [CONFIG=$(CONFIG)] [RANKS=$(RANKS)]"
@@ -72,6 +72,10 @@ check: $(INSTALLED)  ## formatter, linter and types, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## the documentation as a site, in site/
+	$(BIN)/mkdocs build --strict --quiet
+	@echo "open site/index.html"
 
 structure: $(INSTALLED)  ## how the package is built, in numbers beside their targets
 	$(BIN)/python -m tests.structure

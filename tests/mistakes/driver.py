@@ -1,6 +1,9 @@
-"""Run scripts of launcher/ in forks of a process that has imported what they import.
+"""Run commands in forks of a process that has imported what they import.
 
-python -m tests.mistakes.driver FILE, a JSON list of [script, arguments, working directory, environment]
+python -m tests.mistakes.driver FILE, a JSON list of [command, working directory, environment]
+
+A command begins with the name of a script of launcher/, with `nar-scale`, or with `deepspeed`, which starts processes
+of its own. `< FILE` at its end is its standard input.
 
 Prints for each a line of JSON: [exit status, output].
 """
@@ -25,10 +28,21 @@ def run(script: str, arguments: list[str], directory: str, environment: dict[str
     """The exit status of a script that is run as `python launcher/SCRIPT.py`."""
     os.chdir(directory)
     os.environ.update(environment)
+    if arguments[-2:-1] == ["<"]:
+        os.dup2(os.open(arguments[-1], os.O_RDONLY), 0)
+        arguments = arguments[:-2]
+    if script == "deepspeed":
+        signal.alarm(0)  # several processes that import everything anew: `run_all` has a limit of its own
+        os.execvp(script, [script, *arguments])
     path = LAUNCHER / f"{script}.py"
     sys.argv, sys.path[0] = [str(path), *arguments], str(LAUNCHER)
     try:
-        runpy.run_path(str(path), run_name="__main__")
+        if script == "nar-scale":
+            from nar_scale.commands.console import main
+
+            main()
+        else:
+            runpy.run_path(str(path), run_name="__main__")
     except SystemExit as ended:
         return int(ended.code or 0)
     except BaseException:

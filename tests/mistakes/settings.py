@@ -7,6 +7,7 @@ TRAIN = "train --config small.yaml"
 OVERRIDES = {
     "training.stesp=3": ("training.stesp", "training.steps"),
     "steps=3": ("steps=3", "section.key=value"),
+    "training.tokens=64": ("steps", "samples", "tokens"),
     "training.steps=many": ("training.steps", "many"),
     "training.steps=0": ("training.steps", "0"),
     "training.steps=-1": ("training.steps", "-1"),

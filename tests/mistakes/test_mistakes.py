@@ -1,21 +1,16 @@
 """Every mistake of the tables ends with status 2 and one line, and leaves nothing behind."""
 
-import json
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.distributed.jobs import environment
-
 from . import checkpoints, data_sets, generation, machine, settings
 from .mistake import Mistake
+from .run_all import run_all
 
-REPOSITORY = Path(__file__).parents[2]
 MISTAKES = {
     **settings.MISTAKES,
     **data_sets.MISTAKES,
@@ -24,6 +19,8 @@ MISTAKES = {
     **machine.MISTAKES,
 }
 TIMEOUT = 1500
+PAGE = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
+TOLD = re.findall(r"^\| `(.+?)` \| .+ \|$", PAGE.read_text(), re.MULTILINE)
 
 CONFIG = """
 model: {dim: 32, depth: 2, heads: 2, max_seq_len: 32}
@@ -49,23 +46,6 @@ class Answer(NamedTuple):
     left_behind: list[str]
 
 
-def run_all(commands: list[tuple[str, Path, dict[str, str]]], directory: Path) -> list[tuple[int, str]]:
-    """Exit status and output of commands, run one after the other by one process."""
-    cases = directory / "cases.json"
-    cases.write_text(json.dumps([(command, str(where), variables) for command, where, variables in commands]))
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.mistakes.driver", str(cases)],
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        timeout=TIMEOUT,
-    )
-    cases.unlink()
-    return [tuple(json.loads(line)) for line in done.stdout.splitlines()]
-
-
 def contents(here: Path) -> dict[str, tuple[int, int]]:
     """Size and time of change of everything below a directory, links not followed."""
     found = {}
@@ -85,7 +65,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
     (world / "corpus").mkdir()
     for number in range(40):
         (world / "corpus" / f"{number}.txt").write_text(f"text {number} of forty; " * 20)
-    for command, (status, output) in zip(WORLD, run_all([(each, world, {}) for each in WORLD], world)):
+    for command, (status, output) in zip(WORLD, run_all([(each, world, {}) for each in WORLD], world, TIMEOUT)):
         assert status == 0, f"{command}: {output}"
     places, before = [], []
     shared = contents(world)
@@ -99,7 +79,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Answer]:
         places.append(here)
         before.append(contents(here))
     results = run_all(
-        [(each.command, here, dict(each.environment)) for each, here in zip(MISTAKES.values(), places)], world
+        [(each.command, here, dict(each.environment)) for each, here in zip(MISTAKES.values(), places)],
+        world,
+        TIMEOUT,
     )
     found = {}
     for name, here, there, (status, output) in zip(MISTAKES, places, before, results):
@@ -125,6 +107,16 @@ def test_a_mistake_is_answered_by_one_line(answers: dict[str, Answer], name: str
     assert left_behind == []
 
 
+@pytest.mark.timeout(TIMEOUT)
+@pytest.mark.parametrize("message", TOLD)
+def test_a_message_of_the_troubleshooting_page_is_the_answer_to_a_mistake(
+    answers: dict[str, Answer], message: str
+) -> None:
+    pattern = ".*".join(map(re.escape, message.split("...")))
+    assert any(re.search(pattern, answer.output) for answer in answers.values())
+
+
 def test_there_are_many() -> None:
+    assert len(TOLD) >= 30
     assert len(MISTAKES) >= 120
     assert all(isinstance(each, Mistake) and each.named for each in MISTAKES.values())
