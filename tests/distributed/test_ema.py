@@ -1,13 +1,14 @@
 """The moving average of the weights under every ZeRO stage, against one kept by hand; after a restart; and in use."""
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
 import torch
 
 from nar_scale.checkpoint import EMA, CheckpointStore, PartitionReader, consolidate, load_consolidated
+from nar_scale.commands.evaluate import main as evaluate
+from nar_scale.commands.generate import main as generate
 from nar_scale.config import load_config
 from nar_scale.errors import CheckpointError
 from nar_scale.objectives import build_wrapper
@@ -153,9 +154,6 @@ def test_switched_off_it_is_gone(launch: Launch) -> None:
 def test_evaluate_and_generate_use_what_was_asked_for(
     launch: Launch, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    evaluate, generate = (
-        runpy.run_path(str(jobs.REPOSITORY / "launcher" / f"{name}.py"))["main"] for name in ("evaluate", "generate")
-    )
     exported, samples = str(launch.export("zero-2")), str(tmp_path / "samples")
     results = {}
     for weights in ("model", "ema"):
