@@ -12,7 +12,7 @@ PAGES = sorted(
         *(REPOSITORY / "docs").rglob("*.md"),
     ]
 )
-LANGUAGES = {"bash", "python", "yaml", "json", "text"}  # text is what is shown, not what is to be run
+LANGUAGES = {"bash", "python", "yaml", "text"}  # text is what is shown, not what is to be run
 _FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 

@@ -13,7 +13,7 @@ SMALLER = {
     "evaluate": "--limit 8",
     "evaluate --report": "--limit 8 --samples 2 --steps 2 --temperatures 1 --training-samples 8",
     "generate": "--length 24",
-    "generate --num-samples": "--num-samples 2",
+    "generate --num-samples": "--num-samples 2 --steps 4",
 }
 
 # Commands that are not run, by how they begin, and why.
@@ -47,6 +47,7 @@ def as_run(command: str, launch: bool = False, train: bool = True) -> list[str]:
     Raises:
         ValueError: it is neither run nor listed.
     """
+    command, redirection, standard_input = command.partition(" < ")
     words = shlex.split(command)
     if words[0] == "deepspeed":
         ranks = int(words[2]) if words[1] == "--num_accelerators" else 1
@@ -64,8 +65,7 @@ def as_run(command: str, launch: bool = False, train: bool = True) -> list[str]:
         word for word in words if word not in {"--dry-run", "--explain", "--length", "--help", "--status", "--merge"}
     ]
     smaller = [] if len(kept) < len(words) else [value for name, value in SMALLER.items() if _begins(words, name)][-1:]
-    piped = command.partition(" < ")
-    return [" ".join([shlex.join(words) if not piped[1] else command, *smaller])]
+    return [" ".join([shlex.join(words), *smaller]) + redirection + standard_input]
 
 
 def _begins(words: list[str], name: str) -> bool:

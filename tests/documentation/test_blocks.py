@@ -1,7 +1,5 @@
 """Each block says what it is, and data in it can be read."""
 
-import json
-
 import pytest
 import yaml
 
@@ -37,8 +35,3 @@ def test_yaml_is_a_configuration_or_a_part_of_one(block, tmp_path):
     keys = [(f"{name}.{key}", value) for name, section in sections.items() for key, value in section.items()]
     assert keys
     load_config(base, [f"{key}={yaml.safe_dump(value, default_flow_style=True)}" for key, value in keys])
-
-
-@pytest.mark.parametrize("block", all_blocks("json"), ids=place)
-def test_json_can_be_read(block):
-    assert all(isinstance(json.loads(line), dict) for line in block.text.splitlines())
