@@ -48,6 +48,7 @@ BUILT = "deepspeed"
 # what wheels of the kit and nar_scale need and a GPU machine brings along with torch
 ALREADY_THERE = (
     "filelock",
+    "jinja2",
     "msgpack",
     "ninja",
     "numpy",
