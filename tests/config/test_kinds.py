@@ -172,6 +172,8 @@ def test_a_saved_config_means_what_it_meant(path, tmp_path):
         assert decoding.items() <= config.sampler().model_dump().items()
     assert config.decoding.sampler == "auto"
     del loaded["decoding"]
+    later = {"embedding_std": loaded["model"].pop("embedding_std"), "license": loaded["checkpoint"].pop("license")}
+    assert later == {"embedding_std": 0.02, "license": None}  # keys that there were not yet
     for section, keys in kinds.items():
         own = type(getattr(config, section)).model_fields
         assert len(saved[section]) == keys >= len(own)

@@ -29,7 +29,7 @@ from tests.errors import refused
 
 SEQUENCE = np.arange(8, dtype=np.uint16)
 ESCAPES = "\x1b[2J\x1b]0;title\x07\n\r\u202ek\udcff"
-ALONE = SimpleNamespace(is_main=True, broadcast=lambda value: value)
+ALONE = SimpleNamespace(is_main=True, size=1, local_size=1, broadcast=lambda value: value)
 
 
 def payloads(path):

@@ -6,6 +6,7 @@ A copy is in use while a process holds a shared `flock` on it, by `fcntl` since 
 import fcntl
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -44,7 +45,8 @@ class CachedShard:
         os.close(descriptor)
 
     def __del__(self) -> None:
-        self.close()
+        if not sys.is_finalizing():  # then the system closes it, and `os` may be gone already
+            self.close()
 
 
 class CacheNames:

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 
 from nar_scale.commands import prepare as launcher
+from nar_scale.commands.prepare import jobs
 from tests.data.corpora import tree
 from tests.data.preparation.preparing import made
 from tests.data.shard_files import write_samples
@@ -214,7 +215,7 @@ def test_damaged_shards_do_not_keep_others_from_their_indices(tmp_path, capsys, 
         "prepare: error: the name of a folder",
     ]
     assert (folder / "2.tar.index").exists()
-    monkeypatch.setattr(launcher, "MAX_FAULTS", 1)
+    monkeypatch.setattr(jobs, "MAX_FAULTS", 1)
     assert launcher.main(["--index", str(folder), "--workers", "1"]) == 2
     assert capsys.readouterr().err.splitlines()[1:][0].startswith("prepare: error: 1 more ")
 
