@@ -285,8 +285,9 @@ def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Objecti
     try:
         (directory / MODEL_FILE).stat()
     except (FileNotFoundError, NotADirectoryError):
+        what = f"is not a consolidated checkpoint (no {MODEL_FILE})" if directory.exists() else "does not exist"
         raise CheckpointError(
-            f"{directory} is not a consolidated checkpoint (no {MODEL_FILE}); make one with nar-scale consolidate"
+            f"{directory} {what}; make a consolidated checkpoint with nar-scale consolidate"
         ) from None
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from None

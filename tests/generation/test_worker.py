@@ -142,7 +142,7 @@ def test_the_script(checkpoints, tmp_path, capsys):
     assert generate_command([*arguments, "--prompts", "missing.jsonl"]) == 2
     assert capsys.readouterr().err.startswith("generate: error: cannot read the prompts missing.jsonl")
     assert generate_command(["--checkpoint", "nowhere", "--output", "out", "--num-samples", "2"]) == 2
-    assert "not a consolidated checkpoint" in capsys.readouterr().err
+    assert "nowhere does not exist" in capsys.readouterr().err
 
 
 def test_a_worker_loads_no_training_library(checkpoints, tmp_path):

@@ -71,7 +71,7 @@ MISTAKES = {
     "consolidate: step in words": Mistake("consolidate --run run --step last --output new", ("--step", "last")),
     "consolidate: output is there": Mistake("consolidate --run run --output data", ("data",)),
     "evaluate: no checkpoint": Mistake(f"{EVALUATE} nowhere", ("nowhere",)),
-    "evaluate: a run directory": Mistake(f"{EVALUATE} run", ("run", "consolidate.py")),
+    "evaluate: a run directory": Mistake(f"{EVALUATE} run", ("run", "nar-scale", "consolidate")),
     "evaluate: a data set": Mistake(f"{EVALUATE} data", ("data",)),
     "evaluate: no average": Mistake(f"{EVALUATE} nar --weights ema", ("training.ema_decay",)),
     "evaluate: damaged weights": Mistake(

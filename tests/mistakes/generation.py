@@ -81,7 +81,7 @@ MISTAKES = {
     "generate: both": Mistake(f"{FROM_SCRATCH} --prompts small.yaml", ("--prompts", "--num-samples")),
     "generate: no checkpoint": Mistake("generate --checkpoint nowhere --output new --num-samples 1", ("nowhere",)),
     "generate: a run directory": Mistake(
-        "generate --checkpoint run --output new --num-samples 1", ("run", "consolidate.py")
+        "generate --checkpoint run --output new --num-samples 1", ("run", "nar-scale", "consolidate")
     ),
     "generate: output is a file": Mistake(
         "generate --checkpoint nar --output small.yaml --num-samples 1", ("small.yaml",)
