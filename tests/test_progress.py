@@ -74,7 +74,7 @@ def jobs(given, directory):
     whole = ["--verify", str(given / "data"), "--workers", "1"]
     return {
         "evaluate": ("evaluate", "batch", lambda: evaluate.main(likelihood)),
-        "generate": ("worker 0/1", "part", lambda: generate.main(samples)),
+        "generate": ("generate", "part", lambda: generate.main(samples)),
         "verify": ("verify", "B", lambda: prepare.main(whole)),
         "weights": ("write model", "B", lambda: save_weights(directory, {"a": torch.ones(9)}) or 0),
     }

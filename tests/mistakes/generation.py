@@ -24,7 +24,7 @@ OPTIONS = {
     "--sampler remask --remask-rule loop": ("--remask-rule", "loop", "cap"),
     "--stop ''": ("stop",),
     "--guidance 2": ("guidance",),
-    "--worker 2/2": ("worker", "2", "0"),
+    "--worker 2/2": ("--worker", "--output"),
     "--worker one": ("--worker", "one"),
     "--batch-size 0": ("batch", "1"),
     "--part-size 0": ("part", "1"),
@@ -53,7 +53,9 @@ MISTAKES = {
     **{f"generate: {option}": Mistake(f"{FROM_SCRATCH} {option}", named) for option, named in OPTIONS.items()},
     **{
         f"prompts: {kind}": Mistake(
-            "generate --checkpoint nar --output new --prompts prompts.jsonl", named, write("prompts.jsonl", content)
+            "generate --checkpoint nar --output new --on-bad-prompt refuse --prompts prompts.jsonl",
+            named,
+            write("prompts.jsonl", content),
         )
         for kind, (content, named) in PROMPTS.items()
     },

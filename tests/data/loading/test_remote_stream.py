@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher import prepare as launcher
+from nar_scale.commands import prepare as launcher
 from nar_scale.data import DatasetIndex, SampleFormat, SampleOrder, ShardCache, TokenStream, inspect, prepare
 from nar_scale.errors import DataError
 from nar_scale.evaluation import evaluate_dataset
