@@ -76,6 +76,12 @@ def write_result(text: str) -> None:
             raise
 
 
+def report_error(command: str, problem: object) -> int:
+    """Log what keeps a command from working, in one line that begins with its name; returns its exit status, 2."""
+    logging.getLogger(__name__).error("%s: error: %s", command, problem)
+    return 2
+
+
 def for_terminal(text: str) -> str:
     """Return a text of several lines with what a terminal takes for commands escaped; line feeds and tabs stay."""
     return _TERMINAL_COMMANDS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

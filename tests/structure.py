@@ -118,13 +118,12 @@ def public_definitions() -> Iterator[tuple[str, Functions | ast.ClassDef]]:
 
 
 def calls_of(function: str) -> list[str]:
-    """Where a built-in function is called, but for the commands, whose output is what they are for."""
+    """Where a built-in function is called."""
     return [
         f"{name}:{node.lineno}"
         for name, path in modules().items()
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == function
-        if not name.startswith("nar_scale.commands.")
     ]
 
 

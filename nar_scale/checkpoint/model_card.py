@@ -46,7 +46,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("path/to/{name}")
 tokenizer = AutoTokenizer.from_pretrained("path/to/{name}")
 tokens = model.generate(**tokenizer("Once", return_tensors="pt"), max_length={length})
-print(tokenizer.decode(tokens[0]))
+text = tokenizer.decode(tokens[0])
 ```"""
 _TRANSFORMERS_WITHOUT_TEXT = """\
 ```python

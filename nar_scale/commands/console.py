@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib.metadata import version
 
-from nar_scale.commands.process import run_command
+from nar_scale.commands.process import Parser, run_command
 
 COMMANDS = {
     "init": "write an example configuration to start from",
@@ -27,7 +27,7 @@ _MODULES = {"import": "import_"}
 
 def main() -> None:
     """Run the command that the first argument names, with the other arguments."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nar-scale",
         description="Train and use token transformers, autoregressive and non-autoregressive.",
         epilog="commands:\n" + "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items()),

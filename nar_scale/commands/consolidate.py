@@ -8,12 +8,13 @@ nar-scale consolidate --run runs/quickstart_nar --output exported/quickstart_nar
 from __future__ import annotations
 
 import argparse
-import sys
+
+from nar_scale.commands.process import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", required=True, metavar="DIR", help="the run directory")
     parser.add_argument("--step", type=int, metavar="N", help="which checkpoint (default: the newest good one)")
     parser.add_argument("--output", required=True, metavar="DIR", help="the directory to create")
@@ -25,13 +26,12 @@ def main(arguments: list[str] | None = None) -> int:
     # after the arguments have been checked: it takes seconds
     from nar_scale.checkpoint import consolidate
     from nar_scale.errors import UserError
-    from nar_scale.logging_setup import set_up_logging
+    from nar_scale.logging_setup import report_error, set_up_logging, write_result
 
     set_up_logging()
     try:
         difference = consolidate(options.run, options.output, options.step, options.license)
     except UserError as error:
-        print(f"consolidate: error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {options.output}; its logits equal the live model's to {difference:.1g} of the largest")
+        return report_error("consolidate", error)
+    write_result(f"wrote {options.output}; its logits equal the live model's to {difference:.1g} of the largest")
     return 0

@@ -21,6 +21,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nar_scale.commands.process import Parser
+
 if TYPE_CHECKING:
     from nar_scale.reporting import DataOptions
 
@@ -37,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     # after the arguments have been checked: it takes seconds
     from nar_scale.data import ShardCache, cache_bytes
     from nar_scale.errors import UserError
-    from nar_scale.logging_setup import set_up_logging
+    from nar_scale.logging_setup import report_error, set_up_logging
     from nar_scale.progress import kept_at_interrupt
     from nar_scale.reporting import DataOptions
 
@@ -54,13 +56,12 @@ def main(arguments: list[str] | None = None) -> int:
             if status == 0 and options.report is not None:
                 _write_report(options, data)
     except UserError as error:
-        print(f"evaluate: error: {error}", file=sys.stderr)
-        return 2
+        return report_error("evaluate", error)
     return status
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, nargs="+", metavar="DIR", help="consolidated checkpoints")
     parser.add_argument(
         "--data",
@@ -129,7 +130,7 @@ def _write_likelihood(options: argparse.Namespace, data: DataOptions) -> int:
     from nar_scale.checkpoint import load_consolidated
     from nar_scale.evaluation import pool_likelihoods
     from nar_scale.files import write_atomically
-    from nar_scale.logging_setup import write_result
+    from nar_scale.logging_setup import report_error, write_result
     from nar_scale.reporting import describe_likelihood, measure_likelihoods
 
     (checkpoint,) = options.checkpoint
@@ -145,17 +146,20 @@ def _write_likelihood(options: argparse.Namespace, data: DataOptions) -> int:
         "split": options.split,
         "by_source": {name: describe_likelihood(each) for name, each in sources.items()},
     }
-    text, to_terminal = json.dumps(result, indent=2), sys.stdout
+    text = json.dumps(result, indent=2)
+    to_output = is_standard_output(options.output)  # where nothing else may be then, and what is there already stays
     try:
-        if is_standard_output(options.output):  # where nothing else may be then, and what is there already stays
+        if to_output:
             write_result(text)
-            to_terminal = sys.stderr
         else:
             write_atomically(Path(options.output), f"{text}\n".encode())
     except OSError as error:
-        print(f"evaluate: error: cannot write {options.output}: {error.strerror}", file=sys.stderr)
-        return 2
-    print(f"{likelihood.sequences:,} sequences, {likelihood.tokens:,} tokens: {likelihood}", file=to_terminal)
+        return report_error("evaluate", f"cannot write {options.output}: {error.strerror}")
+    summary = f"{likelihood.sequences:,} sequences, {likelihood.tokens:,} tokens: {likelihood}"
+    if to_output:
+        sys.stderr.write(f"{summary}\n")
+    else:
+        write_result(summary)
     return 0
 
 

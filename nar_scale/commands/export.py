@@ -6,12 +6,13 @@ nar-scale export --checkpoint exported/quickstart_ar --format llama --output exp
 from __future__ import annotations
 
 import argparse
-import sys
+
+from nar_scale.commands.process import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="the consolidated checkpoint")
     parser.add_argument("--format", required=True, choices=["llama", "x-transformers"])
     parser.add_argument("--output", required=True, metavar="DIR", help="the directory to create")
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     from nar_scale.checkpoint import load_consolidated
     from nar_scale.errors import ConfigError, UserError
     from nar_scale.interop import export_llama, export_x_transformers
-    from nar_scale.logging_setup import set_up_logging
+    from nar_scale.logging_setup import report_error, set_up_logging, write_result
 
     set_up_logging()
     try:
@@ -44,7 +45,6 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             export_x_transformers(model, options.output, ignore_norm_eps=options.ignore_norm_eps)
     except UserError as error:
-        print(f"export: error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {options.output}")
+        return report_error("export", error)
+    write_result(f"wrote {options.output}")
     return 0

@@ -23,10 +23,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from nar_scale.commands.process import Parser
 
 SCHEMA = Path(__file__).resolve().parents[1] / "configs" / "schema.json"
 TYPES = {"integer": int, "number": float, "string": str}
@@ -100,7 +103,7 @@ def describe(result: dict[str, Any]) -> str:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """The arguments of the command, checked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what to do", "one of these")
     what.add_argument("--checkpoint", metavar="DIR", help="a consolidated checkpoint")
     what.add_argument(
@@ -118,7 +121,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument(
-        "--prompt", action="append", metavar="TEXT", help="what to continue; may be given several times"
+        "--prompt",
+        action="append",
+        metavar="TEXT",
+        help="what to continue, or to fill in the gaps of (<mask:8>); may be given several times",
     )
     source.add_argument(
         "--prompts",
@@ -271,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     # after the arguments have been checked: it takes time
     from nar_scale.errors import UserError
     from nar_scale.fleet import Stopped, StopSignals
-    from nar_scale.logging_setup import set_up_logging
+    from nar_scale.logging_setup import report_error, set_up_logging
     from nar_scale.processes import RESUMABLE_EXIT_STATUS
 
     set_up_logging()
@@ -286,14 +292,12 @@ def main(arguments: list[str] | None = None) -> int:
         with StopSignals() as stop:  # from now on: loading the model takes seconds
             write(options, *what_to_generate(options), stop)
     except Stopped:
-        print("generate: stopped; the same command goes on", file=sys.stderr)
+        logging.getLogger(__name__).warning("generate: stopped; the same command goes on")
         return RESUMABLE_EXIT_STATUS
     except UserError as error:
-        print(f"generate: error: {error}", file=sys.stderr)
-        return 2
+        return report_error("generate", error)
     except OSError as error:
-        print(f"generate: error: cannot write the standard output: {error.strerror}", file=sys.stderr)
-        return 2
+        return report_error("generate", f"cannot write the standard output: {error.strerror}")
     return 0
 
 
@@ -303,15 +307,15 @@ def what_to_generate(options: argparse.Namespace) -> tuple[Any, Any]:
         SamplesFromScratch,
         SamplingOptions,
         open_requests,
-        prompts_to_continue,
         read_requests,
+        requests_for,
         samples_from_scratch,
     )
 
     in_files = options.output is not None
     requests: Any
     if options.prompt is not None:
-        requests = prompts_to_continue(options.prompt)
+        requests = requests_for(options.prompt)
     elif options.prompts is not None:
         requests = (open_requests if in_files else read_requests)(options.prompts)
     else:

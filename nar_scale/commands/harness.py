@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
+
+from nar_scale.commands.process import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a consolidated checkpoint")
     parser.add_argument("--tasks", required=True, nargs="+", metavar="TASK", help="names of tasks of the harness")
     parser.add_argument("--output", required=True, metavar="FILE.json", help="where the results go")
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     # after the arguments have been checked: it takes seconds
     from nar_scale.errors import UserError
     from nar_scale.files import write_atomically
-    from nar_scale.logging_setup import set_up_logging, write_result
+    from nar_scale.logging_setup import report_error, set_up_logging, write_result
 
     set_up_logging()
     try:
@@ -72,11 +73,9 @@ def main(arguments: list[str] | None = None) -> int:
         results["checkpoint"] = options.checkpoint
         write_atomically(Path(options.output), f"{json.dumps(results, indent=2)}\n".encode())
     except UserError as error:
-        print(f"harness: error: {error}", file=sys.stderr)
-        return 2
+        return report_error("harness", error)
     except OSError as error:
-        print(f"harness: error: {error.filename or options.output}: {error.strerror}", file=sys.stderr)
-        return 2
+        return report_error("harness", f"{error.filename or options.output}: {error.strerror}")
     write_result("\n".join(f"{task}: {_describe(values)}" for task, values in results["results"].items()))
     return 0
 

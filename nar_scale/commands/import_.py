@@ -6,12 +6,13 @@ nar-scale import --format llama models/tiny_llama --output exported/tiny_llama
 from __future__ import annotations
 
 import argparse
-import sys
+
+from nar_scale.commands.process import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "directory", metavar="DIR", help="in Hugging Face's layout: config.json, safetensors, tokenizer.json if any"
     )
@@ -28,13 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     # after the arguments have been checked: it takes seconds
     from nar_scale.errors import UserError
     from nar_scale.interop import import_llama
-    from nar_scale.logging_setup import set_up_logging
+    from nar_scale.logging_setup import report_error, set_up_logging, write_result
 
     set_up_logging()
     try:
         difference = import_llama(options.directory, options.output, end_token=options.end_token)
     except UserError as error:
-        print(f"import: error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {options.output}; its logits equal those of {options.directory} to {difference:.1g} of the largest")
+        return report_error("import", error)
+    write_result(
+        f"wrote {options.output}; its logits equal those of {options.directory} to {difference:.1g} of the largest"
+    )
     return 0

@@ -7,10 +7,11 @@ nar-scale init my_model --example quickstart_ar
 from __future__ import annotations
 
 import argparse
-import sys
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from textwrap import shorten
+
+from nar_scale.commands.process import Parser
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "configs"
 
@@ -18,7 +19,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "configs"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit status."""
     names = sorted(path.stem for path in EXAMPLES.glob("*.yaml"))
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog="examples:\n" + "\n".join(f"  {name:18} {_about(name)}" for name in names),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
 
     from nar_scale.config import load_config  # after the arguments have been checked: it takes seconds
     from nar_scale.errors import UserError
+    from nar_scale.logging_setup import report_error, set_up_logging, write_result
+
+    set_up_logging()
 
     sources = [EXAMPLES / f"{options.example}.yaml", EXAMPLES / f"{options.example}.prompts.jsonl"]
     written = {options.directory / source.name: source.read_bytes() for source in sources if source.exists()}
@@ -47,14 +51,17 @@ def main(arguments: list[str] | None = None) -> int:
             with open(path, "xb") as file:
                 file.write(content)
     except UserError as error:
-        print(f"init: error: {error}", file=sys.stderr)
-        return 2
+        return report_error("init", error)
     path = next(iter(written))
     config = load_config(path)
-    print(f"wrote {', '.join(map(str, written))}\nnext:")
     corpus = f"corpus TEXT_FILES --seq-len {config.model.max_seq_len}"
-    print(f"  nar-scale prepare {'digits' if config.data.class_field else corpus} --output {config.data.directory}")
-    print(f"  nar-scale train --config {path}   (--ranks N: in N processes)")
+    lines = [
+        f"wrote {', '.join(map(str, written))}",
+        "next:",
+        f"  nar-scale prepare {'digits' if config.data.class_field else corpus} --output {config.data.directory}",
+        f"  nar-scale train --config {path}   (--ranks N: in N processes)",
+    ]
+    write_result("\n".join(lines))
     return 0
 
 

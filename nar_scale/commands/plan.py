@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
+
+from nar_scale.commands.process import Parser
 
 
 def _path(text: str) -> Path:
@@ -17,7 +18,7 @@ def _path(text: str) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--config", required=True, type=os.path.expanduser, metavar="FILE", help="the YAML file of the run"
     )
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # after the arguments have been checked: it takes seconds
     from nar_scale.errors import UserError
-    from nar_scale.logging_setup import set_up_logging, write_result
+    from nar_scale.logging_setup import report_error, set_up_logging, write_result
     from nar_scale.planning.command import Options, plan
 
     set_up_logging()
@@ -61,6 +62,5 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         write_result(plan(options.config, options.overrides, Options(**given)))
     except UserError as error:
-        print(f"plan: error: {error}", file=sys.stderr)
-        return 2
+        return report_error("plan", error)
     return 0

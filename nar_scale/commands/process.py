@@ -6,6 +6,7 @@ can be loaded without the package.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -13,10 +14,19 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from io import TextIOWrapper
 from pathlib import Path
+from typing import NoReturn
 
 OLDEST_PYTHON = (3, 10)
 INTERRUPTED = 130  # the exit status of what Ctrl-C has ended, as shells have it
 _PACKAGE = Path(__file__).absolute().parents[1]
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of a command's arguments, which answers a wrong one in a single line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong and end with status 2."""
+        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
 
 
 def run_command(name: str) -> None:
@@ -59,7 +69,7 @@ def exit_status(main: Callable[[], int], ranks: bool = False) -> int:
     except KeyboardInterrupt as interrupt:
         kept = f"; {interrupt}" if interrupt.args else ""
         start = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C
-        print(f"{start}{Path(sys.argv[0]).stem}: interrupted{kept}", file=sys.stderr)
+        sys.stderr.write(f"{start}{Path(sys.argv[0]).stem}: interrupted{kept}\n")
         return INTERRUPTED
     except SystemExit as end:
         if not isinstance(end.code, str):
@@ -67,7 +77,7 @@ def exit_status(main: Callable[[], int], ranks: bool = False) -> int:
         problem = end.code
     if ranks:
         _wait_for_first_rank()
-    print(f"{Path(sys.argv[0]).stem}: error: {problem}", file=sys.stderr)
+    sys.stderr.write(f"{Path(sys.argv[0]).stem}: error: {problem}\n")
     return 2
 
 

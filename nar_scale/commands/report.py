@@ -7,13 +7,15 @@ python launcher/report.py runs/quickstart_nar runs/quickstart_ar --output quicks
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 from pathlib import Path
+
+from nar_scale.commands.process import Parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="run directories, of running or ended runs")
     parser.add_argument("--run", action="append", default=[], metavar="DIR", help="a run directory as well")
     parser.add_argument(
@@ -26,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     # after the arguments have been checked: it takes seconds
     from nar_scale.errors import UserError
-    from nar_scale.logging_setup import set_up_logging, write_result
+    from nar_scale.logging_setup import report_error, set_up_logging, write_result
     from nar_scale.reporting.runs import read_runs, write_page
 
     set_up_logging()
@@ -35,9 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         runs = read_runs(directories)
         write_page(runs, output)
     except UserError as error:
-        print(f"report: error: {error}", file=sys.stderr)
-        return 2
+        return report_error("report", error)
     for remark in (remark for run in runs for remark in run.remarks):
-        print(f"report: {remark}", file=sys.stderr)
+        logging.getLogger(__name__).warning("report: %s", remark)
     write_result(f"wrote {output}")
     return 0

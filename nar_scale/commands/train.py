@@ -34,9 +34,10 @@ class _Explain(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, key: Any, option: str | None = None) -> None:
         from nar_scale.config.reference import explain
         from nar_scale.errors import ConfigError
+        from nar_scale.logging_setup import write_result
 
         try:
-            print(explain(key))
+            write_result(explain(key))
         except ConfigError as error:
             parser.error(str(error))
         parser.exit()

@@ -133,7 +133,8 @@ def _explain(problem: Any) -> str:
             return f"{name} belongs to {kinds} {' or '.join(owners)}, not {kind}; leave it out"
         return f"unknown key {name!r}{nearest_key(location, kind)}"
     if problem["type"] == "missing":
-        return f"missing key {name!r}"
+        described = next((key.description for key in keys_at(location)), "")
+        return f"missing key {name!r}" + (f" ({described.split('. ')[0].removesuffix('.')})" if described else "")
     if problem["type"] == "union_tag_not_found":
         return f"missing key '{name}.{discriminator_of(name)}'"
     if problem["type"] == "union_tag_invalid":

@@ -10,8 +10,8 @@ from nar_scale.generation.requests import (
     RequestSource,
     SamplesFromScratch,
     open_requests,
-    prompts_to_continue,
     read_requests,
+    requests_for,
     samples_from_scratch,
 )
 from nar_scale.generation.sampling import Sample, generate_samples
@@ -31,8 +31,8 @@ __all__ = [
     "generate_samples",
     "load",
     "open_requests",
-    "prompts_to_continue",
     "read_requests",
     "read_results",
+    "requests_for",
     "samples_from_scratch",
 ]

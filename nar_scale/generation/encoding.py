@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 from nar_scale.checkpoint import LoadedModel
 from nar_scale.data import Tokenizer
 from nar_scale.errors import UserError
-from nar_scale.generation.requests import Request
+from nar_scale.generation.requests.request import GAP, Request
 from nar_scale.text import integer_ranges
 
-_GAP = re.compile(r"<mask(?::0*([0-9]+))?>")
 _GAP_DIGITS = 12  # a gap of more digits is too long for any model, and is not counted out
 _FAULTS_IN_FULL = 3
 _RANGES = 20
@@ -98,18 +96,13 @@ def encode_request(request: Request, model: LoadedModel, length: int) -> list[in
     return tokens
 
 
-def has_gap(text: str) -> bool:
-    """Whether a text has a gap to fill in, such as `<mask:8>`."""
-    return _GAP.search(text) is not None
-
-
 def fill_gaps(text: str, tokenizer: Tokenizer, mask_id: int, length: int) -> list[int]:
     """The token ids of a text, in which each gap is as many mask tokens as it says (see `Request`).
 
     Raises:
         UserError: they are more than `length`.
     """
-    first, *rest = _GAP.split(text)
+    first, *rest = GAP.split(text)
     known = [tokenizer.encode(piece.encode()).tolist() for piece in (first, *rest[1::2])]
     sizes = [int(digits[:_GAP_DIGITS]) if digits else 1 for digits in rest[::2]]
     total = sum(sizes) + sum(map(len, known))

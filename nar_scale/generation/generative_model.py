@@ -12,8 +12,8 @@ import torch
 from nar_scale.checkpoint import LoadedModel, WeightKind, load_consolidated
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
-from nar_scale.generation.encoding import assign_class, has_gap
-from nar_scale.generation.requests import Request
+from nar_scale.generation.encoding import assign_class
+from nar_scale.generation.requests import Request, requests_for
 from nar_scale.generation.sampling import Sample, generate_samples
 
 
@@ -126,7 +126,7 @@ class GenerativeModel(LoadedModel):
                 )
             if self.wrapper.num_classes is not None and classes is None:
                 raise UserError(f"the model needs a class; give classes, of 0..{self.wrapper.num_classes - 1}")
-            requests = [_request(number, text) for number, text in enumerate(texts)]
+            requests = requests_for(texts)
         if not requests:
             raise UserError("there is nothing to generate; give at least one prompt, or num_samples of at least 1")
         chosen = list(classes) if isinstance(classes, Sequence) else [classes] * len(requests)
@@ -162,7 +162,3 @@ def load(
     """
     model = load_consolidated(directory, device, dtype, verify, weights)
     return GenerativeModel(model.wrapper, model.config, model.info, model.tokenizer)
-
-
-def _request(number: int, text: str) -> Request:
-    return Request(number, text=text) if has_gap(text) else Request(number, prompt=text)

@@ -257,6 +257,11 @@ def test_a_section_without_keys_is_one_without_settings(yaml_file):
         validate_config({**VALUES, "model": None}, "a test")
 
 
+def test_a_missing_key_is_explained():
+    with refused(ConfigError, "objective.block_size", "divides", "model.max_seq_len"):
+        validate_config({**VALUES, "objective": {"kind": "hybrid"}}, "the test")
+
+
 def test_a_missing_file_is_named(tmp_path):
     with refused(ConfigError, tmp_path / "absent.yaml"):
         load_config(tmp_path / "absent.yaml")

@@ -14,6 +14,7 @@ import pytest
 from nar_scale.commands.generate import decoding_settings, parse
 from nar_scale.commands.generate import main as launch
 from nar_scale.config import SAMPLERS
+from nar_scale.generation import load
 from tests.errors import assert_names
 from tests.generation.helpers import KINDS, export
 
@@ -50,6 +51,15 @@ def test_prompts_on_the_command_line_are_answered_on_the_terminal(checkpoints, c
         ("1", out.split(" calls)\n")[2][:2]),
     ]
     assert out.split(" calls)\n")[2].startswith("c")
+
+
+def test_gaps_of_a_prompt_are_filled_in(checkpoints, capsys):
+    assert launch(arguments(checkpoints["non_autoregressive"], "--prompt", "a<mask:3>z")) == 0
+    (text,) = re.findall(r"network calls\)\n(.*)\n", capsys.readouterr().out, re.DOTALL)
+    assert text == load(checkpoints["non_autoregressive"]).generate("a<mask:3>z")
+    assert (text[0], text[-1]) == ("a", "z")
+    assert launch(arguments(checkpoints["autoregressive"], "--prompt", "a<mask:3>z")) == 2
+    assert_names(capsys.readouterr().err.rstrip("\n"), "text", "autoregressive")
 
 
 def test_prompts_on_the_standard_input(checkpoints, capsys, monkeypatch, tmp_path):

@@ -99,9 +99,8 @@ def test_a_mistake_is_answered_by_one_line(answers: dict[str, Answer], name: str
     lines = [line for line in output.splitlines() if line.strip()]
     assert "Traceback" not in output
     assert status == 2, output
-    usage = [line for line in lines if line.startswith(("usage:", " "))]
-    assert len(lines) - len(usage) == 1, output
-    answer = lines[-1]
+    assert len(lines) == 1, output
+    answer = lines[0]
     missing = [each for each in MISTAKES[name].named if not re.search(rf"(?<!\w){re.escape(each)}(?!\w)", answer)]
     assert not missing, f"{answer!r} does not name {missing}"
     assert left_behind == []

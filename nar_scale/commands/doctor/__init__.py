@@ -8,10 +8,12 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nar_scale.commands.process import Parser
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or those of the process; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--directory", type=Path, default=Path(), metavar="DIR", help="where runs are to be written (default: here)"
     )

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = given and given[0].startswith("-") and given[0] not in _HELP
     arguments = parse_flags(given) if flags else parse_subcommand(given)
     from nar_scale.errors import UserError
-    from nar_scale.logging_setup import set_up_logging, write_result
+    from nar_scale.logging_setup import report_error, set_up_logging, write_result
     from nar_scale.text import printable
 
     set_up_logging()
@@ -27,11 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         report = arguments.job(arguments)
     except UserError as error:
-        print(f"prepare: error: {printable(str(error))}", file=sys.stderr)
-        return 2
+        return report_error("prepare", printable(str(error)))
     try:
         write_result(report)
     except OSError as error:
-        print(f"prepare: error: cannot write the standard output: {error.strerror}", file=sys.stderr)
-        return 2
+        return report_error("prepare", f"cannot write the standard output: {error.strerror}")
     return 0

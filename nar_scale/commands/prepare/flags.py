@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nar_scale.commands.prepare import jobs, options
+from nar_scale.commands.process import Parser
 
 
 def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of the command, checked, with the `job` that they ask for."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         usage="%(prog)s (--input | --digits | --inspect | --verify | --index) ... (see also --help)", add_help=False
     )
     _add_arguments(parser)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,7 +85,7 @@ def run_index(arguments: argparse.Namespace) -> str:
     """Build the indices of shards."""
     from nar_scale.data import index_shards
     from nar_scale.errors import DataError
-    from nar_scale.logging_setup import write_result
+    from nar_scale.logging_setup import report_error, write_result
     from nar_scale.text import printable
 
     done = index_shards(arguments.index, arguments.index_directory, shard_cache(arguments), arguments.workers)
@@ -98,7 +97,7 @@ def run_index(arguments: argparse.Namespace) -> str:
     if len(faults) > MAX_FAULTS:
         faults = [*faults[:MAX_FAULTS], f"{len(faults) - MAX_FAULTS:,} more are damaged or missing"]
     for fault in faults[:-1]:
-        print(f"prepare: error: {printable(fault)}", file=sys.stderr)
+        report_error("prepare", printable(fault))
     raise DataError(faults[-1])
 
 

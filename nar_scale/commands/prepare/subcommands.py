@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nar_scale.commands.prepare import jobs, options
+from nar_scale.commands.process import Parser
 
 _DESCRIPTION = "Turn a corpus into shards for training, and look at shards."
 
@@ -45,9 +46,7 @@ system, run the same command with --part 1/N to --part N/N, then with --merge; t
 
 def parse_subcommand(argv: Sequence[str] | None) -> argparse.Namespace:
     """The arguments of the command, checked, with the `job` that they ask for."""
-    parser = argparse.ArgumentParser(
-        description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=_DESCRIPTION, epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
     raw = argparse.RawDescriptionHelpFormatter
     corpus = commands.add_parser(

@@ -5,8 +5,8 @@ from nar_scale.generation.requests.prompt_shards import PromptShards
 from nar_scale.generation.requests.request import (
     STANDARD_INPUT,
     Request,
-    prompts_to_continue,
     read_requests,
+    requests_for,
     samples_from_scratch,
 )
 from nar_scale.generation.requests.sources import RequestList, RequestSource, SamplesFromScratch, open_requests
@@ -20,7 +20,7 @@ __all__ = [
     "RequestSource",
     "SamplesFromScratch",
     "open_requests",
-    "prompts_to_continue",
     "read_requests",
+    "requests_for",
     "samples_from_scratch",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from nar_scale.errors import UserError
+
+GAP = re.compile(r"<mask(?::0*([0-9]+))?>")
+"""A gap in a text; its group has the number of tokens."""
 
 STANDARD_INPUT = "-"
 _FORMS = '{"prompt": "..."}, {"text": "... <mask:8> ..."} or {"class": 3}'
@@ -81,9 +85,12 @@ def read_requests(path: str | Path) -> list[Request]:
     return requests
 
 
-def prompts_to_continue(prompts: Sequence[str]) -> list[Request]:
-    """A request for each prompt."""
-    return [Request(number, prompt) for number, prompt in enumerate(prompts)]
+def requests_for(texts: Sequence[str]) -> list[Request]:
+    """A request for each text: to fill in its gaps, such as `<mask:8>`, or where it has none, to continue it."""
+    return [
+        Request(number, text=text) if GAP.search(text) else Request(number, prompt=text)
+        for number, text in enumerate(texts)
+    ]
 
 
 def samples_from_scratch(count: int) -> list[Request]:
