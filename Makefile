@@ -66,7 +66,7 @@ data/python_stdlib/dataset.json: | $(INSTALLED)
 	    --tokenizer data/python_stdlib.tokenizer.json --train-tokenizer 2048
 
 test: $(INSTALLED)  ## all tests, on two cores at most 20 minutes
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 check: $(INSTALLED)  ## formatter, linter and types, without changing anything
 	$(BIN)/ruff format --check .

@@ -1,3 +1,4 @@
+import logging
 from typing import Any
 
 import pytest
@@ -7,6 +8,15 @@ import torch
 torch.set_num_threads(1)
 
 LAUNCHES = ("tests/distributed", "tests/slurm", "tests/generation")  # few tests, of minutes
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> None:
+    """Undo what a command that ran in this process has set up, so that no test depends on those before it."""
+    logger = logging.getLogger("nar_scale")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 """Makefile, hosted CI, commit hooks, `constraints.txt` and `pyproject.toml` say the same, each in its own words."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -37,7 +38,9 @@ def version_of(requirement):
 
 
 def make(*arguments):
-    result = subprocess.run(["make", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    # as from a shell: `make test` hands its own flags on
+    alone = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    result = subprocess.run(["make", *arguments], cwd=REPOSITORY, env=alone, capture_output=True, text=True, check=True)
     return result.stdout
 
 

@@ -96,7 +96,7 @@ def test_a_bar_on_a_terminal_alone(given, name, tmp_path, monkeypatch, capfd):
 def test_ctrl_c_ends_preparation_in_one_line_and_it_goes_on_from_there(tmp_path):
     (tmp_path / "texts").mkdir()
     for number in range(16):
-        (tmp_path / "texts" / f"{number}.txt").write_text(f"{number} words and more of them, a line\n" * 16_000)
+        (tmp_path / "texts" / f"{number}.txt").write_text(f"{number} words and more of them, a line\n" * 48_000)
     output = tmp_path / "data"
     options = ["--input", str(tmp_path / "texts"), "--output", str(output), "--seq-len", "64", "--workers", "2"]
     command = [sys.executable, str(LAUNCHER / "prepare.py"), *options, "--unit-bytes", "500000"]
