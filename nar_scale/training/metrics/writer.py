@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,6 +77,8 @@ class MetricsWriter:
         """Drop what was written after a step: the run has gone back to it."""
         self._log.rewind(step)
         self._writer.close()
+        # TensorBoard reads the files by name: the second, then a counter that sorts as text, 10 before 9
+        time.sleep(1)
         self._writer = self._write_after(step)
 
     def settings(self, config: Config, resolved: Mapping[str, Any]) -> None:
