@@ -7,17 +7,6 @@ from collections.abc import Iterator, Sequence
 from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy
 from nar_scale.reporting.report import ModelReport, Report
 
-_QUALITY_HEAD = (
-    "generative perplexity",
-    "entropy",
-    "distinct-1",
-    "distinct-2",
-    "distinct-3",
-    "distinct-4",
-    "repetition",
-    "known words",
-)
-
 
 def render_markdown(report: Report, picture: str | None = None) -> str:
     """The text of a report.
@@ -101,35 +90,35 @@ def _samples(report: Report, text: TextQuality) -> Iterator[str]:
 
 
 def _points(points: Sequence[tuple[ModelReport, FrontierPoint]], text: TextQuality) -> Iterator[str]:
-    mauve = any(point.quality.mauve is not None for _, point in points)
     rows = [
-        (
-            model.name,
-            point.setting.sampler or "left to right",
-            "" if point.setting.steps is None else str(point.setting.steps),
-            f"{point.setting.temperature:g}",
-            f"{point.quality.tokens_per_sample:.0f}",
-            f"{point.tokens_per_call:.2f}",
-            f"{point.tokens_per_second:,.0f}",
-            *_quality(point.quality, mauve),
-        )
+        {
+            "model": model.name,
+            "sampler": point.setting.sampler or "left to right",
+            "steps": "" if point.setting.steps is None else str(point.setting.steps),
+            "temperature": f"{point.setting.temperature:g}",
+            "tokens": f"{point.quality.tokens_per_sample:.0f}",
+            "tokens/call": f"{point.tokens_per_call:.2f}",
+            "tokens/s": f"{point.tokens_per_second:,.0f}",
+            **_quality(point.quality),
+        }
         for model, point in points
     ]
-    rows.append(("evaluated text", "", "", "", f"{text.tokens_per_sample:.0f}", "", "", *_quality(text, mauve)))
-    head = ("model", "sampler", "steps", "temperature", "tokens", "tokens/call", "tokens/s")
-    yield from _table((*head, *_QUALITY_HEAD, *(("MAUVE",) if mauve else ())), rows)
+    rows.append({"model": "evaluated text", "tokens": f"{text.tokens_per_sample:.0f}", **_quality(text)})
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    yield from _table(head, [[row.get(name, "") for name in head] for row in rows])
 
 
-def _quality(quality: TextQuality, mauve: bool) -> tuple[str, ...]:
+def _quality(quality: TextQuality) -> dict[str, str]:
+    """What was measured of a text, by name of the column."""
     perplexity, error = quality.generative_perplexity, quality.generative_perplexity_error
-    return (
-        "" if perplexity is None else f"{perplexity:.2f} ± {error:.2f}",
-        f"{quality.entropy:.3f}",
-        *(f"{share:.3f}" for share in quality.distinct.values()),
-        f"{quality.repetition:.3f}",
-        "" if quality.known_words is None else f"{quality.known_words:.1%} of {quality.words:,}",
-        *(("" if quality.mauve is None else f"{quality.mauve:.3f}",) if mauve else ()),
-    )
+    return {
+        **({} if perplexity is None else {"generative perplexity": f"{perplexity:.2f} ± {error:.2f}"}),
+        "entropy": f"{quality.entropy:.3f}",
+        **{f"distinct-{n}": f"{share:.3f}" for n, share in quality.distinct.items()},
+        "repetition": f"{quality.repetition:.3f}",
+        **({} if quality.known_words is None else {"known words": f"{quality.known_words:.1%} of {quality.words:,}"}),
+        **({} if quality.mauve is None else {"MAUVE": f"{quality.mauve:.3f}"}),
+    }
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:

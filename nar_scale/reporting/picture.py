@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 _MARKERS = "osD^vP*X"
-_Number = Callable[[FrontierPoint], float]
+_Cost = Callable[[FrontierPoint], float]
+_Quality = Callable[[TextQuality], float]
 
 
 def draw_picture(report: Report) -> bytes:
@@ -93,15 +95,17 @@ def _draw_by_fraction(axes: Axes, report: Report) -> None:
 
 
 def _draw_samples(axes: Sequence[Axes], report: Report, text: TextQuality) -> None:
-    by_entropy, by_words, by_calls, by_time = axes
-    scored = report.reference is not None
-    quality: _Number = _perplexity if scored else _known_words
-    label = "generative perplexity" if scored else "share of known words"
-    _draw_frontier(by_entropy, report, quality, label, text)
-    by_entropy.set_title("quality and diversity, along temperatures")
-    _draw_frontier(by_words, report, _known_words, "share of known words", text)
-    by_words.set_title("known words and diversity")
-    by_words.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.01, 0.5))  # for both: no place in them is free
+    *frontiers, by_calls, by_time = axes
+    measured = _measured(report, text)
+    for each, (label, quality) in zip(frontiers, measured.items()):
+        _draw_frontier(each, report, quality, label, text)
+        each.set_title(f"{label} and diversity, along temperatures")
+    for each in frontiers[len(measured) :]:
+        each.set_axis_off()
+    handles, labels = frontiers[0].get_legend_handles_labels()
+    beside = (1.01 if len(measured) == len(frontiers) else 0.0, 0.5)  # no place in the charts is free
+    frontiers[-1].legend(handles, labels, fontsize=7, loc="center left", bbox_to_anchor=beside)
+    label, quality = next(iter(measured.items()))
     _draw_cost(by_calls, report, lambda point: point.tokens_per_call, quality, text)
     by_calls.set_xlabel("tokens a network call")
     _draw_cost(by_time, report, lambda point: point.tokens_per_second, quality, text)
@@ -110,9 +114,19 @@ def _draw_samples(axes: Sequence[Axes], report: Report, text: TextQuality) -> No
         _use_powers(each, "x")
         each.set_ylabel(label)
         each.set_title("at the entropy nearest to that of the text (numbers: steps)")
-    if scored:
-        for each in (by_entropy, by_calls, by_time):
+    if report.reference is not None:
+        for each in (frontiers[0], by_calls, by_time):
             _use_powers(each, "y")
+
+
+def _measured(report: Report, text: TextQuality) -> dict[str, _Quality]:
+    """The measures of quality that the report has, by label, the most telling first."""
+    measured: dict[str, _Quality] = {}
+    if report.reference is not None:
+        measured["generative perplexity"] = _perplexity
+    if text.known_words is not None:
+        measured["share of known words"] = _known_words
+    return measured or {"repetition": lambda text: text.repetition}
 
 
 def _use_powers(axes: Axes, which: Literal["x", "y"]) -> None:
@@ -126,41 +140,39 @@ def _use_powers(axes: Axes, which: Literal["x", "y"]) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _draw_frontier(axes: Axes, report: Report, value: _Number, label: str, text: TextQuality) -> None:
+def _draw_frontier(axes: Axes, report: Report, value: _Quality, label: str, text: TextQuality) -> None:
     for model, colour in zip(report.models, _cycle(_COLOURS, len(report.models))):
         groups = groupby(model.points, key=lambda point: (point.setting.sampler, point.setting.steps))
         for ((_, steps), group), marker in zip(groups, _cycle(_MARKERS, len(model.points))):
             points = sorted(group, key=lambda point: point.setting.temperature)
             axes.plot(
                 [point.quality.entropy for point in points],
-                [value(point) for point in points],
+                [value(point.quality) for point in points],
                 marker=marker,
                 markersize=4,
                 linewidth=1,
                 color=colour,
                 label=_line_name(model.name, points[0], steps),
             )
-    own = text.generative_perplexity if value is _perplexity else text.known_words
-    if own is not None:
+    if not math.isnan(own := value(text)):
         axes.plot([text.entropy], [own], marker="*", markersize=11, color="black", linestyle="", label="evaluated text")
     axes.set_xlabel("entropy of a sample, nats")
     axes.set_ylabel(label)
 
 
-def _draw_cost(axes: Axes, report: Report, cost: _Number, quality: _Number, text: TextQuality) -> None:
+def _draw_cost(axes: Axes, report: Report, cost: _Cost, quality: _Quality, text: TextQuality) -> None:
     for model, colour in zip(report.models, _cycle(_COLOURS, len(report.models))):
         near = at_entropy(model.points, text.entropy)
         for sampler, marker in zip(dict.fromkeys(point.setting.sampler for point in near), _MARKERS):
             points = sorted((point for point in near if point.setting.sampler == sampler), key=cost)
             name = model.name if sampler is None else f"{model.name}, {sampler}"
-            costs, values = [cost(point) for point in points], [quality(point) for point in points]
+            costs, values = [cost(point) for point in points], [quality(point.quality) for point in points]
             axes.plot(costs, values, marker=marker, linewidth=1, color=colour, label=name)
         for point in near:
             if point.setting.steps is not None:
-                place = (cost(point), quality(point))
+                place = (cost(point), quality(point.quality))
                 axes.annotate(str(point.setting.steps), place, (4, 4), textcoords="offset points", fontsize=7)
-    own = text.generative_perplexity if quality is _perplexity else text.known_words
-    if own is not None:
+    if not math.isnan(own := quality(text)):
         axes.axhline(own, color="black", linewidth=1, linestyle=":", label="evaluated text")
     axes.legend(fontsize=7)
 
@@ -170,14 +182,12 @@ def _line_name(model: str, point: FrontierPoint, steps: int | None) -> str:
     return f"{model}{sampler}" if steps is None else f"{model}{sampler}, {steps} steps"
 
 
-def _perplexity(point: FrontierPoint) -> float:
-    value = point.quality.generative_perplexity
-    return float("nan") if value is None else value
+def _perplexity(text: TextQuality) -> float:
+    return math.nan if text.generative_perplexity is None else text.generative_perplexity
 
 
-def _known_words(point: FrontierPoint) -> float:
-    value = point.quality.known_words
-    return float("nan") if value is None else value
+def _known_words(text: TextQuality) -> float:
+    return math.nan if text.known_words is None else text.known_words
 
 
 def _cycle(values: Sequence[str], count: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nar_scale.checkpoint import WeightKind, load_consolidated
+from nar_scale.checkpoint import LoadedModel, WeightKind, load_consolidated
 from nar_scale.checkpoint.consolidated import MODEL_FILE
 from nar_scale.errors import UserError
 from nar_scale.evaluation import (
@@ -29,6 +30,8 @@ from nar_scale.reporting.frontier import FrontierPoint, TextQuality, measure_sam
 from nar_scale.reporting.likelihoods import DataOptions, describe_likelihood, measure_any_likelihoods
 from nar_scale.reporting.mauve import import_mauve
 from nar_scale.reporting.sampling import SampleSet, draw_samples, settings_of
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,12 +145,13 @@ def make_report(
     searched = samples.count and samples.training_samples
     training = [data.open(name, "train") for name in data.sources] if searched else []
     models, drawn = [], []
-    for name, checkpoint in zip(_names(checkpoints), checkpoints):
+    for number, (name, checkpoint) in enumerate(zip(_names(checkpoints), checkpoints), 1):
+        _logger.info("checkpoint %d of %d: %s", number, len(checkpoints), checkpoint)
         model = load_consolidated(checkpoint, device, weights=weights)
         sources, reencoded = measure_any_likelihoods(model, data)
-        settings = settings_of(model, samples.temperatures, samples.samplers, samples.steps) if samples.count else []
-        shown = with_progress(settings, "samples", "setting", enabled=data.progress)
-        drawn.append([draw_samples(model, each, samples.count, samples.seed, data.batch_size) for each in shown])
+        likelihood = pool_likelihoods(sources)
+        _logger.info("%s: %s", name, likelihood)
+        drawn.append(_draw(model, name, samples, data) if samples.count else [])
         models.append(
             ModelReport(
                 name,
@@ -155,7 +159,7 @@ def make_report(
                 model.config.objective.kind,
                 sum(weight.numel() for weight in model.wrapper.parameters()),
                 model.info.step,
-                pool_likelihoods(sources),
+                likelihood,
                 sources,
                 reencoded,
                 [],
@@ -185,6 +189,25 @@ def load_reference(directory: str, device: str, batch_size: int) -> Reference:
         f"the reference model {directory} is neither a consolidated checkpoint (no {MODEL_FILE}) nor of the Hugging "
         "Face layout (no config.json)"
     )
+
+
+def _draw(model: LoadedModel, name: str, samples: SampleOptions, data: DataOptions) -> list[SampleSet]:
+    """Samples of a model with each setting that makes sense for it."""
+    settings = settings_of(model, samples.temperatures, samples.samplers, samples.steps)
+    drawn = []
+    for number, setting in enumerate(with_progress(settings, "samples", "setting", enabled=data.progress), 1):
+        one = draw_samples(model, setting, samples.count, samples.seed, data.batch_size)
+        _logger.info(
+            "%s, setting %d of %d: %d samples in %.1f s: %s",
+            name,
+            number,
+            len(settings),
+            samples.count,
+            one.seconds,
+            setting,
+        )
+        drawn.append(one)
+    return drawn
 
 
 def _measure(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from nar_scale.config import SAMPLERS_OF_KIND, UNSCHEDULED_SAMPLERS
 from nar_scale.errors import UserError
 from nar_scale.evaluation.reencoding import cut_documents
 from nar_scale.generation import SamplingOptions, check_requests, generate_samples, samples_from_scratch
-
-_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,7 +103,6 @@ def draw_samples(model: LoadedModel, setting: Setting, count: int, seed: int, ba
     start = time.perf_counter()
     samples = list(generate_samples(model, requests, options, batch_size))
     seconds = time.perf_counter() - start
-    _logger.info("%d samples in %.1f s: %s", count, seconds, setting)
     end_token, decode = model.info.decode.end_token, model.tokenizer.decode
     return SampleSet(
         setting,

@@ -112,6 +112,7 @@ def test_the_text_and_the_picture_show_all_models(report):
     for name in KINDS:
         assert rows.count(name) >= 3  # likelihoods, and samples twice
     assert "(report.png)" in text
+    assert " generative perplexity | entropy |" in text
     widths = {len(line.split(" | ")) for line in text.splitlines() if line.startswith(("| ar ", "| evaluated text "))}
     assert len(widths) == 2  # of the table of likelihoods and that of samples
     with Image.open(report / "report.png") as picture:
@@ -131,6 +132,9 @@ def test_samplers_have_settings_and_those_without_a_schedule_no_steps(given, tmp
         24,
         3,
     ]  # none of 257 tokens is as improbable as 0.0005
+    text = (tmp_path / "report.md").read_text()
+    assert " entropy | distinct-1 |" in text
+    assert not any(column in text for column in (" generative perplexity |", " known words |"))  # not measured
 
 
 @pytest.mark.parametrize("sampler", ["threshold:treshold=0.5", "threshold:threshold=2", "random:threshold=0.5", "no"])

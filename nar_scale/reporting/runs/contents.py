@@ -21,7 +21,7 @@ MASKED = re.compile(r"masked_([\d.]+)_to_([\d.]+)")
 _VALIDATION = re.compile(r"validation_(?:(.+)_)?nats_per_token")
 _COLOURS, _FIRST_BIN_COLOUR = 8, 10  # of the page
 _EVENTS_IN_A_ROW = 4
-_END_OF_SENTENCE = re.compile(r"(?<=\.) |[:;] ")
+_END_OF_SENTENCE = re.compile(r"(?<=\.) ")
 _RULED = (RESUMED, ROLLED_BACK, SKIPPED)
 _BESIDE = {"checkpoint": "checkpoint_seconds", "evaluation": "evaluation_seconds", "sampling": "sampling_seconds"}
 _ENVIRONMENT = {
@@ -135,17 +135,27 @@ def settings_of_run(run: RunFiles) -> list[Row]:
         keys = [key for key in keys_at(path.split(".")) if key.path.count(".") == path.count(".")]
         default = keys[0].default if keys and not keys[0].required and ANY_NAME not in keys[0].path else ""
         shown = "" if default == "" else _setting(default)
-        meaning = _END_OF_SENTENCE.split(keys[0].description)[0].rstrip(".") if keys else ""
-        one_kind = meaning.startswith("`")  # of several, each with a sentence of its own
-        rows.append((path, [_setting(value), shown, "" if one_kind else meaning]))
+        rows.append((path, [_setting(value), shown, _meaning(keys[0].description, value) if keys else ""]))
     return rows
 
 
+def _meaning(description: str, value: Any) -> str:
+    """The first sentence of a key's description; of one that says a sentence about each value, that of the value."""
+    of_value = description.partition(f"`{value}`: ")[2] if description.startswith("`") else ""
+    return _END_OF_SENTENCE.split(of_value or description)[0].rstrip(".")
+
+
 def differing_settings(runs: Sequence[RunFiles]) -> list[Row]:
-    """The settings that the runs do not share."""
+    """The settings that the runs do not share; of those that only some of them have, what differs from the default."""
     all_settings = [flat_settings(run.config) for run in runs]
     names = dict.fromkeys(name for settings in all_settings for name in settings)
-    rows = [(name, [_setting(each[name]) if name in each else "" for each in all_settings]) for name in names]
+    of_all = set.intersection(*map(set, all_settings))
+    given = {name for run in runs for name, _ in _flat(run.config.model_dump(mode="json", exclude_defaults=True), "")}
+    rows = [
+        (name, [_setting(each[name]) if name in each else "" for each in all_settings])
+        for name in names
+        if name in of_all | given
+    ]
     return [row for row in rows if len(set(row[1])) > 1]
 
 

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from nar_scale.errors import UserError
 from nar_scale.files import write_atomically
@@ -43,6 +44,7 @@ def render_page(runs: Sequence[RunFiles]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["with_code"] = _with_code
     alone = len(runs) == 1
     values = [contents.final_values(run) for run in runs]
     return environment.get_template(_TEMPLATE).render(
@@ -59,6 +61,12 @@ def render_page(runs: Sequence[RunFiles]) -> str:
         written=contents.format_time(time.time()),
         version=version("nar_scale"),
     )
+
+
+def _with_code(text: str) -> Markup:
+    """A text whose parts in backticks are shown as code."""
+    parts = text.split("`")
+    return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else part for n, part in enumerate(parts))
 
 
 def _cards(values: dict[str, str]) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ import pytest
 from nar_scale.commands.report import main
 from nar_scale.reporting.runs import read_run
 from nar_scale.reporting.runs.contents import differing_settings, final_values, rows_of_events, settings_of_run
+from nar_scale.reporting.runs.page import render_page
 from tests.browser import browser, watch
 from tests.errors import assert_names
 
@@ -181,8 +182,20 @@ def test_settings_beside_their_defaults(tmp_path):
     other = read_run(run_directory(tmp_path / "other", optimizer={"kind": "muon"}))
     different = dict(differing_settings([run, other]))
     assert different["optimizer.kind"] == ["adamw", "muon"]
-    assert different["optimizer.muon_learning_rate"] == ["", "0.02"]
+    assert "optimizer.muon_learning_rate" not in different  # the default of what one of them has
     assert "model.dim" not in different
+    slower = read_run(run_directory(tmp_path / "slower", optimizer={"kind": "muon", "muon_learning_rate": 0.01}))
+    assert dict(differing_settings([run, other, slower]))["optimizer.muon_learning_rate"] == ["", "0.02", "0.01"]
+
+
+def test_settings_have_the_sentence_about_their_value(tmp_path):
+    given = {"model": {"kv_heads": 1}, "optimizer": {"kind": "lion", "gradient_clipping": 2}}
+    run = read_run(run_directory(tmp_path / "run", **given))
+    meanings = {name: values[2] for name, values in settings_of_run(run)}
+    assert meanings["optimizer.kind"].startswith("Steps by the sign of an averaged gradient")
+    assert meanings["optimizer.gradient_clipping"].endswith("scaled down; 0 for no limit")
+    assert "as many as `heads`" in meanings["model.kv_heads"]
+    assert "as many as <code>heads</code>" in render_page([run])
 
 
 def test_final_values_are_of_the_last_reports(tmp_path):
