@@ -13,7 +13,7 @@ from nar_scale.checkpoint.consolidated import (
     load_weights,
 )
 from nar_scale.checkpoint.partitions import WEIGHT, Partition, PartitionReader, partition_file, write_partitions
-from nar_scale.checkpoint.probe import check_probe, run_probe, save_probe
+from nar_scale.checkpoint.probe import check_probe, compared, run_probe, save_probe
 from nar_scale.checkpoint.state import TrainingState
 from nar_scale.checkpoint.store import (
     CheckpointStore,
@@ -38,6 +38,7 @@ __all__ = [
     "TrainingState",
     "WeightKind",
     "check_probe",
+    "compared",
     "consolidate",
     "consolidate_as_command",
     "delete_quarantined",

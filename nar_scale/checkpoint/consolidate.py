@@ -51,9 +51,11 @@ def consolidate(
         the largest difference between the logits of the reloaded and of the live model, over the largest logit.
 
     Raises:
-        CheckpointError: no such checkpoint, a damaged one, or logits that do not match.
+        CheckpointError: no run directory, no such checkpoint, a damaged one, or logits that do not match.
     """
     run, output = Path(run), Path(output)
+    if not (run / "checkpoints").is_dir():
+        raise CheckpointError(f"{run} is not a run directory with checkpoints; give one such as runs/quickstart_nar")
     store = CheckpointStore(run / "checkpoints")
     chosen = store.newest_good(report=_logger.warning) if step is None else step
     if chosen not in store.steps():

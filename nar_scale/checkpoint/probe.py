@@ -81,6 +81,18 @@ def check_probe(directory: Path, objective: Objective) -> float:
     return difference
 
 
+def compared(difference: float, other: str) -> str:
+    """How logits compare with those of another model, as the rest of a sentence.
+
+    Args:
+        difference: the largest one, relative to the largest logit.
+        other: the other model.
+    """
+    if difference == 0:
+        return f"are exactly those of {other}"
+    return f"differ from those of {other} by {difference:.1g} times the largest logit at most"
+
+
 def _difference(ours: Tensor, recorded: Tensor) -> float:
     """The largest difference, relative to the largest recorded value."""
     largest = recorded.float().abs().max().clamp(min=1e-6)

@@ -24,7 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     # after the arguments have been checked: it takes seconds
-    from nar_scale.checkpoint import consolidate
+    from nar_scale.checkpoint import compared, consolidate
     from nar_scale.errors import UserError
     from nar_scale.logging_setup import report_error, set_up_logging, write_result
 
@@ -33,5 +33,5 @@ def main(arguments: list[str] | None = None) -> int:
         difference = consolidate(options.run, options.output, options.step, options.license)
     except UserError as error:
         return report_error("consolidate", error)
-    write_result(f"wrote {options.output}; its logits equal the live model's to {difference:.1g} of the largest")
+    write_result(f"wrote {options.output}; its logits {compared(difference, 'the trained model')}")
     return 0

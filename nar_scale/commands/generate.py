@@ -1,7 +1,7 @@
 """Generate from a consolidated checkpoint: from scratch, from prompts, or into gaps.
 
 nar-scale generate --checkpoint exported/quickstart_nar --prompt "def main("
-nar-scale generate --checkpoint exported/quickstart_nar --num-samples 1 --watch
+nar-scale generate --checkpoint exported/quickstart_nar --watch
 nar-scale generate --checkpoint exported/quickstart_nar --output filled --prompts prompts.jsonl
 
 A line of prompts.jsonl is {"prompt": "def main("} or, for a non-autoregressive model, a text with gaps of so many
@@ -131,7 +131,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="FILE.jsonl",
         help="what to continue or fill in; - for the standard input; or WebDataset shards: a .tar, or their directory",
     )
-    source.add_argument("--num-samples", type=int, metavar="N", help="generate so many sequences from scratch")
+    source.add_argument("--num-samples", type=int, metavar="N", help="generate so many sequences from scratch (default without --output: 1)")
     parser.add_argument(
         "--on-bad-prompt",
         choices=["refuse", "skip"],
@@ -183,7 +183,9 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     sources = (options.prompt, options.prompts, options.num_samples)
     generates = options.status is None and options.merge is None
     if generates and sources == (None, None, None):
-        parser.error("one of the arguments --prompt --prompts --num-samples is required")
+        if options.output is not None:
+            parser.error("one of the arguments --prompt --prompts --num-samples is required with --output")
+        options.num_samples = 1
     if not generates and sources != (None, None, None):
         parser.error("--status and --merge take no prompts")
     if options.merge is not None and options.output is None:

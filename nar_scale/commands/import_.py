@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     # after the arguments have been checked: it takes seconds
+    from nar_scale.checkpoint import compared
     from nar_scale.errors import UserError
     from nar_scale.interop import import_llama
     from nar_scale.logging_setup import report_error, set_up_logging, write_result
@@ -36,7 +37,5 @@ def main(arguments: list[str] | None = None) -> int:
         difference = import_llama(options.directory, options.output, end_token=options.end_token)
     except UserError as error:
         return report_error("import", error)
-    write_result(
-        f"wrote {options.output}; its logits equal those of {options.directory} to {difference:.1g} of the largest"
-    )
+    write_result(f"wrote {options.output}; its logits {compared(difference, options.directory)}")
     return 0

@@ -89,6 +89,14 @@ def test_what_is_shown_is_what_would_be_written(checkpoints, capsys, tmp_path):
     assert_names(capsys.readouterr().err.rstrip("\n"), tmp_path / "out", "decoding")
 
 
+def test_one_sample_is_shown_where_nothing_is_asked_for(checkpoints, capsys):
+    assert launch(arguments(checkpoints["non_autoregressive"], "--seed", 4)) == 0
+    shown = capsys.readouterr().out
+    assert launch(arguments(checkpoints["non_autoregressive"], "--num-samples", 1, "--seed", 4)) == 0
+    assert shown == capsys.readouterr().out
+    assert shown.count("--- ") == 1
+
+
 def test_pictures_are_named(tmp_path, capsys):
     options = {"vocabulary_size": 5, "tokenizer": None, "logging": {"image_shape": [4, 6]}}
     model = export(tmp_path / "model", "non_autoregressive", **options)

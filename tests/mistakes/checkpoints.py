@@ -66,7 +66,8 @@ MISTAKES = {
         f"{TRAIN} --init-from ar data.vocabulary_size=300", ("net.token_emb.weight", "257", "300", "ar")
     ),
     "consolidate: no run": Mistake("consolidate --run nowhere --output new", ("nowhere",)),
-    "consolidate: a data set": Mistake("consolidate --run data --output new", ("data",)),
+    "consolidate: a data set": Mistake("consolidate --run data --output new", ("data", "run directory")),
+    "consolidate: a consolidated checkpoint": Mistake("consolidate --run nar --output new", ("nar", "run directory")),
     "consolidate: no such step": Mistake("consolidate --run run --step 7 --output new", ("7",)),
     "consolidate: step in words": Mistake("consolidate --run run --step last --output new", ("--step", "last")),
     "consolidate: output is there": Mistake("consolidate --run run --output data", ("data",)),
