@@ -40,6 +40,7 @@ def test_what_is_there_is_not_made_again(tmp_path):
 
 
 def test_a_failure_is_logged_and_the_next_one_begins(tmp_path, capfd, caplog):
+    (tmp_path / "checkpoints").mkdir()
     store = CheckpointStore(tmp_path / "checkpoints")
     consolidations = ConsolidationQueue(store)
     consolidations.add(10)
