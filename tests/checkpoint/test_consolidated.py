@@ -319,8 +319,12 @@ def test_a_run_without_the_wanted_checkpoint(tmp_path):
         consolidate(tmp_path / "run", tmp_path / "model", step=20)
     consolidate(tmp_path / "run", tmp_path / "model")
     assert load_consolidated(tmp_path / "model").info.step == 10
-    shutil.rmtree(store.directory)
+    for step in store.steps():
+        shutil.rmtree(store.path(step))
     with refused(CheckpointError, tmp_path / "run", "none"):
+        consolidate(tmp_path / "run", tmp_path / "other")
+    shutil.rmtree(store.directory)
+    with refused(CheckpointError, tmp_path / "run", "checkpoints"):
         consolidate(tmp_path / "run", tmp_path / "other")
 
 
