@@ -10,7 +10,6 @@ from torch import nn
 from nar_scale.config import Config, ModelConfig
 from nar_scale.model import TransformerWrapper
 from nar_scale.model.layers import hidden_width
-from nar_scale.model.parameters import full_size
 from nar_scale.objectives import Objective
 from nar_scale.planning.cost.partitions import ParameterSizes
 
@@ -75,9 +74,8 @@ def estimate_memory(wrapper: Objective, config: Config, resolved: dict[str, Any]
     if stage < 3:
         weights = [Part("weights", (sizes.padded(ranks) if stage > 0 else parameters) * width)]
     else:
-        block = max(sum(map(full_size, block.parameters())) for block in _net(wrapper).attn_layers.blocks)
         persistent = sizes.persistent(zero) if ranks > 1 else 0  # one rank has whole weights, and computes with them
-        gathered = min(parameters - persistent, max(sizes.retained(zero), 2 * block)) if ranks > 1 else 0
+        gathered = min(parameters - persistent, max(sizes.retained(zero), 2 * sizes.largest_block)) if ranks > 1 else 0
         weights = [Part("weights", shard * width, weights_place), Part("small weights", persistent * width)]
         weights.append(Part("gathered weights", gathered * width))
         if config.zero.hpz_partition_size > 1:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
 from nar_scale.config import OptimizerConfig
 from nar_scale.model.layers import Embedding
 from nar_scale.model.parameters import full_size, is_matrix, muon_matrices
+from nar_scale.model.stack import Block
 
 _ALIGNMENT = 2  # elements; ZeRO 1 and 2 pad each group of parameters to a multiple of this times the ranks
 
@@ -22,14 +25,23 @@ class ParameterSizes:
     Attributes:
         groups: for each group, the sizes of its parameters.
         moments: for each group, how many numbers of its own the optimizer keeps of a weight.
+        largest_block: elements of the largest block of the network.
     """
 
     groups: tuple[tuple[int, ...], ...]
     moments: tuple[int, ...]
+    largest_block: int = 0
 
     @classmethod
     def of(cls, wrapper: nn.Module, optimizer: OptimizerConfig) -> ParameterSizes:
         """Those of a wrapper on any device: matrices that are decayed, all that is not, and what Muon moves."""
+        known = _KNOWN.setdefault(wrapper, {})
+        if optimizer.kind not in known:
+            known[optimizer.kind] = cls._count(wrapper, optimizer)
+        return known[optimizer.kind]
+
+    @classmethod
+    def _count(cls, wrapper: nn.Module, optimizer: OptimizerConfig) -> ParameterSizes:
         tables = {id(layer.weight) for layer in wrapper.modules() if isinstance(layer, Embedding)}
         of_muon = {id(p) for p in muon_matrices(wrapper).values()} if optimizer.kind == "muon" else set()
         groups: tuple[list[int], list[int], list[int]] = ([], [], [])
@@ -39,9 +51,11 @@ class ParameterSizes:
                 groups[2 if id(parameter) in of_muon else 0 if decayed else 1].append(full_size(parameter))
         kept = 1 if optimizer.kind == "lion" else 2
         found = [(tuple(group), moments) for group, moments in zip(groups, (kept, kept, 1)) if group]
-        return cls(tuple(group for group, _ in found), tuple(moments for _, moments in found))
+        blocks = (module for module in wrapper.modules() if isinstance(module, Block))
+        largest = max((sum(map(full_size, block.parameters())) for block in blocks), default=0)
+        return cls(tuple(group for group, _ in found), tuple(moments for _, moments in found), largest)
 
-    @property
+    @cached_property
     def total(self) -> int:
         """Elements of all parameters."""
         return sum(map(sum, self.groups))
@@ -90,3 +104,7 @@ class ParameterSizes:
             return 0
         distance = max(zero["stage3_max_reuse_distance"], zero["stage3_prefetch_bucket_size"])
         return min(self.total - self.persistent(zero), distance // 2)
+
+
+# a plan asks for each of hundreds of settings, and to walk through the modules takes longer than all the rest
+_KNOWN: WeakKeyDictionary[nn.Module, dict[str, ParameterSizes]] = WeakKeyDictionary()
