@@ -8,6 +8,7 @@ of its own. `< FILE` at its end is its standard input.
 Prints for each a line of JSON: [exit status, output].
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -22,6 +23,11 @@ os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launcher/train.py do
 
 LAUNCHER = Path(__file__).parents[2] / "launcher"
 LONGEST_SECONDS = 240
+LOADED = (
+    *("deepspeed", "transformers", "torch._dynamo", "torch.utils.tensorboard"),
+    *("nar_scale.training", "nar_scale.generation", "nar_scale.reporting.runs", "nar_scale.interop"),
+    *("nar_scale.fleet", "nar_scale.planning.command"),
+)
 
 
 def run(script: str, arguments: list[str], directory: str, environment: dict[str, str]) -> int:
@@ -69,10 +75,8 @@ def run_case(script: str, arguments: list[str], directory: str, environment: dic
 
 def import_everything() -> None:
     """Load what the scripts load, but start no thread, which a fork would lose."""
-    import deepspeed
-    import transformers  # noqa: F401
-
-    assert deepspeed.__version__
+    for name in LOADED:
+        importlib.import_module(name)
 
 
 if __name__ == "__main__":
