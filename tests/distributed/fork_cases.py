@@ -1,6 +1,6 @@
 """Run launcher/train.py's work with several sets of arguments, each in a fork: importing costs more than the work.
 
-python fork_cases.py FILE, a JSON list of argument lists; prints a JSON list of [exit status, output]
+python -m tests.distributed.fork_cases FILE, a JSON list of argument lists; prints a JSON list of [exit status, output]
 """
 
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nar_scale.logging_setup import silence_libraries
 from nar_scale.training import launch
+from tests.preload import import_everything
 
 
 def run_forked(
@@ -36,5 +37,6 @@ def run_forked(
 
 if __name__ == "__main__":
     silence_libraries()
+    import_everything()
     cases = json.loads(Path(sys.argv[1]).read_text())
     print(json.dumps([run_forked(*case) for case in cases]))

@@ -1,6 +1,6 @@
 """Run a script on several ranks, each a fork of one process that has imported what is slow to import.
 
-python forked_ranks.py RANKS PORT SCRIPT [ARGUMENT ...], in place of the deepspeed launcher where that is not in
+python -m tests.distributed.forked_ranks RANKS PORT SCRIPT [ARGUMENT ...], in place of the deepspeed launcher where that is not in
 question; the first rank that fails ends the others
 """
 
@@ -10,9 +10,7 @@ import signal
 import sys
 from contextlib import suppress
 
-import deepspeed  # noqa: F401
-
-import nar_scale.training  # noqa: F401
+from tests.preload import import_everything
 
 
 def run_rank(rank: int, ranks: int, port: str, script: str, arguments: list[str]) -> None:
@@ -42,4 +40,5 @@ def main(ranks: int, port: str, script: str, arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    import_everything()
     sys.exit(main(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]))

@@ -59,8 +59,8 @@ def deepspeed_command(ranks: int, script: Path, *arguments: str) -> list[str]:
 
 def forked_command(ranks: int, script: Path, *arguments: str) -> list[str]:
     """As deepspeed_command, but of ranks that share their imports, which cost more than most runs."""
-    forking = Path(__file__).with_name("forked_ranks.py")
-    return [sys.executable, str(forking), str(ranks), str(free_port()), str(script), *arguments]
+    module = "tests.distributed.forked_ranks"
+    return [sys.executable, "-m", module, str(ranks), str(free_port()), str(script), *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -150,7 +150,7 @@ def run_forked(
     environment; returns exit statuses and outputs."""
     listing = directory / "cases.json"
     listing.write_text(json.dumps([[str(config), list(overrides), *more] for config, overrides, *more in cases]))
-    output = run([sys.executable, str(Path(__file__).with_name("fork_cases.py")), str(listing)])
+    output = run([sys.executable, "-m", "tests.distributed.fork_cases", str(listing)])
     return [(status, text) for status, text in json.loads(output.splitlines()[-1])]
 
 

@@ -8,7 +8,6 @@ of its own. `< FILE` at its end is its standard input.
 Prints for each a line of JSON: [exit status, output].
 """
 
-import importlib
 import json
 import os
 import runpy
@@ -19,15 +18,12 @@ import tempfile
 import traceback
 from pathlib import Path
 
+from tests.preload import import_everything
+
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as launcher/train.py does
 
 LAUNCHER = Path(__file__).parents[2] / "launcher"
 LONGEST_SECONDS = 240
-LOADED = (
-    *("deepspeed", "transformers", "torch._dynamo", "torch.utils.tensorboard"),
-    *("nar_scale.training", "nar_scale.generation", "nar_scale.reporting.runs", "nar_scale.interop"),
-    *("nar_scale.fleet", "nar_scale.planning.command"),
-)
 
 
 def run(script: str, arguments: list[str], directory: str, environment: dict[str, str]) -> int:
@@ -71,12 +67,6 @@ def run_case(script: str, arguments: list[str], directory: str, environment: dic
         status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         output.seek(0)
         return status, output.read().decode(errors="replace")
-
-
-def import_everything() -> None:
-    """Load what the scripts load, but start no thread, which a fork would lose."""
-    for name in LOADED:
-        importlib.import_module(name)
 
 
 if __name__ == "__main__":
