@@ -1,7 +1,8 @@
 """Run a script on several ranks, each a fork of one process that has imported what is slow to import.
 
-python -m tests.distributed.forked_ranks RANKS PORT SCRIPT [ARGUMENT ...], in place of the deepspeed launcher where that is not in
-question; the first rank that fails ends the others
+python -m tests.distributed.forked_ranks RANKS PORT SCRIPT [ARGUMENT ...]
+
+In place of the deepspeed launcher where that is not in question; the first rank that fails ends the others.
 """
 
 import os
