@@ -29,6 +29,7 @@ from nar_scale.logging_setup import silence_libraries
 from nar_scale.training import launch
 from nar_scale.training.callbacks.callback import Callback, RunView
 from nar_scale.training.engine.zero_engine import ZeroEngine
+from tests.preload import import_everything
 
 from .jobs import free_port
 
@@ -258,5 +259,6 @@ def run_case(
 
 if __name__ == "__main__":
     silence_libraries()
+    import_everything()
     for case in json.loads(Path(sys.argv[-1]).read_text()):
         print(json.dumps(run_case(*case)), flush=True)
