@@ -131,7 +131,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="FILE.jsonl",
         help="what to continue or fill in; - for the standard input; or WebDataset shards: a .tar, or their directory",
     )
-    source.add_argument("--num-samples", type=int, metavar="N", help="generate so many sequences from scratch (default without --output: 1)")
+    source.add_argument(
+        "--num-samples",
+        type=int,
+        metavar="N",
+        help="generate so many sequences from scratch (default without --output: 1)",
+    )
     parser.add_argument(
         "--on-bad-prompt",
         choices=["refuse", "skip"],

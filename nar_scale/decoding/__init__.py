@@ -3,7 +3,7 @@
 from nar_scale.decoding.categorical import Filters
 from nar_scale.decoding.filters import FILTERS, contrastive, eligible, get_filter, min_p, sample, top_a, top_k, top_p
 from nar_scale.decoding.left_to_right import continue_prompts, search_beams
-from nar_scale.decoding.options import DecodeManifest, SamplingOptions, resolve_decoding
+from nar_scale.decoding.options import DecodeManifest, SamplingOptions, StepCallback, resolve_decoding
 from nar_scale.decoding.predictor import Predictor
 from nar_scale.decoding.samplers import Sampler, make_sampler
 from nar_scale.decoding.sequences import Prompts, Sequences
@@ -16,7 +16,7 @@ from nar_scale.decoding.speculative import (
     speculate,
     verify,
 )
-from nar_scale.decoding.unmask import Network, Unmasked, Watch, unmask
+from nar_scale.decoding.unmask import Network, Unmasked, unmask
 
 __all__ = [
     "FILTERS",
@@ -29,10 +29,10 @@ __all__ = [
     "Sampler",
     "SamplingOptions",
     "Sequences",
+    "StepCallback",
     "Unmasked",
     "VerificationNoise",
     "Verified",
-    "Watch",
     "continue_prompts",
     "contrastive",
     "eligible",

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from nar_scale.decoding.filters import LogitFilter, contrastive, draw, filtered
+from nar_scale.decoding.options import StepCallback
 from nar_scale.decoding.predictor import Predictor
 from nar_scale.decoding.sequences import Prompts, Sequences
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import TransformerWrapper
-
-Callback = Callable[[Tensor, int], None]
-"""Is called after each step with the tokens that have been generated so far, int64 `[batch, n]`, and the number of the
-call of the network, from 1."""
 
 _LEAVING = 0.25  # part of a batch that must have ended for the others to go on alone, since moving them takes time
 
@@ -37,7 +34,7 @@ def continue_prompts(
     use_cache: bool = True,
     compile: bool = False,
     conditions: Mapping[str, Tensor] | None = None,
-    callback: Callback | None = None,
+    callback: StepCallback | None = None,
 ) -> Tensor:
     """Sample up to `seq_len` tokens after each prompt.
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, cast
 
 from pydantic import Field, ValidationError
 from pydantic import model_validator as validator
+from torch import Tensor
 
 from nar_scale.config import SAMPLERS, Config, SamplerConfig
 from nar_scale.config.sections.section import Section
 from nar_scale.errors import UserError
+
+StepCallback = Callable[[Tensor, int], None]
+"""Is called after each network call with the tokens of all sequences, int64 `[batch, n]`, and the number of the call, from
+1. Of models that fill in masks, masked tokens are the mask token; of others, n grows with what has been generated."""
 
 _COMMON = ("temperature", "top_k", "top_p", "guidance", "stop")  # what all samplers have
 _OF_VERSION_0_1 = ("sampler", "steps", "temperature", "guidance_scale")

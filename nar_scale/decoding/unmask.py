@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nar_scale.decoding.categorical import Filters, answer
+from nar_scale.decoding.options import StepCallback
 from nar_scale.decoding.samplers import Call, Sampler
 from nar_scale.masking import Noise
 
@@ -53,11 +54,6 @@ class Network(Protocol):
         """Keep these sequences of the batch, int64 `[new_batch]`."""
 
 
-Watch = Callable[[Tensor, Tensor, int], None]
-"""Is called after each network call with the tokens, int64 `[batch, n]`, where masked ones are the mask token; which of
-them are masked, bool `[batch, n]`; and the number of the call, from 1."""
-
-
 class Unmasked(NamedTuple):
     """The result of `unmask`.
 
@@ -79,7 +75,7 @@ def unmask(
     noise: Noise,
     *,
     temperature: float = 1.0,
-    callback: Watch | None = None,
+    callback: StepCallback | None = None,
 ) -> Unmasked:
     """Fill in every mask token, call by call.
 
@@ -93,7 +89,7 @@ def unmask(
         filters: which tokens are eligible, and the mask token, which never is.
         noise: the source of all randomness, so that a sequence comes out the same in any batch.
         temperature: divides the logits, at least 0.
-        callback: watches.
+        callback: watches; masked tokens are the mask token.
     """
     tokens, mask_id = tokens.clone(), filters.mask_id
     generated = tokens == mask_id
@@ -113,7 +109,7 @@ def unmask(
         tokens[active], masked[active] = _reveal(network, call, sampler, filters, temperature)
         calls[active] += unfinished
         if callback is not None:
-            callback(tokens, masked, number + 1)
+            callback(tokens, number + 1)
     return Unmasked(tokens, calls)
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from nar_scale.config import ConfidenceDecoding, RandomDecoding, SamplerConfig
-from nar_scale.decoding import Filters, Sampler, Unmasked, Watch
+from nar_scale.decoding import Filters, Sampler, StepCallback, Unmasked
 from nar_scale.errors import ConfigError
 from nar_scale.masking import MaskedBatch, Noise
 from nar_scale.model import WHOLE, KeyValueCache, SequenceParallelContext, TransformerWrapper
-from nar_scale.objectives.denoising import GuidedNetwork, first_end, unmask_blocks, watch_tokens
+from nar_scale.objectives.denoising import GuidedNetwork, first_end, unmask_blocks
 from nar_scale.objectives.non_autoregressive import NonAutoregressiveWrapper
 from nar_scale.objectives.objective import Samples
 
@@ -67,13 +67,12 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
-        callback: Callable[[Tensor, int], None] | None = None,
+        callback: StepCallback | None = None,
     ) -> Samples:
         """Fill in the masks of sequences of one length, up to the end token, if nothing is given behind it."""
         if lengths is not None:
             raise ValueError("block diffusion takes sequences of one length together; leave lengths out")
-        watch = watch_tokens(callback)
-        tokens, calls = self._fill_in(given, decoding, noise, classes=classes, end_token=end_token, callback=watch)
+        tokens, calls = self._fill_in(given, decoding, noise, classes=classes, end_token=end_token, callback=callback)
         ended = [] if end_token is None else first_end(given == self.mask_id, tokens, end_token).tolist()
         rows = tokens.tolist()
         return Samples([row[:end] for row, end in zip(rows, ended)] if ended else rows, calls.tolist())
@@ -135,7 +134,7 @@ class BlockDiffusionWrapper(NonAutoregressiveWrapper):
         sampler: Callable[[SamplerConfig], Sampler],
         decoding: SamplerConfig,
         noise: Noise,
-        callback: Watch | None,
+        callback: StepCallback | None,
         end_token: int | None,
     ) -> Unmasked:
         """Unmask block after block, each with an equal part of the network calls, but at least one."""

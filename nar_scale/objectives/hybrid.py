@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from nar_scale.config import LeftToRightDecoding, SamplerConfig, SelfSpeculativeDecoding
 from nar_scale.data import Batch
-from nar_scale.decoding import Continued, Prompts, eligible, self_speculate
+from nar_scale.decoding import Continued, Prompts, StepCallback, eligible, self_speculate
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
@@ -137,7 +136,7 @@ class HybridWrapper(Objective):
         return_prompt: bool = True,
         noise: Noise | None = None,
         return_network_calls: bool = False,
-        callback: Callable[[Tensor, int], None] | None = None,
+        callback: StepCallback | None = None,
     ) -> Tensor | Continued:
         """Continue prompts by up to `seq_len` tokens, by drafts of blocks that the network verifies itself.
 
@@ -218,7 +217,7 @@ class HybridWrapper(Objective):
         lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
-        callback: Callable[[Tensor, int], None] | None = None,
+        callback: StepCallback | None = None,
     ) -> Samples:
         """Continue prompts; see `Objective`. Samplers that fill in masks do so block by block."""
         settings: dict[str, Any] = {"end_token": end_token, "callback": callback}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from nar_scale.config import LeftToRightDecoding, SamplerConfig
-from nar_scale.decoding import Prompts, continue_prompts, eligible, get_filter, search_beams, speculate
+from nar_scale.decoding import (
+    Prompts,
+    StepCallback,
+    continue_prompts,
+    eligible,
+    get_filter,
+    search_beams,
+    speculate,
+)
 from nar_scale.decoding.filters import LogitFilter
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
@@ -51,7 +59,7 @@ class LeftToRightGenerator(Objective):
         return_prompt: bool = True,
         noise: Noise | None = None,
         compile: bool = False,
-        callback: Callable[[Tensor, int], None] | None = None,
+        callback: StepCallback | None = None,
         draft: nn.Module | Literal["prompt_lookup"] | None = None,
         draft_tokens: int = 4,
         return_network_calls: bool = False,
@@ -185,7 +193,7 @@ class LeftToRightGenerator(Objective):
         lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
-        callback: Callable[[Tensor, int], None] | None = None,
+        callback: StepCallback | None = None,
     ) -> Samples:
         """Continue prompts; see `Objective`."""
         if not isinstance(decoding, LeftToRightDecoding):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -135,7 +135,7 @@ class Objective(nn.Module, ABC):
         lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
-        callback: Callable[[Tensor, int], None] | None = None,
+        callback: StepCallback | None = None,
     ) -> Samples:
         """Generate a batch of sequences, each the same in any batch.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from nar_scale.decoding.filters import LogitFilter, draw, filtered, is_greedy
+from nar_scale.decoding.options import StepCallback
 from nar_scale.decoding.predictor import Predictor
 from nar_scale.decoding.sequences import Prompts, Sequences
 from nar_scale.decoding.speculative.drafts import Draft, Drafter, ModelDraft, PromptLookup
@@ -45,7 +46,7 @@ def speculate(
     pad_value: int,
     seq_lens: Tensor | None = None,
     conditions: Mapping[str, Tensor] | None = None,
-    callback: Callable[[Tensor, int], None] | None = None,
+    callback: StepCallback | None = None,
 ) -> Continued:
     """Sample up to `seq_len` tokens after each prompt from drafts that the network verifies (arXiv:2211.17192).
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from nar_scale.decoding.filters import LogitFilter, filtered, is_greedy
+from nar_scale.decoding.options import StepCallback
 from nar_scale.decoding.sequences import Prompts
 from nar_scale.decoding.speculative.continuation import Continued
 from nar_scale.decoding.speculative.verification import VerificationNoise, propose, verify
@@ -33,7 +34,7 @@ def self_speculate(
     eos_token: int | None,
     pad_value: int,
     seq_lens: Tensor | None = None,
-    callback: Callable[[Tensor, int], None] | None = None,
+    callback: StepCallback | None = None,
 ) -> Continued:
     """Sample up to `seq_len` tokens after each prompt, several in a network call, with the distribution of one a call.
 

@@ -4,7 +4,7 @@ from nar_scale.objectives.denoising.blocks import first_end, unmask_blocks
 from nar_scale.objectives.denoising.critic import SelfCritic, critic_loss, draw_answers
 from nar_scale.objectives.denoising.denoiser import Denoiser
 from nar_scale.objectives.denoising.guided_network import GuidedNetwork
-from nar_scale.objectives.denoising.unmasker import Unmasker, watch_tokens
+from nar_scale.objectives.denoising.unmasker import Unmasker
 
 __all__ = [
     "Denoiser",
@@ -15,5 +15,4 @@ __all__ = [
     "draw_answers",
     "first_end",
     "unmask_blocks",
-    "watch_tokens",
 ]

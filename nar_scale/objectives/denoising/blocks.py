@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from nar_scale.decoding import Filters, Sampler, Unmasked, Watch, unmask
+from nar_scale.decoding import Filters, Sampler, StepCallback, Unmasked, unmask
 from nar_scale.masking import Noise
 from nar_scale.objectives.denoising.guided_network import GuidedNetwork
 
@@ -39,7 +37,7 @@ def unmask_blocks(
     *,
     temperature: float,
     end_token: int | None,
-    callback: Watch | None,
+    callback: StepCallback | None,
 ) -> Unmasked:
     """Fill in every mask token, block after block; a network call computes one block.
 
@@ -73,7 +71,7 @@ class _Blocks:
         self.rows = torch.arange(len(tokens), device=tokens.device)
 
     def run(
-        self, sampler: Sampler, filters: Filters, noise: Noise, temperature: float, callback: Watch | None
+        self, sampler: Sampler, filters: Filters, noise: Noise, temperature: float, callback: StepCallback | None
     ) -> Unmasked:
         """Unmask all blocks."""
         self._leave(self.last >= 0)
@@ -91,7 +89,7 @@ class _Blocks:
         filters: Filters,
         noise: Noise,
         temperature: float,
-        callback: Watch | None,
+        callback: StepCallback | None,
     ) -> None:
         start, end = block * self.size, (block + 1) * self.size
         begun = self._begun(block)
@@ -151,15 +149,13 @@ class _Blocks:
         self.tokens[ids] = self.tokens[ids].masked_fill(places > ends, end_token)
         self.last[ids] = self.last[ids].masked_fill(ends[:, 0] < len(places), -1)
 
-    def _watched(
-        self, callback: Watch | None, ids: Tensor, block: slice
-    ) -> Callable[[Tensor, Tensor, int], None] | None:
+    def _watched(self, callback: StepCallback | None, ids: Tensor, block: slice) -> StepCallback | None:
         if callback is None:
             return None
 
-        def watch(tokens: Tensor, masked: Tensor, number: int) -> None:
+        def watch(tokens: Tensor, number: int) -> None:
             shown = self.tokens.clone()
             shown[ids, block] = tokens
-            callback(shown, shown == self.network.denoiser.mask_id, self.made + number)
+            callback(shown, self.made + number)
 
         return watch

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nar_scale.config import SAMPLERS, UNSCHEDULED_SAMPLERS, ConfidenceDecoding, SamplerConfig
-from nar_scale.decoding import Filters, Sampler, Unmasked, Watch, make_sampler, resolve_decoding, unmask
+from nar_scale.decoding import Filters, Sampler, StepCallback, Unmasked, make_sampler, resolve_decoding, unmask
 from nar_scale.masking import Noise, Schedule
 from nar_scale.objectives.denoising.denoiser import Denoiser
 from nar_scale.objectives.denoising.guided_network import GuidedNetwork
@@ -54,7 +54,7 @@ class Unmasker(Denoiser):
         documents: Tensor | None = None,
         guidance_scale: float = 1.0,
         return_network_calls: bool = False,
-        callback: Watch | None = None,
+        callback: StepCallback | None = None,
         compile: bool = False,
         **net_kwargs: Any,
     ) -> Tensor | Unmasked:
@@ -79,7 +79,7 @@ class Unmasker(Denoiser):
             guidance_scale: how far logits go from the unconditional ones in the direction of the conditional ones:
                 1 for the conditional, 0 for the unconditional (arXiv:2207.12598, with scale 1 + w).
             return_network_calls: return `Unmasked`.
-            callback: is called after each network call, see `nar_scale.decoding.Watch`.
+            callback: is called after each network call, see `nar_scale.decoding.StepCallback`.
             compile: run the network through `torch.compile`, which takes up to minutes for each new shape.
             net_kwargs: further arguments of the network.
 
@@ -117,10 +117,10 @@ class Unmasker(Denoiser):
         lengths: Tensor | None = None,
         classes: Tensor | None = None,
         end_token: int | None = None,
-        callback: Callable[[Tensor, int], None] | None = None,
+        callback: StepCallback | None = None,
     ) -> Samples:
         """Fill in the masks of sequences; see `Objective`."""
-        settings: dict[str, Any] = {"classes": classes, "callback": watch_tokens(callback)}
+        settings: dict[str, Any] = {"classes": classes, "callback": callback}
         if lengths is not None:
             settings["mask"] = length_mask(lengths, given.shape[1])
             given = given.masked_fill(~settings["mask"], int(self.mask_id == 0))  # padding is not filled in
@@ -138,7 +138,7 @@ class Unmasker(Denoiser):
         documents: Tensor | None = None,
         compile: bool = False,
         noise_level_scale: float = 1.0,
-        callback: Watch | None = None,
+        callback: StepCallback | None = None,
         end_token: int | None = None,
         **net_kwargs: Any,
     ) -> Unmasked:
@@ -171,7 +171,7 @@ class Unmasker(Denoiser):
         sampler: Callable[[SamplerConfig], Sampler],
         decoding: SamplerConfig,
         noise: Noise,
-        callback: Watch | None,
+        callback: StepCallback | None,
         end_token: int | None,
     ) -> Unmasked:
         filters = Filters(self.mask_id, decoding.top_k, decoding.top_p)
@@ -232,8 +232,3 @@ class Unmasker(Denoiser):
         if self.prefix_length:
             raise ValueError("documents and prefix_length exclude each other; pack one document into a sample")
         return within_documents(self.net, documents, net_kwargs)
-
-
-def watch_tokens(callback: Callable[[Tensor, int], None] | None) -> Watch | None:
-    """What `Objective.sample` takes as a callback, as `unmask` takes it."""
-    return None if callback is None else lambda tokens, masked, number: callback(tokens, number)
