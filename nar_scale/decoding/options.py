@@ -15,8 +15,10 @@ from nar_scale.config.sections.section import Section
 from nar_scale.errors import UserError
 
 StepCallback = Callable[[Tensor, int], None]
-"""Is called after each network call with the tokens of all sequences, int64 `[batch, n]`, and the number of the call, from
-1. Of models that fill in masks, masked tokens are the mask token; of others, n grows with what has been generated."""
+"""Is called after each network call with the tokens of all sequences, int64 `[batch, n]`, and its number from 1.
+
+Masked tokens are the mask token; left to right, n grows with what has been generated.
+"""
 
 _COMMON = ("temperature", "top_k", "top_p", "guidance", "stop")  # what all samplers have
 _OF_VERSION_0_1 = ("sampler", "steps", "temperature", "guidance_scale")

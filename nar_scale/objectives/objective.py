@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nar_scale.config import SamplerConfig
 from nar_scale.data import Batch
+from nar_scale.decoding import StepCallback
 from nar_scale.masking import Noise
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
 from nar_scale.objectives.terms import LossTerms
