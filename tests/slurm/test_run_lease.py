@@ -14,7 +14,7 @@ from .cluster import Cluster
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
-ONE_NODE = ("--nodes=1", "--ntasks=1", "--exclusive")
+ONE_NODE = ("--nodes=1", "--ntasks=1", "--cpus-per-task=4")  # all of them
 
 # A rank that holds the run directory until it is asked to stop, or finds that another one has taken it over.
 STAND_IN = """\

@@ -66,13 +66,14 @@ def submission(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def submit(cluster: Cluster, submission: Path, scenario: str, options: tuple[str, ...] = TWO_NODES) -> str:
-    """A scenario, and the attempt that succeeds."""
+def submit(cluster: Cluster, submission: Path, scenario: str, options: tuple[str, ...] = TWO_NODES, **more: str) -> str:
+    """A scenario, and the attempt that succeeds; in an environment with more in it."""
     env = {
         "NAR_SCALE_PYTHON": sys.executable,
         "PYTHONPATH": str(REPOSITORY),
         "SCENARIO": scenario,
         "NAR_SCALE_WAIT_SECONDS": "6",
+        **more,
     }
     arguments = ("config.yaml", "training.run_directory=run", "training.steps=9")
     return cluster.submit(SCRIPT, *arguments, options=options, directory=submission, env=env)
@@ -88,7 +89,13 @@ def submit_chain(cluster: Cluster, submission: Path, scenario: str, links: int) 
 
 
 def test_a_stop_while_the_controller_is_down_ends_in_a_requeue(cluster: Cluster, submission: Path) -> None:
-    job = submit(cluster, submission, "stopped 1")
+    # SLURM's commands give up sooner in the job than its daemons do: a daemon that has told the controller in vain that
+    # the tasks have ended tries again a minute later, and the next attempt waits for that
+    impatient, python = submission / "slurm.conf", submission / "python"
+    impatient.write_text((cluster.directory / "slurm.conf").read_text() + "MessageTimeout=3\n")
+    python.write_text(f'#!/bin/sh\nSLURM_CONF={impatient} exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    job = submit(cluster, submission, "stopped 1", NAR_SCALE_PYTHON=str(python))
     eventually("2 tasks", lambda: len(list(submission.glob("task-0-*"))) == 2)
     output = Path(cluster.show(job)["StdOut"])
     cluster.stop_controller()
