@@ -7,6 +7,7 @@ is missing, nobody was left to write it: the batch script's node was lost, or SL
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 ATTEMPTS_FILE = "attempts.jsonl"
+COMPLETE = "complete"
+"""Why the attempt ended that has taken the last step of a run and done all that follows it."""
 NOBODY_LEFT = "ended without a word: the node of the batch script was lost, or SLURM ended the job"
 
 
@@ -31,6 +34,7 @@ class Attempt:
         end: seconds since 1970; None while it runs, or where nobody was left to tell.
         step: step of the newest checkpoint at the end.
         why: how it ended, in a line.
+        submitted: when the job was submitted, by the same clock as `start`; None where SLURM has not told.
     """
 
     job: str
@@ -41,6 +45,7 @@ class Attempt:
     end: float | None = None
     step: int | None = None
     why: str | None = None
+    submitted: float | None = None
 
     def ended(self, step: int, why: str) -> Attempt:
         """The same attempt, ended now."""
@@ -84,16 +89,21 @@ def read_attempts(run_directory: Path) -> list[Attempt]:
 
 
 def without_new_step(attempts: Sequence[Attempt], job: str, step: int) -> int:
-    """How many of a job's last attempts have added nothing to the checkpoint that is now the newest.
+    """How many of a run's last attempts have added nothing to the checkpoint that is now the newest.
+
+    Those of other jobs count as far as they have started after this job was submitted: the earlier links of a chain.
+    Whoever submits a job after attempts that came to nothing has seen them, and is given as many again.
 
     Args:
         attempts: of the run, in order.
-        job: number of the SLURM job.
+        job: number of the SLURM job, which is one of them.
         step: of the newest checkpoint now; 0 for none.
     """
+    own = [attempt.submitted for attempt in attempts if attempt.job == job]
+    submitted = min((time for time in own if time is not None), default=math.inf)  # a requeue sets it anew
     count = 0
-    for attempt in reversed([attempt for attempt in attempts if attempt.job == job]):
-        if attempt.start_step != step:
+    for attempt in reversed(attempts):
+        if attempt.start_step != step or (attempt.job != job and attempt.start < submitted):
             break
         count += 1
     return count
@@ -103,7 +113,7 @@ def newest_step(run_directory: Path) -> int:
     """The step of the newest checkpoint of a run, as its `latest` file says; 0 for none."""
     try:
         name = (run_directory / "checkpoints" / "latest").read_text().strip()
-    except OSError:
+    except (OSError, ValueError):
         return 0
     number = name.rpartition("-")[2]
     return int(number) if number.isdecimal() else 0

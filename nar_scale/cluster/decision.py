@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nar_scale.cluster.attempts import COMPLETE
 from nar_scale.cluster.endings import Ending, Kind
 from nar_scale.processes import RESUMABLE_EXIT_STATUS
 
 ATTEMPTS_WITHOUT_STEP = 3
-"""So many attempts of a job in a row may end without a new checkpoint."""
+"""So many attempts of a run in a row, of one job or of a chain of jobs, may end without a new checkpoint."""
 
 _KILLED = 128  # srun adds the number of the signal
 
@@ -43,7 +44,7 @@ def decide(status: int | None, endings: Sequence[Ending], lost_nodes: Sequence[s
         lost_nodes: nodes of the job that SLURM knows to be gone.
     """
     if status == 0:
-        return Decision(False, 0, "complete")
+        return Decision(False, 0, COMPLETE)
     by_kind = {kind: [ending for ending in endings if ending.kind is kind] for kind in Kind}
     if by_kind[Kind.USER_ERROR]:
         return Decision(False, 2, str(by_kind[Kind.USER_ERROR][0]))
@@ -71,7 +72,7 @@ def bounded(decision: Decision, attempts: int, step: int) -> Decision:
     """The same decision, but for a job whose attempts come to nothing, which ends.
 
     Args:
-        attempts: of the job that have ended in a row without a new checkpoint, this one included.
+        attempts: of the run that have ended in a row without a new checkpoint, this one included.
         step: of the newest checkpoint; 0 for none.
     """
     if not decision.requeue or attempts < ATTEMPTS_WITHOUT_STEP:
@@ -80,6 +81,6 @@ def bounded(decision: Decision, attempts: int, step: int) -> Decision:
 
 
 def no_progress(attempts: int, step: int) -> str:
-    """Says that attempts of a job have added nothing to the newest checkpoint."""
+    """Says that attempts of a run have added nothing to the newest checkpoint."""
     checkpoint = f"the newest checkpoint is still that of step {step}" if step else "there is still no checkpoint"
     return f"{attempts} attempt(s) in a row without a new checkpoint: {checkpoint}"

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 
+from nar_scale.cluster.exclusion import Node
 from nar_scale.errors import UserError
 
 _logger = logging.getLogger(__name__)
@@ -59,6 +60,15 @@ class SlurmJob:
         """
         self._ask(["scontrol", "requeue", self.job])
 
+    def exclude(self, nodes: Sequence[str]) -> None:
+        """Have the next attempt do without these nodes alone; none for any node.
+
+        Raises:
+            UserError: SLURM refuses, as it does unless the job is pending.
+            UnreachableError: the controller does not answer.
+        """
+        self._ask(["scontrol", "update", f"JobId={self.job}", f"ExcNodeList={','.join(nodes)}"])
+
     def end_step(self, step: int = 0) -> None:
         """Have the tasks of a step killed.
 
@@ -75,6 +85,21 @@ class SlurmJob:
             UserError: it is not such a list.
         """
         return self._ask(["scontrol", "show", "hostnames", nodes]).split()
+
+    def nodes(self, partition: str) -> list[Node]:
+        """All nodes of a partition; empty where SLURM does not tell.
+
+        Raises:
+            UnreachableError: the controller does not answer.
+        """
+        try:
+            text = self._ask(
+                ["sinfo", "--noheader", "--Node", f"--partition={partition}", "--format=%N %T %c,%m,%G,%f"]
+            )
+        except UserError:
+            return []
+        lines = (line.split(maxsplit=2) for line in text.splitlines())
+        return [Node(*line) for line in lines if len(line) == 3]
 
     def lost_nodes(self, nodes: str) -> list[str]:
         """Those of some nodes that SLURM knows to be down, failed, or not responding.

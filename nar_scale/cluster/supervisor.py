@@ -2,7 +2,8 @@
 
 What it does not leave to SLURM: a request to stop reaches the ranks as a file, since a signal that `srun` passes on
 gets lost at times and kills a task that is still importing; `srun` is not waited for without end; the job goes back
-into the queue after a save and after lost nodes, but not for ever; and each attempt leaves a record.
+into the queue after a save and after lost nodes, but not for ever; each attempt leaves a record; and a job that finds
+the run complete ends at once.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nar_scale.cluster.attempts import Attempt, newest_step, read_attempts, record, without_new_step
+from nar_scale.cluster.completion import is_complete
 from nar_scale.cluster.decision import ATTEMPTS_WITHOUT_STEP, Decision, bounded, decide, no_progress
 from nar_scale.cluster.endings import (
     ATTEMPT_DIRECTORY_VARIABLE,
@@ -27,8 +29,9 @@ from nar_scale.cluster.endings import (
     read_endings,
 )
 from nar_scale.cluster.layout import layout_of, port_of
+from nar_scale.cluster.requeue import put_back, submit_without
 from nar_scale.cluster.slurm import SlurmJob, UnreachableError
-from nar_scale.config import load_config
+from nar_scale.config import Config, load_config
 from nar_scale.errors import UserError
 from nar_scale.logging_setup import set_up_logging
 from nar_scale.processes import RESUMABLE_EXIT_STATUS, STOP_FILE_VARIABLE
@@ -63,7 +66,8 @@ class Supervisor:
         self.layout = layout_of(environment)
         self.stop_file = Path(environment[STOP_FILE_VARIABLE])
         self.endings = directory / f"slurm-attempt-{self.job.job}-{self.attempt}"
-        self.run_directory = _run_directory(self.arguments)
+        self.config = _config(self.arguments)
+        self.run_directory = Path(str(self.config.training.run_directory)) if self.config else None
 
     def _check(self) -> None:
         if not (self.directory / _TRAINER).is_file():
@@ -75,6 +79,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Run the attempt; returns the exit status of the job, which a requeue ends before."""
+        if self.config is not None and self._is_complete(self.config):
+            return 0
         started = self._record_start()
         if started is not None and self._attempts_without_step(started.start_step) > ATTEMPTS_WITHOUT_STEP:
             problem = no_progress(ATTEMPTS_WITHOUT_STEP, started.start_step)
@@ -92,7 +98,22 @@ class Supervisor:
         decision = decide(status, endings, self._lost_nodes(status))
         if started is not None:
             decision = self._bounded(decision, started)
-        return self._act(decision)
+        if decision.requeue:
+            put_back(self.job, self.attempt, self.nodes, decision)
+        elif decision.status:
+            _logger.error("not requeued: %s", decision.why)
+            if decision.suspects:
+                _logger.warning("look at %s", submit_without(decision.suspects))
+        return decision.status
+
+    def _is_complete(self, config: Config) -> bool:
+        """Whether nothing is left to do, as in the later links of a chain of jobs."""
+        if self.run_directory is None or any(argument.startswith("--resume") for argument in self.arguments):
+            return False
+        complete = is_complete(config, self.run_directory)
+        if complete:
+            _logger.info("%s is complete, nothing is left to train", self.run_directory)
+        return complete
 
     def _run_tasks(self) -> int | None:
         """The status of `srun`; None if it had to be killed."""
@@ -114,8 +135,8 @@ class Supervisor:
         cpus = str(self.layout.cpus_per_task)
         first = self.job.hosts(self.nodes)[0]
         end = {}
-        with suppress(UnreachableError, KeyError, ValueError):  # "Unknown" without a time limit
-            end = {"SLURM_JOB_END_TIME": f"{datetime.fromisoformat(self.job.describe()['EndTime']).timestamp():.0f}"}
+        with suppress(KeyError, ValueError):  # "Unknown" without a time limit
+            end = {"SLURM_JOB_END_TIME": f"{datetime.fromisoformat(self._described()['EndTime']).timestamp():.0f}"}
         return {
             "OMP_NUM_THREADS": cpus,
             **self.environment,
@@ -172,11 +193,27 @@ class Supervisor:
         earlier = [attempt for attempt in read_attempts(self.run_directory) if attempt.job == self.job.job]
         if earlier:
             _logger.info("the attempt before: %s", earlier[-1])
+        now = round(time.time(), 3)
         started = Attempt(
-            self.job.job, self.attempt, self.nodes, round(time.time(), 3), newest_step(self.run_directory)
+            self.job.job, self.attempt, self.nodes, now, newest_step(self.run_directory), submitted=self._submitted(now)
         )
         self._record(started)
         return started
+
+    def _submitted(self, now: float) -> float | None:
+        """When the job was submitted, by the clock of this node; SLURM's may be another."""
+        shown = self._described()
+        with suppress(KeyError, ValueError):
+            waited = datetime.fromisoformat(shown["StartTime"]) - datetime.fromisoformat(shown["SubmitTime"])
+            return round(now - waited.total_seconds(), 3)
+        return None
+
+    def _described(self) -> dict[str, str]:
+        """What SLURM says of the job; empty while its controller does not answer."""
+        try:
+            return self.job.describe()
+        except UnreachableError:
+            return {}
 
     def _record(self, attempt: Attempt) -> None:
         assert self.run_directory is not None
@@ -205,40 +242,14 @@ class Supervisor:
             )
         return decision
 
-    def _act(self, decision: Decision) -> int:
-        if decision.suspects:
-            nodes = ",".join(decision.suspects)
-            _logger.warning(
-                "look at %s; to leave it out, while the job is PENDING: scontrol update JobId=%s ExcNodeList=%s, or "
-                "submit again with sbatch --exclude=%s",
-                *(nodes, self.job.job, nodes, nodes),
-            )
-        if not decision.requeue:
-            if decision.status:
-                _logger.error("not requeued: %s", decision.why)
-            return decision.status
-        try:
-            described = self.job.describe()
-            if described.get("JobState") != "RUNNING":  # scancel has ended it, and it stays ended
-                _logger.info("%s; the job is %s, not requeued", decision.why, described.get("JobState", "gone"))
-            elif described.get("Restarts", str(self.attempt)) != str(self.attempt):
-                _logger.info("%s; SLURM has already started the next attempt", decision.why)
-            else:
-                _logger.info("%s; requeued to go on", decision.why)
-                self.job.requeue()
-                time.sleep(60)  # until SLURM ends this script
-        except (UserError, UnreachableError) as error:
-            _logger.error("%s, but no requeue (%s); submit again to go on", decision.why, error)
-        return decision.status
 
-
-def _run_directory(arguments: Sequence[str]) -> Path | None:
-    """Where attempts are recorded; None for a configuration that the tasks will refuse, and for a mere preflight."""
+def _config(arguments: Sequence[str]) -> Config | None:
+    """That of the run; None for one that the tasks will refuse, and for a mere preflight, of which nothing is kept."""
     if "--preflight" in arguments:
         return None
     overrides = [argument for argument in arguments[1:] if "=" in argument and not argument.startswith("-")]
     try:
-        return Path(str(load_config(arguments[0], overrides).training.run_directory))
+        return load_config(arguments[0], overrides)
     except (UserError, OSError):
         return None
 

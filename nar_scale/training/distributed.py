@@ -19,6 +19,7 @@ from torch import Tensor
 from nar_scale.cluster.layout import port_of
 from nar_scale.errors import UserError
 from nar_scale.processes import free_port
+from nar_scale.training.first_exchange import first_exchange
 from nar_scale.training.rendezvous import StoppedError, is_stopped, meet
 
 Result = TypeVar("Result")
@@ -203,7 +204,8 @@ def connect() -> World:
         set_threads(os.environ)
     if not dist.is_initialized():
         _rendezvous("nccl" if device.type == "cuda" else "gloo")
-    control = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
+    with first_exchange("connecting all of them", dist.get_world_size()):
+        control = dist.new_group(backend="gloo", timeout=_CONTROL_TIMEOUT)
     return World(dist.get_rank(), local_rank, dist.get_world_size(), local_size, device, control)
 
 
@@ -212,10 +214,9 @@ def _rendezvous(backend: str) -> None:
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     look_up_master(address, int(port))
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        store = meet(os.environ)
-        dist.init_process_group(
-            backend, store=store, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"])
-        )
+        store, size = meet(os.environ), int(os.environ["WORLD_SIZE"])
+        with first_exchange("connecting all of them", size):
+            dist.init_process_group(backend, store=store, rank=int(os.environ["RANK"]), world_size=size)
         return
     try:  # where torchrun keeps the store
         dist.init_process_group(backend)

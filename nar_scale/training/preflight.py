@@ -23,11 +23,13 @@ import torch.distributed as dist
 
 from nar_scale.errors import UserError
 from nar_scale.training.distributed import World, on_main
+from nar_scale.training.first_exchange import first_exchange
 
 _logger = logging.getLogger(__name__)
 _SLOW = 2.0  # times the median
 _NONCE_SECONDS = 10.0
 _PRODUCTS = 3
+_SUMS = 3
 _MESSAGE_BYTES = 8 * 2**20
 
 
@@ -40,6 +42,7 @@ class NodeReport:
         rank: of the process that has measured.
         product_seconds: for a matrix product on the device of this rank.
         link_seconds: for a message to another node and back, over each neighbour in the order of ranks.
+        all_reduce_seconds: for the sum of such a message of every rank, on the devices.
         free_memory_gib: of the host.
         free_space_gib: of the file system of the run directory.
     """
@@ -48,6 +51,7 @@ class NodeReport:
     rank: int
     product_seconds: float
     link_seconds: tuple[float, ...]
+    all_reduce_seconds: float
     free_memory_gib: float
     free_space_gib: float
 
@@ -64,35 +68,51 @@ def check_nodes(world: World, directory: Path) -> list[NodeReport]:
     """
     if world.size == world.local_size:
         return []
-    _check_same_directory(world, directory)
+    start = time.monotonic()
+    with first_exchange("the check of the nodes", world.size):
+        _check_same_directory(world, directory)
+        reports = _measure(world, directory)
+    if world.is_main:
+        _logger.info("%s; measured in %.1f s", describe_nodes(reports, world.size), time.monotonic() - start)
+        for warning in outliers(reports):
+            _logger.warning("%s", warning)
+    return reports
+
+
+def _measure(world: World, directory: Path) -> list[NodeReport]:
+    """What each node is like; a collective."""
     firsts = [rank for rank, local_rank in enumerate(world.gather(world.local_rank)) if local_rank == 0]
     mine = None
     product = _product_seconds(world.device)
     links = _link_seconds(world, firsts)
+    all_reduce = _all_reduce_seconds(world.device)
     if world.local_rank == 0:
         mine = NodeReport(
             host=socket.gethostname(),
             rank=world.rank,
             product_seconds=product,
             link_seconds=links,
+            all_reduce_seconds=all_reduce,
             free_memory_gib=psutil.virtual_memory().available / 2**30,
             free_space_gib=shutil.disk_usage(directory).free / 2**30,
         )
-    reports = [report for report in world.gather(mine) if report is not None]
-    if world.is_main:
-        _logger.info("%s", describe_nodes(reports))
-        for warning in outliers(reports):
-            _logger.warning("%s", warning)
-    return reports
+    return [report for report in world.gather(mine) if report is not None]
 
 
-def describe_nodes(reports: Sequence[NodeReport]) -> str:
-    """The nodes in a line."""
+def describe_nodes(reports: Sequence[NodeReport], ranks: int) -> str:
+    """The nodes of a job of so many ranks in a line.
+
+    The bandwidth of the all-reduce is that of the bus, 2 (n - 1) / n times the bytes of a message for n ranks, which
+    does not depend on n where all links are alike.
+    """
+    all_reduce = max(report.all_reduce_seconds for report in reports)
+    bus = 2 * (ranks - 1) / ranks * _MESSAGE_BYTES / all_reduce / 1e9
     products = [1000 * report.product_seconds for report in reports]
     speeds = [_MESSAGE_BYTES / seconds / 1e9 for report in reports for seconds in report.link_seconds]
     return (
         f"{len(reports)} nodes: a matrix product takes {min(products):.1f} to {max(products):.1f} ms, neighbours "
-        f"exchange {min(speeds):.2f} to {max(speeds):.2f} GB/s over the host, free memory is at least "
+        f"exchange {min(speeds):.2f} to {max(speeds):.2f} GB/s over the host, an all-reduce of {_MESSAGE_BYTES >> 20} "
+        f"MiB over {ranks} ranks takes {1000 * all_reduce:.1f} ms ({bus:.2f} GB/s), free memory is at least "
         f"{min(report.free_memory_gib for report in reports):.1f} GiB, free space of the run directory "
         f"{min(report.free_space_gib for report in reports):.1f} GiB"
     )
@@ -159,6 +179,18 @@ def _product_seconds(device: torch.device) -> float:
         start = time.monotonic()
         product = matrix @ matrix
         product[0, 0].item()  # waits for it
+        seconds.append(time.monotonic() - start)
+    return min(seconds[1:])
+
+
+def _all_reduce_seconds(device: torch.device) -> float:
+    """The shortest of some sums over all ranks, after one that makes the connections; on all ranks."""
+    message = torch.zeros(_MESSAGE_BYTES // 4, device=device)
+    seconds = []
+    for _ in range(_SUMS + 1):
+        start = time.monotonic()
+        dist.all_reduce(message)
+        message[0].item()  # waits for it
         seconds.append(time.monotonic() - start)
     return min(seconds[1:])
 

@@ -30,13 +30,31 @@ def test_damaged_lines_are_left_out(tmp_path):
     assert read_attempts(tmp_path) == [first, second]
 
 
-def test_attempts_without_a_new_step_are_those_of_one_job_in_a_row():
-    steps = [("7", 0), ("7", 4), ("8", 4), ("7", 4), ("7", 4)]
-    attempts = [Attempt(job, number, "n1", 1.0, step) for number, (job, step) in enumerate(steps)]
+def attempt(job, start, step, submitted=None):
+    return Attempt(job, 0, "n1", start, step, submitted=submitted)
+
+
+def test_attempts_without_a_new_step_are_those_in_a_row():
+    attempts = [attempt("7", start, step) for start, step in enumerate((0, 4, 4, 4))]
     assert without_new_step(attempts, "7", 4) == 3
     assert without_new_step(attempts, "7", 8) == 0
-    assert without_new_step(attempts, "8", 4) == 1
+    assert without_new_step(attempts, "8", 4) == 0
     assert without_new_step([], "7", 0) == 0
+
+
+def test_the_links_of_a_chain_are_counted_together():
+    chain = [attempt(job, start, 4, 10.0) for job, start in (("7", 20.0), ("8", 30.0), ("9", 40.0))]
+    assert without_new_step(chain, "9", 4) == 3
+    assert without_new_step([attempt("6", 11.0, 0, 1.0), *chain], "9", 4) == 3
+
+
+def test_whoever_submits_anew_is_given_as_many_attempts_again():
+    before = [attempt("7", start, 4, 10.0) for start in (20.0, 30.0, 40.0)]
+    first = attempt("8", 60.0, 4, 50.0)
+    assert without_new_step([*before, first], "8", 4) == 1
+    # SLURM takes a requeue for another submission
+    assert without_new_step([*before, first, attempt("8", 80.0, 4, 70.0)], "8", 4) == 2
+    assert without_new_step([*before, first, attempt("7", 75.0, 4), attempt("8", 80.0, 4, 70.0)], "8", 4) == 3
 
 
 def test_the_newest_step_is_that_of_the_pointer(tmp_path):
@@ -44,3 +62,5 @@ def test_the_newest_step_is_that_of_the_pointer(tmp_path):
     os.mkdir(tmp_path / "checkpoints")
     (tmp_path / "checkpoints" / "latest").write_text("step-000000012\n")
     assert newest_step(tmp_path) == 12
+    (tmp_path / "checkpoints" / "latest").write_bytes(b"\xff\xfe")
+    assert newest_step(tmp_path) == 0

@@ -55,6 +55,8 @@ def test_attempts_that_come_to_nothing_are_bounded():
     assert bounded(again, ATTEMPTS_WITHOUT_STEP - 1, 8) == again
     ended = bounded(again, ATTEMPTS_WITHOUT_STEP, 8)
     assert (ended.requeue, ended.status, ended.suspects) == (False, 1, ("n2",))
-    assert_names(ended.why, ATTEMPTS_WITHOUT_STEP, "step 8", "rank 1 on n2")
+    assert_names(
+        ended.why, f"{ATTEMPTS_WITHOUT_STEP} attempt(s) in a row without a new checkpoint", "step 8", "rank 1 on n2"
+    )
     done = decide(0, [], [])
     assert bounded(done, ATTEMPTS_WITHOUT_STEP, 8) == done

@@ -183,6 +183,10 @@ class Cluster:
         """Take away a node's network; nobody is told, packets are lost."""
         self.run("ip", "link", "set", f"veth{node.removeprefix('n')}", "down")
 
+    def restore_link(self, node: str) -> None:
+        """Give a node its network back."""
+        self.run("ip", "link", "set", f"veth{node.removeprefix('n')}", "up")
+
     def stop_controller(self) -> None:
         """End SLURM's controller, which saves its state first; jobs go on."""
         pid = (self.directory / "slurmctld.pid").read_text().strip()

@@ -68,7 +68,12 @@ def test_settings_that_differ_are_named_with_the_host(tmp_path):
         check_ranks_alike(world, load_config(CONFIG, other))
 
     message = refusal(tmp_path, check, UserError)
-    assert_names(message, "rank 1 on node1", "node0", "optimizer.learning_rate 0.5", "training.zero_stage 3, not")
+    assert_names(
+        message,
+        "rank 1 on node1 is not like rank 0 on node0",
+        "optimizer.learning_rate 0.5",
+        "training.zero_stage 3, not",
+    )
 
 
 @pytest.mark.parametrize("what", ["version", "code"])
@@ -103,4 +108,5 @@ def test_a_shard_that_one_node_lacks_is_named(tmp_path, size, named):
         os.chdir(own if world.rank else shared)  # the same paths, to other files
         check_shards_alike(world, {f"{number}.tar": 5 for number in range(3)}, "corpus")
 
-    assert_names(refusal(tmp_path, check, DataError), "node1", "rank 1", "corpus", f"{named}: 1.tar")
+    place = "node1, where rank 1 runs, does not have the shards of corpus"
+    assert_names(refusal(tmp_path, check, DataError), place, f"{named}: 1.tar")

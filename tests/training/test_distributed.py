@@ -76,7 +76,7 @@ def test_a_first_rank_of_a_known_address_is_found():
 
 @pytest.mark.parametrize("address", ["no host", "a..b", "nowhere.invalid"])
 def test_a_first_rank_of_an_unknown_name_is_refused(address):
-    with refused(UserError, address, socket.gethostname(), "MASTER_ADDR"):
+    with refused(UserError, f"{socket.gethostname()} knows no host of the name {address!r}", "MASTER_ADDR"):
         look_up_master(address, 29500, seconds=1)
 
 

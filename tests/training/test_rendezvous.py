@@ -65,7 +65,8 @@ def test_ranks_wait_for_each_other_and_say_for_whom(first, capfd):
     assert statuses(*(start({}, rank, port, delays[rank]) for rank in range(2))) == [0, 0]
     lines = capfd.readouterr().err.splitlines()
     assert lines
-    assert all(f"{socket.gethostname()}: waiting for rank {1 - first}" in line for line in lines)
+    whom = f"rank 0 on 127.0.0.1, port {port}: " if first else "rank 1 "
+    assert all(f"{socket.gethostname()}: waiting for {whom}" in line for line in lines)
 
 
 def test_two_steps_on_the_same_nodes_meet_at_different_ports(capfd):

@@ -239,3 +239,30 @@ def test_a_damaged_file_is_nobodys(tmp_path, content):
     with lease(tmp_path, HERE) as own:
         own.acquire()
         assert [path.name for path in tmp_path.iterdir()] == ["lease-6.json"]
+
+
+@pytest.mark.parametrize("hours", [-10, 10])
+def test_a_clock_that_is_hours_off_neither_costs_nor_saves_a_lease(tmp_path, hours):
+    def hold() -> None:
+        utime = os.utime
+
+        def by_another_clock(path: Path) -> None:
+            now = time.time() + 3600 * hours
+            utime(path, (now, now))
+
+        os.utime = by_another_clock
+        RunLease(tmp_path, lambda problem: None, ELSEWHERE, HEARTBEAT).acquire()
+        time.sleep(600)
+
+    holder = multiprocessing.get_context("fork").Process(target=hold)
+    holder.start()
+    path = tmp_path / "lease-1.json"
+    deadline = time.monotonic() + 60
+    while not path.exists() or abs(path.stat().st_mtime - time.time()) < 3600:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with refused(UserError, tmp_path, "n7", 4711):
+        seconds_to_acquire(tmp_path, expiry=3600)
+    holder.kill()
+    holder.join()
+    assert 2 <= seconds_to_acquire(tmp_path, expiry=2) < 60

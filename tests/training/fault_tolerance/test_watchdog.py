@@ -105,4 +105,5 @@ def test_a_rank_does_not_wait_for_one_that_is_out_of_reach(tmp_path, capfd):
         os.waitpid(keeper, 0)
     (line,) = capfd.readouterr().err.splitlines()
     assert f"rank 0 on {socket.gethostname()}: nothing has moved for " in line
+    assert "the node of rank 0, or the network to it, does not answer" in line
     assert "in lose_the_link" in (tmp_path / "stacks" / "rank-0.txt").read_text()

@@ -1,0 +1,25 @@
+"""What a job cannot be started with. The rest, on a real cluster: tests/slurm/test_supervisor.py."""
+
+import pytest
+
+from nar_scale.cluster.supervisor import Supervisor
+from nar_scale.errors import UserError
+from tests.errors import refused
+
+ENVIRONMENT = {"SLURM_JOB_ID": "7", "NAR_SCALE_STOP_FILE": "slurm-stop-7"}
+
+
+def test_a_job_that_is_submitted_elsewhere_is_refused(tmp_path):
+    with refused(UserError, f"no launcher/train.py in {tmp_path}"):
+        Supervisor(["config.yaml"], ENVIRONMENT, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [([], "no configuration given"), (["missing.yaml"], "no configuration file missing.yaml")]
+)
+def test_a_job_without_a_configuration_is_refused(tmp_path, monkeypatch, arguments, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "train.py").touch()
+    with refused(UserError, named):
+        Supervisor(arguments, ENVIRONMENT, tmp_path)
