@@ -143,6 +143,7 @@ def test_samplers_that_use_a_critic_do(sampler):
 def test_guidance_combines_logits():
     """The head is linear: combined embeddings have the combined logits."""
     wrapper = small_nar(num_classes=3).eval()
+    wrapper.class_emb.weight.data *= 50
     tokens, classes = torch.full((2, N), MASK_ID), torch.tensor([0, 2])
     tokens[:, ::2] = random_tokens(2, 6)
     with_class = wrapper.predict(tokens, classes=classes)[0]
@@ -153,24 +154,33 @@ def test_guidance_combines_logits():
     assert torch.equal(greedy, torch.where(tokens == MASK_ID, logits.argmax(dim=-1), tokens))
 
 
-def test_a_batch_from_scratch_begins_with_one_sequence():
-    """The first call sees masks alone, the same in all sequences; each comes out as alone."""
-    wrapper, seen = small_nar(num_classes=3, self_cond=True).eval(), []
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("self_cond", [False, True])
+@pytest.mark.parametrize("name", ["classes", "sum_embeds"])
+def test_sequences_that_are_all_alike_take_the_pass_of_one(name, self_cond, guidance):
+    """From scratch the first call sees masks alone; each sequence comes out as alone, and as beside another one."""
+    wrapper, sizes, samples = small_nar(num_classes=3, self_cond=self_cond).eval(), [], []
+    wrapper.class_emb.weight.data *= 50
+    options = {"steps": 2, "start_temperature": 4.0, "filter_thres": 0.0, "guidance_scale": guidance}
+    wrapper.net.register_forward_hook(lambda _, arguments, output: sizes.append(len(arguments[0])))
     noise = Noise.of_requests(1, torch.arange(4))
-    handle = wrapper.net.register_forward_hook(lambda _, arguments, output: seen.append(len(arguments[0])))
-    samples = {}
-    for classes, sizes in ([2, 2, 2, 2], [2, 4]), ([2, 2, 1, 2], [4, 4]):
-        seen.clear()
-        classes = torch.tensor(classes)
-        samples[sizes[0]] = together = wrapper.generate(4, noise=noise, classes=classes, steps=2, start_temperature=5.0)
-        assert seen == sizes  # one sequence, twice, since matrix products of few rows are rounded in another way
+    halves = 1 if guidance == 1 else 2
+    values = 5 * torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(5))
+    for rows, first in ([0, 0, 0, 0], 2), ([0, 0, 1, 0], 4):
+        given = {"classes": torch.tensor(rows)}
+        if name == "sum_embeds":
+            given = {"classes": torch.zeros(4, dtype=torch.int64), "sum_embeds": values[rows]}
+        sizes.clear()
+        samples.append(wrapper.generate(4, noise=noise, **given, **options))
+        # of one sequence there are two, since matrix products of few rows are rounded in another way
+        assert sizes == [halves * first, halves * 4]
         for row in range(4):
-            alone = wrapper.generate(
-                1, noise=rows_of(noise, [row]), classes=classes[row : row + 1], steps=2, start_temperature=5.0
-            )
-            assert torch.equal(alone[0], together[row])
-    handle.remove()
-    assert torch.equal(samples[2][[0, 1, 3]], samples[4][[0, 1, 3]])
+            own = {key: value[row : row + 1] for key, value in given.items()}
+            alone = wrapper.generate(1, noise=rows_of(noise, [row]), **own, **options)
+            assert torch.equal(alone[0], samples[-1][row])
+    alike = [0, 1, 3]
+    assert torch.equal(samples[0][alike], samples[1][alike])
+    assert not torch.equal(samples[0][2], samples[1][2])
 
 
 @pytest.mark.parametrize("sampler", ["confidence", "random"])
