@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -54,15 +54,24 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, context_mask: Tensor | None = None, **attention_arguments: Any
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        unfinished: bool = False,
+        **attention_arguments: Any,
     ) -> tuple[Tensor, Tensor | None]:
-        """Map `[batch, n, dim]` to the same shape, and pass on the attention's z-loss."""
+        """Map `[batch, n, dim]` to the same shape, if `unfinished` but for `finish`; and pass on the z-loss."""
         attended, z_loss = self.attention(self.attention_norm(x), **attention_arguments)
         x = x + self.dropout(attended)
         if self.cross_attention is not None and self.cross_attention_norm is not None:
             attended, _ = self.cross_attention(self.cross_attention_norm(x), context=context, mask=context_mask)
             x = x + self.dropout(attended)
-        return x + self.dropout(self.feedforward(self.feedforward_norm(x))), z_loss
+        return x if unfinished else self.finish(x), z_loss
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows attention, and takes each token by itself: `[..., dim]` to the same shape."""
+        return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
 
 
 class AttentionLayers(nn.Module):
@@ -199,6 +208,7 @@ class AttentionLayers(nn.Module):
         context: Tensor | None = None,
         context_mask: Tensor | None = None,
         sequence_parallel: SequenceParallelContext = WHOLE,
+        unfinished: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Run the stack.
 
@@ -215,6 +225,7 @@ class AttentionLayers(nn.Module):
             context_mask: bool `[batch, m]`, true where the context may be attended.
             sequence_parallel: this rank's part of the sequences, which `x` and `positions` are of; `mask`, `documents`
                 and the indices of `rule` are of the whole.
+            unfinished: leave `finish` to the caller, who may want few of the tokens.
 
         Returns:
             embeddings `[batch, n, dim]`, and the z-loss per token `[batch, n]`: squared log-partition of the
@@ -253,12 +264,26 @@ class AttentionLayers(nn.Module):
         z_losses = []
         for layer in range(self.depth):
             # a compiled block has a graph for each number that it is given, so it is given one only with a cache
-            in_cache = {} if cache is None else {"layer": layer}
-            x, z_loss = self._run(layer)(x, **in_cache, **arguments)
+            own = {} if cache is None else {"layer": layer}
+            if unfinished and layer == self.depth - 1:
+                own["unfinished"] = True
+            x, z_loss = self._run(layer)(x, **own, **arguments)
             z_losses.append(z_loss)
         if cache is not None:
             cache.advance(x.shape[1])
-        return self.final_norm(x), sum(z_losses) if with_z_loss else None  # type: ignore[arg-type, return-value]
+        x = x if unfinished else self.final_norm(x)
+        return x, sum(z_losses) if with_z_loss else None  # type: ignore[arg-type, return-value]
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The last feed-forward layer and the final norm, which take each token by itself.
+
+        Args:
+            x: what `forward` leaves `unfinished`, or some of its tokens; `[..., dim]`.
+
+        Returns:
+            embeddings of the same shape.
+        """
+        return self.final_norm(cast(Block, self.blocks[-1]).finish(x))
 
     def _run(self, layer: int) -> Callable[..., tuple[Tensor, Tensor | None]]:
         block = self.blocks[layer]

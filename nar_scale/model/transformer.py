@@ -111,6 +111,7 @@ class TransformerWrapper(nn.Module):
         return_output: bool = False,
         with_z_loss: bool = False,
         sequence_parallel: SequenceParallelContext = WHOLE,
+        unfinished: bool = False,
     ) -> Any:
         """Run the net.
 
@@ -133,6 +134,7 @@ class TransformerWrapper(nn.Module):
             with_z_loss: compute the attention z-loss for it.
             sequence_parallel: this rank's part of the sequences: what is returned covers it alone, and `sum_embeds`
                 is of it. Everything else is given of whole sequences, by all ranks that share them.
+            unfinished: the embeddings that are returned are those that `finish` takes.
 
         Returns:
             logits `[batch, n, num_tokens]`, or what was asked for.
@@ -160,6 +162,7 @@ class TransformerWrapper(nn.Module):
             context=context,
             context_mask=context_mask,
             sequence_parallel=sequence_parallel,
+            unfinished=unfinished,
         )
         if return_output:
             return TransformerOutput(embeddings, z_loss)
@@ -167,6 +170,17 @@ class TransformerWrapper(nn.Module):
             return embeddings
         logits = self.to_logits(embeddings)
         return (logits, embeddings) if return_logits_and_embeddings else logits
+
+    def finish(self, unfinished: Tensor) -> Tensor:
+        """The last feed-forward layer and the final norm, for those tokens that they are wanted of.
+
+        Args:
+            unfinished: embeddings from a pass that was asked for these, `[..., dim]`.
+
+        Returns:
+            embeddings of the same shape, which `to_logits` takes.
+        """
+        return self.attn_layers.finish(unfinished)
 
     def _embed(self, x: Tensor, positions: Tensor, sum_embeds: Tensor | None, prepend_embeds: Tensor | None) -> Tensor:
         embeds = self.token_emb(x)

@@ -41,6 +41,19 @@ def test_a_decoder_sees_the_past_alone_and_an_encoder_everything(options):
     assert not small_net(Encoder).causal
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [Encoder, Decoder])
+@every_kind_of_layer
+def test_a_pass_is_finished_for_some_tokens(kind, options):
+    net, x = small_net(kind, **options), tokens(4)
+    unfinished = net(x, return_embeddings=True, unfinished=True)
+    whole = net(x, return_embeddings=True)
+    assert torch.equal(net.finish(unfinished), whole)
+    rows = torch.arange(0, 4 * N, 2)
+    assert torch.equal(net.finish(unfinished.flatten(0, 1)[rows]), whole.flatten(0, 1)[rows])
+    assert not torch.equal(unfinished, whole)
+
+
 @every_kind_of_layer
 @pytest.mark.parametrize("chunks", [[1] * N, [4, 1, 1, 3], [3, 6]])
 def test_the_cache_changes_nothing(options, chunks):

@@ -38,7 +38,7 @@ def test_cached_is_uncached(sampler, rotary):
 
     def watch(_, arguments, options, output):
         cache = options["cache"]
-        seen.append((arguments[0].clone(), cache.longest - arguments[0].shape[1], output.clone()))
+        seen.append((arguments[0].clone(), cache.longest - arguments[0].shape[1], wrapper.net.finish(output)))
 
     handle = wrapper.net.register_forward_hook(watch, with_kwargs=True)
     decoding = settings(sampler, temperature=3.0)
@@ -58,7 +58,9 @@ def test_cached_is_uncached(sampler, rotary):
 def test_shadows_say_what_a_masked_token_would():
     """The sampler `wino` asks about a revealed token by its shadow: in one block, as if that token were masked."""
     wrapper, seen = blocks_of(N, net={"depth": 1}), []
-    handle = wrapper.net.register_forward_hook(lambda _, arguments, output: seen.append((arguments[0], output)))
+    handle = wrapper.net.register_forward_hook(
+        lambda net, arguments, output: seen.append((arguments[0], net.finish(output)))
+    )
     decoding = settings("wino", temperature=3.0, reveal_threshold=0.1, keep_threshold=0.5)
     wrapper.sample(torch.full((2, N), MASK_ID), decoding, requests(range(2)))
     handle.remove()

@@ -6,8 +6,10 @@ import torch
 from nar_scale.config import LeftToRightDecoding, ThresholdDecoding
 from nar_scale.errors import ConfigError, UserError
 from nar_scale.masking import Noise
+from nar_scale.objectives.denoising import GuidedNetwork
 from tests.decoding.tables import settings
 from tests.errors import refused
+from tests.masking.helpers import rows_of
 from tests.objectives.helpers import random_tokens, small_nar
 
 N, MASK_ID = 12, 10
@@ -141,6 +143,7 @@ def test_samplers_that_use_a_critic_do(sampler):
 def test_guidance_combines_logits():
     """The head is linear: combined embeddings have the combined logits."""
     wrapper = small_nar(num_classes=3).eval()
+    wrapper.class_emb.weight.data *= 50
     tokens, classes = torch.full((2, N), MASK_ID), torch.tensor([0, 2])
     tokens[:, ::2] = random_tokens(2, 6)
     with_class = wrapper.predict(tokens, classes=classes)[0]
@@ -149,6 +152,69 @@ def test_guidance_combines_logits():
     logits[..., MASK_ID] = -torch.inf
     greedy = wrapper.generate(prompts=tokens, classes=classes, guidance_scale=2.5, steps=1)
     assert torch.equal(greedy, torch.where(tokens == MASK_ID, logits.argmax(dim=-1), tokens))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("self_cond", [False, True])
+@pytest.mark.parametrize("name", ["classes", "sum_embeds"])
+def test_sequences_that_are_all_alike_take_the_pass_of_one(name, self_cond, guidance):
+    """From scratch the first call sees masks alone; each sequence comes out as alone, and as beside another one."""
+    wrapper, sizes, samples = small_nar(num_classes=3, self_cond=self_cond).eval(), [], []
+    wrapper.class_emb.weight.data *= 50
+    options = {"steps": 2, "start_temperature": 4.0, "filter_thres": 0.0, "guidance_scale": guidance}
+    wrapper.net.register_forward_hook(lambda _, arguments, output: sizes.append(len(arguments[0])))
+    noise = Noise.of_requests(1, torch.arange(4))
+    halves = 1 if guidance == 1 else 2
+    values = 5 * torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(5))
+    for rows, first in ([0, 0, 0, 0], 2), ([0, 0, 1, 0], 4):
+        given = {"classes": torch.tensor(rows)}
+        if name == "sum_embeds":
+            given = {"classes": torch.zeros(4, dtype=torch.int64), "sum_embeds": values[rows]}
+        sizes.clear()
+        samples.append(wrapper.generate(4, noise=noise, **given, **options))
+        # of one sequence there are two, since matrix products of few rows are rounded in another way
+        assert sizes == [halves * first, halves * 4]
+        for row in range(4):
+            own = {key: value[row : row + 1] for key, value in given.items()}
+            alone = wrapper.generate(1, noise=rows_of(noise, [row]), **own, **options)
+            assert torch.equal(alone[0], samples[-1][row])
+    alike = [0, 1, 3]
+    assert torch.equal(samples[0][alike], samples[1][alike])
+    assert not torch.equal(samples[0][2], samples[1][2])
+
+
+@pytest.mark.parametrize("sampler", ["confidence", "random"])
+def test_the_last_feed_forward_layer_sees_the_tokens_that_are_asked_about(sampler):
+    """One call reveals 6 of the 11 masked tokens of each sequence, the next the others; the layers before see all."""
+    wrapper, seen = small_nar().eval(), {0: [], 1: []}
+    for layer, rows in seen.items():
+        block = wrapper.net.attn_layers.blocks[layer]
+        block.feedforward.register_forward_hook(lambda _, given, __, rows=rows: rows.append(given[0][..., 0].numel()))
+    given = torch.full((8, N), MASK_ID)
+    given[:, 0] = torch.arange(8)
+    wrapper.generate(prompts=given, sampler=sampler, steps=2)
+    assert seen[0] == [8 * N, 8 * N]
+    asked = {"confidence": [8 * 11, 8 * 5], "random": [8 * 6, 8 * 5]}[sampler]
+    assert seen[1] == [-(-count // 16) * 16 for count in asked]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"self_cond": True}, {"num_classes": 3}, {"net": {"depth": 1}}])
+@pytest.mark.parametrize("equal", [True, False])
+def test_what_decoding_reads_are_the_logits_of_the_model(options, equal):
+    """Bit for bit, whichever tokens are asked about, in the first and in the second call."""
+    wrapper = small_nar(**options).eval()
+    tokens = random_tokens(1, N).expand(8, -1) if equal else random_tokens(8, N)
+    tokens = tokens.masked_fill(torch.arange(N) % 3 == 0, MASK_ID)
+    classes = torch.full((8,), 2) if "num_classes" in options else None
+    network, previous = GuidedNetwork(wrapper, tokens, classes=classes), None
+    for _ in range(2):
+        logits, hidden = wrapper.predict(tokens, previous, classes)
+        states = network.embed(tokens)
+        for places in (torch.arange(16), torch.arange(5, 8 * N, 2)[:32], torch.randperm(8 * N)):
+            read = network.read(states.flatten(0, 1)[places], lambda logits: logits)
+            assert torch.equal(read, logits.flatten(0, 1)[places])
+        previous = hidden if wrapper.self_cond else None
 
 
 def test_compiled_generation_keeps_the_batch_whole(monkeypatch):

@@ -24,6 +24,9 @@ class GuidedNetwork:
     and the unconditional ones u, which come from one network call with a batch of twice the size. The head is linear,
     so that embeddings are combined in their place, which is half the work.
 
+    The last feed-forward layer runs in `read`, for the tokens that are asked about alone, unless embeddings are needed
+    before. A batch of one and the same sequence, as from scratch, takes the pass of one.
+
     Args:
         denoiser: the network with its conditions.
         tokens: int64 `[batch, n]`, as many sequences and tokens of each as the smallest call has.
@@ -53,6 +56,7 @@ class GuidedNetwork:
         self.num_tokens, self.shrinks = denoiser.net.num_tokens, not compile
         self._classes, self._net_kwargs = classes, net_kwargs or {}
         self._previous: Tensor | None = None
+        self._unfinished = scale == 1 and not denoiser.self_cond
         self._embed = denoiser.compiled_embed() if compile else denoiser.embed
         self._batch = len(tokens)
         self.select(torch.arange(len(tokens), device=tokens.device))
@@ -60,10 +64,12 @@ class GuidedNetwork:
     def embed(self, tokens: Tensor, shadows: bool = False) -> Tensor:
         """Embeddings of tokens; see `nar_scale.decoding.Network`."""
         past = 0 if self.cache is None else self.cache.longest
+        if len(tokens) > 1 and past == 0 and self._alike(tokens):
+            return self._embed_one(tokens, shadows)
         tokens, arguments = self._fill(tokens), self._net_kwargs
         if shadows:
             tokens, arguments = self._with_shadows(tokens, past)
-        hidden = self._run(tokens, arguments)
+        hidden = self._run(tokens, arguments, self._unfinished)
         if self.cache is not None:
             self.cache.truncate(past)
         if self.denoiser.self_cond:
@@ -83,11 +89,12 @@ class GuidedNetwork:
         one = tokens.shape[1] <= block_size
         rule = {} if one else {"rule": lambda query, key: key // block_size <= query // block_size}
         causal = self.denoiser.net.causal  # of a hybrid, whose true tokens see their past alone
-        self._run(self._fill(tokens), {**self._net_kwargs, **rule, "causal": causal})
+        self._run(self._fill(tokens), {**self._net_kwargs, **rule, "causal": causal}, unfinished=True)
 
     def read(self, embeddings: Tensor, reduce: Callable[..., Tensor], *per_row: Tensor) -> Tensor:
         """What `reduce` makes of the logits of embeddings; see `nar_scale.decoding.Network`."""
-        return self.denoiser.net.to_logits(embeddings, reduce, *per_row)
+        net = self.denoiser.net
+        return net.to_logits(net.finish(embeddings) if self._unfinished else embeddings, reduce, *per_row)
 
     def judge(self, tokens: Tensor) -> Tensor:
         """The critic's logits; see `nar_scale.decoding.Network`."""
@@ -137,7 +144,20 @@ class GuidedNetwork:
                 self.cache.get_buffer(name)[self._doubled(rows), :, start:end] = new[theirs, :, start:end]
         self.cache.truncate(end)
 
-    def _run(self, tokens: Tensor, arguments: dict[str, Any]) -> Tensor:
+    def _alike(self, tokens: Tensor) -> bool:
+        """Whether all sequences are the same, and what the network is given beside them."""
+        given = (tokens, self._classes, self._previous, *self._net_kwargs.values())
+        return all(bool((each == each[:1]).all()) for each in given if isinstance(each, Tensor))
+
+    def _embed_one(self, tokens: Tensor, shadows: bool) -> Tensor:
+        """What `embed` returns of sequences that are all the same."""
+        rows = torch.zeros_like(tokens[:, 0])
+        one = self.subset(rows[:1])
+        hidden = one.embed(tokens[:1], shadows)
+        self._previous = _rows_of(one._previous, one._doubled(rows.new_zeros(self._batch)))
+        return hidden.expand(len(tokens), -1, -1)
+
+    def _run(self, tokens: Tensor, arguments: dict[str, Any], unfinished: bool) -> Tensor:
         """One pass of the network, with twice the batch under guidance."""
         classes = self._classes
         if self.cache is not None:
@@ -148,7 +168,7 @@ class GuidedNetwork:
             dropped = torch.arange(2 * len(tokens), device=tokens.device) >= len(tokens)
             tokens = self.denoiser.without_prefix(_twice(tokens), dropped, start)
             classes = self.denoiser.without_class(_twice(classes), dropped)
-        return self._embed(tokens, self._previous, classes, **arguments)
+        return self._embed(tokens, self._previous, classes, unfinished=unfinished, **arguments)
 
     def _with_shadows(self, tokens: Tensor, past: int) -> tuple[Tensor, dict[str, Any]]:
         """Tokens followed by a shadow of each, and the arguments of the network for both."""
