@@ -46,11 +46,9 @@ def test_every_setting_of_every_sampler_is_an_option():
 def test_prompts_on_the_command_line_are_answered_on_the_terminal(checkpoints, capsys, kind):
     assert launch(arguments(checkpoints[kind], "--prompt", "ab", "--prompt", "c", "--length", 16)) == 0
     out = capsys.readouterr().out
-    assert re.findall(r"^--- (\d) \(\d+ network calls\)\n(..?)", out, re.MULTILINE) == [
-        ("0", "ab"),
-        ("1", out.split(" calls)\n")[2][:2]),
-    ]
-    assert out.split(" calls)\n")[2].startswith("c")
+    answers = re.findall(r"^--- (\d) \(after '(\w+)', \d+ network calls\)\n(..?)", out, re.MULTILINE)
+    assert [(number, prompt) for number, prompt, _ in answers] == [("0", "ab"), ("1", "c")]
+    assert all(text.startswith(prompt) for _, prompt, text in answers)
 
 
 def test_gaps_of_a_prompt_are_filled_in(checkpoints, capsys):
@@ -97,6 +95,20 @@ def test_one_sample_is_shown_where_nothing_is_asked_for(checkpoints, capsys):
     assert shown.count("--- ") == 1
 
 
+def test_a_prompt_has_as_many_answers_as_are_asked_for(checkpoints, capsys):
+    command = arguments(checkpoints["autoregressive"], "--prompt", "ab", "--prompt", "c", "--length", 16)
+    assert launch([*command, "--num-samples", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"^--- (\d) \(after '(\w+)'", shown, re.MULTILINE) == [
+        ("0", "ab"),
+        ("1", "ab"),
+        ("2", "c"),
+        ("3", "c"),
+    ]
+    first, second, *_ = re.split(r"^--- .*\n", shown, flags=re.MULTILINE)[1:]
+    assert first != second
+
+
 def test_pictures_are_named(tmp_path, capsys):
     options = {"vocabulary_size": 5, "tokenizer": None, "logging": {"image_shape": [4, 6]}}
     model = export(tmp_path / "model", "non_autoregressive", **options)
@@ -130,7 +142,7 @@ WATCHED = ["autoregressive"]
 def test_without_a_terminal_each_call_is_a_line(checkpoints, capsys, kind):
     assert launch(arguments(checkpoints[kind], "--prompt", "ab", "--watch", "--length", 12, "--seed", 2)) == 0
     lines = capsys.readouterr().out.splitlines()
-    calls = int(re.match(r"--- 0 \((\d+) network calls\)", next(line for line in lines if line.startswith("---")))[1])
+    calls = int(re.search(r"(\d+) network calls", next(line for line in lines if line.startswith("---")))[1])
     assert [line[:7] for line in lines[:calls]] == [f"{call:>4} ab" for call in range(1, calls + 1)]
 
 

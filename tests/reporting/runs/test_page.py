@@ -52,7 +52,10 @@ def test_a_page_shows_what_lies_in_the_run(tmp_path, opened, capsys):
     assert seen.said == []
     text = seen.page.inner_text("body")
     loss, bins = seen.page.locator("figure").all()[:2]
-    assert [each.inner_text() for each in loss.locator(".legend span").all()] == ["training", "validation"]
+    assert [each.inner_text() for each in loss.locator(".legend span").all()] == [
+        "training",
+        "validation (upper bound)",
+    ]
     assert [each.inner_text() for each in bins.locator(".legend span").all()] == [
         f"{low}-{low + 20} %" for low in range(0, 100, 20)
     ]
@@ -129,7 +132,8 @@ def test_runs_are_compared(tmp_path, opened, monkeypatch, capsys):
     titles = seen.page.locator("figcaption").all_inner_texts()
     assert titles[0].startswith("Validation")
     for figure in seen.page.locator("figure").all():
-        assert figure.locator(".legend span").all_inner_texts() == ["b", "a"]
+        bound = " (upper bound)" if figure.locator("figcaption").inner_text().startswith("Validation") else ""
+        assert figure.locator(".legend span").all_inner_texts() == [f"b{bound}", f"a{bound}"]
         assert figure.locator("svg path").count() == 2
     assert "optimizer.learning_rate\t0.001\t0.003" in text
     assert "model.dim" not in text  # both have it
