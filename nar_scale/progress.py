@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -26,9 +27,18 @@ def progress_bar(description: str, total: int | None, unit: str, enabled: bool =
         total=total,
         unit=unit,
         unit_scale=True,
-        dynamic_ncols=True,
+        **width(),
         disable=not (enabled and sys.stderr.isatty()),
     )
+
+
+def width() -> dict[str, Any]:
+    """The arguments of tqdm for the width of a bar: that of the terminal as it changes, or 80 where it has none."""
+    try:
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns
+    except (OSError, ValueError):  # no terminal
+        columns = 0
+    return {"dynamic_ncols": True} if columns else {"ncols": 80}
 
 
 def with_progress(

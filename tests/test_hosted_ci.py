@@ -18,6 +18,7 @@ tomllib = pytest.importorskip("tomllib")
 REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 WORKFLOW = yaml.safe_load((REPOSITORY / ".github" / "workflows" / "ci.yml").read_text())
+UNPINNED = ("setuptools",)  # torch bounds it: 2.11 to releases before 82
 TARGETS = ("help", "install", "demo", "test", "check", "format", "structure", "bench", "gpu-kit", "clean")
 
 
@@ -51,6 +52,9 @@ def commands(job):
 def test_every_pin_is_within_the_range_of_the_package():
     pinned = pins()
     for requirement in requirements():
+        if requirement.name in UNPINNED:
+            assert requirement.name not in pinned
+            continue
         pin = pinned.get(canonicalize_name(requirement.name))
         assert pin is not None, f"{requirement.name} has no pin"
         assert requirement.specifier.contains(version_of(pin), prereleases=True), f"{pin} is not in {requirement}"

@@ -286,9 +286,9 @@ def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Objecti
         (directory / MODEL_FILE).stat()
     except (FileNotFoundError, NotADirectoryError):
         what = f"is not a consolidated checkpoint (no {MODEL_FILE})" if directory.exists() else "does not exist"
-        raise CheckpointError(
-            f"{directory} {what}; make a consolidated checkpoint with nar-scale consolidate"
-        ) from None
+        run = directory.parents[1] if directory.parent.name == "checkpoints" else directory
+        remedy = f"nar-scale consolidate --run {run if (run / 'checkpoints').is_dir() else 'RUN'} --output DIR"
+        raise CheckpointError(f"{directory} {what}; make a consolidated checkpoint: {remedy}") from None
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from None
     if verify and (damage := verify_integrity(directory)):

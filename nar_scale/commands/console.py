@@ -35,6 +35,9 @@ def main() -> None:
     )
     parser.add_argument("--version", action="version", version=f"nar_scale {version('nar_scale')}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND", help="one of those below")
+    if len(sys.argv) == 1:
+        parser.print_help()
+        sys.exit(2)
     command = parser.parse_args(sys.argv[1:2]).command
     sys.argv = [f"nar-scale {command}", *sys.argv[2:]]  # the name that help and errors of the command begin with
     run_command(_MODULES.get(command, command))

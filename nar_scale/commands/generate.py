@@ -13,8 +13,8 @@ Any number of workers share the parts of an --output: start the same command as 
 again after any of them was killed. One that is asked to stop (SIGTERM, SIGINT, SIGUSR1) commits what it has made and
 ends with status 85. docs/fleet.md says more.
 
-python launcher/generate.py --status filled
-python launcher/generate.py --merge filled --output filled.jsonl
+nar-scale generate --status filled
+nar-scale generate --merge filled --output filled.jsonl
 
 How samples are drawn is what the section `decoding` of the run says, unless it is said here.
 """
@@ -27,6 +27,7 @@ import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 from nar_scale.commands.process import Parser
@@ -96,9 +97,16 @@ def describe(result: dict[str, Any]) -> str:
     if "error" in result:
         return f"--- {result['number']}: {result['error']}"
     prompt, text = result.get("prompt", ""), result.get("generated", " ".join(map(str, result["tokens"])))
-    asked = f"class {result['class']}, " if "class" in result else ""
+    asked = f"class {result['class']}, " if "class" in result else f"after {_quoted(prompt)}, " if prompt else ""
     head = f"--- {result['number']} ({asked}{result['network_calls']} network calls)"
     return f"{head}\n{text if text.startswith(prompt) else prompt + text}"
+
+
+def _quoted(prompt: str) -> str:
+    """A prompt in a line, without its middle if it is long."""
+    shortener = Repr()
+    shortener.maxstring = 40
+    return shortener.repr(prompt)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -131,11 +139,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         metavar="FILE.jsonl",
         help="what to continue or fill in; - for the standard input; or WebDataset shards: a .tar, or their directory",
     )
-    source.add_argument(
+    parser.add_argument(
         "--num-samples",
         type=int,
         metavar="N",
-        help="generate so many sequences from scratch (default without --output: 1)",
+        help="generate so many sequences from scratch, or of each --prompt (default without --output: 1)",
     )
     parser.add_argument(
         "--on-bad-prompt",
@@ -191,6 +199,10 @@ def check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
         if options.output is not None:
             parser.error("one of the arguments --prompt --prompts --num-samples is required with --output")
         options.num_samples = 1
+    if options.prompts is not None and options.num_samples is not None:
+        parser.error("--num-samples is not for --prompts, whose lines have one result each")
+    if options.num_samples is not None and options.num_samples < 1:
+        parser.error(f"--num-samples takes a number from 1 on, not {options.num_samples}")
     if not generates and sources != (None, None, None):
         parser.error("--status and --merge take no prompts")
     if options.merge is not None and options.output is None:
@@ -322,7 +334,7 @@ def what_to_generate(options: argparse.Namespace) -> tuple[Any, Any]:
     in_files = options.output is not None
     requests: Any
     if options.prompt is not None:
-        requests = requests_for(options.prompt)
+        requests = requests_for([each for each in options.prompt for _ in range(options.num_samples or 1)])
     elif options.prompts is not None:
         requests = (open_requests if in_files else read_requests)(options.prompts)
     else:

@@ -1,7 +1,7 @@
 """Show a run as one HTML page that opens offline: curves, samples, settings, events. Several runs are compared.
 
-python launcher/report.py --run runs/quickstart_nar
-python launcher/report.py runs/quickstart_nar runs/quickstart_ar --output quickstarts.html
+nar-scale report --run runs/quickstart_nar
+nar-scale report runs/quickstart_nar runs/quickstart_ar --output quickstarts.html
 """
 
 from __future__ import annotations

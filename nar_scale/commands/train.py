@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from nar_scale.processes import free_port
+from nar_scale.processes import free_port, run_until_stopped
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it is imported
 
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         if "RANK" in os.environ:
             parser.error("--ranks starts processes, but a launcher has started this one already; leave it out")
         if options.ranks > 1:
-            start_ranks(options)
+            return run_ranks(options)
     from nar_scale.training import dry_run, launch  # after the arguments have been checked: it takes seconds
 
     if options.dry_run:
@@ -112,8 +112,8 @@ def main(arguments: list[str] | None = None) -> int:
     )
 
 
-def start_ranks(options: argparse.Namespace) -> NoReturn:
-    """Become the deepspeed launcher, which starts this command in so many processes."""
+def run_ranks(options: argparse.Namespace) -> int:
+    """Run the deepspeed launcher, which starts this command in so many processes; returns the exit status."""
     if not any(map(shutil.which, ("nvidia-smi", "rocm-smi"))):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares warnings
     launcher = [
@@ -125,5 +125,4 @@ def start_ranks(options: argparse.Namespace) -> NoReturn:
         arguments += ["--init-from", str(options.init_from)]
     arguments += ["--verbose"] * options.verbose + ["--preflight"] * options.preflight
     command = ["-m", "deepspeed.launcher.runner", *launcher, *arguments, *options.overrides]
-    sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, *command])
+    return run_until_stopped([sys.executable, *command])

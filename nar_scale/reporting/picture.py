@@ -95,16 +95,16 @@ def _draw_by_fraction(axes: Axes, report: Report) -> None:
 
 
 def _draw_samples(axes: Sequence[Axes], report: Report, text: TextQuality) -> None:
-    *frontiers, by_calls, by_time = axes
     measured = _measured(report, text)
+    frontiers, (by_calls, by_time, *empty) = axes[: len(measured)], axes[len(measured) :]
     for each, (label, quality) in zip(frontiers, measured.items()):
         _draw_frontier(each, report, quality, label, text)
         each.set_title(f"{label} and diversity, along temperatures")
-    for each in frontiers[len(measured) :]:
+    for each in empty:
         each.set_axis_off()
     handles, labels = frontiers[0].get_legend_handles_labels()
-    beside = (1.01 if len(measured) == len(frontiers) else 0.0, 0.5)  # no place in the charts is free
-    frontiers[-1].legend(handles, labels, fontsize=7, loc="center left", bbox_to_anchor=beside)
+    beside = (0.0 if empty else 1.01, 0.5)  # no place in the charts is free
+    (empty or frontiers)[-1].legend(handles, labels, fontsize=8, loc="center left", bbox_to_anchor=beside)
     label, quality = next(iter(measured.items()))
     _draw_cost(by_calls, report, lambda point: point.tokens_per_call, quality, text)
     by_calls.set_xlabel("tokens a network call")

@@ -95,7 +95,7 @@ def settings_rows(config: Config) -> list[str]:
     settings = [f"{key}={_shown(value)}" for key, value in differing_settings(config).items()]
     if not settings:
         return _row("settings", "the defaults")
-    lines = _row("settings", ", ".join(settings))
+    lines = _row("settings", f"{', '.join(settings)} (else the defaults)")
     if len(lines) > _MOST_LINES:
         kept = lines[:_MOST_LINES]
         rest = len(settings) - f"{' '.join(kept)} ".count(", ")

@@ -2,13 +2,16 @@
 
 import os
 import shutil
+import signal
 import socket
 import sys
 from pathlib import Path
 
 import pytest
 
+from nar_scale.checkpoint import CheckpointStore
 from nar_scale.data import prepare
+from nar_scale.processes import RESUMABLE_EXIT_STATUS
 from tests.errors import assert_names
 
 from . import jobs
@@ -130,3 +133,17 @@ def test_fewer_shards_than_ranks_and_a_short_last_sample(tmp_path: Path) -> None
     for kind in kinds:
         losses = jobs.losses(tmp_path / kind)
         assert losses[6] < losses[1]
+
+
+def test_ranks_that_the_command_has_started_stop_when_it_is_asked_to(config: Path, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("nar-scale")), "train", "--ranks", "2", "--config", str(config)]
+    overrides = [f"training.run_directory={tmp_path / 'run'}", "training.steps=5000", "checkpoint.every=5000"]
+    process = jobs.start([*command, *overrides])
+    jobs.wait_for_step(process, tmp_path / "run", 2)
+    process.send_signal(signal.SIGINT)  # to the command alone, as `kill` sends it; Ctrl-C reaches no one else, either
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == RESUMABLE_EXIT_STATUS, output
+    assert "stopped as asked" in output
+    assert "Traceback" not in output
+    reached = max(jobs.losses(tmp_path / "run"))
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [reached]

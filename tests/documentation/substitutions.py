@@ -50,6 +50,7 @@ def as_run(command: str, launch: bool = False, train: bool = True) -> list[str]:
     command, redirection, standard_input = command.partition(" < ")
     words = shlex.split(command)
     if words[0] == "deepspeed":
+        words = [word for word in words if word != "--quiet"]
         ranks = int(words[2]) if words[1] == "--num_accelerators" else 1
         arguments = words[words.index("launcher/train.py") + 1 :]
         if launch:

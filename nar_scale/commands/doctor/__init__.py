@@ -1,6 +1,6 @@
 """Look at this machine: environment, versions, devices, compiler, limits, and what to do about what is lacking.
 
-python launcher/doctor.py
+nar-scale doctor
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from itertools import groupby
+from itertools import cycle, groupby
 from statistics import mean, median
 from typing import Any
 
@@ -24,6 +24,7 @@ _EVENTS_IN_A_ROW = 4
 _END_OF_SENTENCE = re.compile(r"(?<=\.) ")
 _RULED = (RESUMED, ROLLED_BACK, SKIPPED)
 _BESIDE = {"checkpoint": "checkpoint_seconds", "evaluation": "evaluation_seconds", "sampling": "sampling_seconds"}
+_FRACTIONS = {"waiting for data": "data_wait_fraction", "MFU": "mfu"}
 _ENVIRONMENT = {
     "cpu_cores": "CPU cores",
     "host_memory_gib": "memory of the host, GiB",
@@ -40,13 +41,15 @@ def charts_of_run(run: RunFiles) -> list[Chart]:
     loss = run.series.get("loss", ())
     lines = [Line("", loss, 0, faint=True), Line("training", smoothed(loss), 0)]
     lines += [
-        Line(f"validation{f' of {source}' if source else ''}", run.series[name], (1 + number) % _COLOURS, dots=True)
-        for number, (source, name) in enumerate(validations(run))
+        Line(f"validation{f' of {source}' if source else ''}{_bound(run)}", run.series[name], colour, dots=True)
+        for (source, name), colour in zip(validations(run), cycle([*range(1, _COLOURS), 0]))
     ]
     happened = [(e.step, f"{_named(e)} at step {e.step:,}: {e.text}") for e in run.events if e.kind in _RULED]
     note = "Pale: each report. Line: mean of those around it."
     if getattr(run.config.objective, "loss", "weighted") == "unweighted":
         note += " The training loss is the unweighted one, which is not the bound that validation is."
+    if run.config.objective.kind == "hybrid":
+        note += " The training loss is the sum of both losses, the validation is that of the next token."
     if happened:
         note += " Upright lines: resumes, roll-backs, skipped steps."
     bins = [
@@ -57,11 +60,11 @@ def charts_of_run(run: RunFiles) -> list[Chart]:
         draw_chart("Loss, training and validation", lines, "nats/token", note, wide=True, happenings=happened),
         draw_chart("Loss by the fraction that is masked", bins, "nats per masked token", "Means of reports around."),
         _chart(run, "Throughput", {"": "tokens_per_second"}, "tokens/s", from_zero=True),
-        _chart(run, "Waiting, and use of the device", {"waiting for data": "data_wait_fraction", "MFU": "mfu"}),
+        _chart(run, "Waiting, and use of the device", _FRACTIONS, "fraction"),
         _chart(run, "Learning rate", {"": "learning_rate"}, from_zero=True),
         _chart(run, "Gradient norm before clipping", {"": "gradient_norm"}),
         _chart(run, "Update over weights, 2-norms", {"": "update_ratio"}),
-        _chart(run, "Time beside the steps", _BESIDE, "s", from_zero=True),
+        _chart(run, "Time beside the steps", _BESIDE, "s", from_zero=True, dots=True),
         _chart(run, "Memory of rank 0", {"peak": "memory_gib", "now": "memory_now_gib"}, "GiB", from_zero=True),
     )
 
@@ -74,9 +77,12 @@ def charts_of_runs(runs: Sequence[RunFiles]) -> list[Chart]:
         for number, run in enumerate(runs):
             series = run.series.get(name, ())
             shown = smoothed(series) if smooth else series
-            lines.append(Line(run.name, shown, number % _COLOURS, dots=not smooth))
+            bound = _bound(run) if name.startswith("validation") else ""
+            lines.append(Line(f"{run.name}{bound}", shown, number % _COLOURS, dots=not smooth))
         return draw_chart(title, lines, unit, **options)
 
+    hybrid = any(run.config.objective.kind == "hybrid" for run in runs)
+    summed = " Of a hybrid the sum of both losses; compare the validation." if hybrid else ""
     sources = dict.fromkeys(pair for run in runs for pair in validations(run))
     validation = [
         overlaid(f"Validation{f' of {source}' if source else ''}", name, "nats/token", smooth=False, wide=True)
@@ -85,7 +91,7 @@ def charts_of_runs(runs: Sequence[RunFiles]) -> list[Chart]:
     return _present(
         *validation,
         overlaid("Validation, bits per byte", "validation_bits_per_byte", "bits/byte", smooth=False),
-        overlaid("Training loss", "loss", "nats/token", note="Means of reports around."),
+        overlaid("Training loss", "loss", "nats/token", note=f"Means of reports around.{summed}"),
         overlaid("Throughput", "tokens_per_second", "tokens/s", from_zero=True),
         overlaid("Gradient norm before clipping", "gradient_norm"),
     )
@@ -100,10 +106,10 @@ def final_values(run: RunFiles) -> dict[str, str]:
         "training loss, nats/token": _nats(_last_tenth(run, "loss", mean)),
     }
     for source, name in validations(run):
-        prefix, kind = name.removesuffix("nats_per_token"), run.config.objective.kind
+        prefix = name.removesuffix("nats_per_token")
         error, bits = run.last(f"{prefix}standard_error"), run.last(f"{prefix}bits_per_byte")
         of_source = f" of {source}" if source else ""
-        exact = "exact" if kind in ("autoregressive", "hybrid") else "upper bound"
+        exact = _bound(run).strip(" ()") or "exact"
         spread = "" if error is None else f" ± {error:.4f}"
         values[f"validation{of_source}, nats/token"] = f"{run.last(name):.4f}{spread} ({exact})"
         values[f"validation{of_source}, bits/byte"] = "" if bits is None else f"{bits:.3f}"
@@ -177,6 +183,11 @@ def environment_of(run: RunFiles) -> dict[str, str]:
     return {name: _setting(value) for name, value in known.items() if value is not None}
 
 
+def _bound(run: RunFiles) -> str:
+    """What is added to the name of a validation that is not the exact likelihood."""
+    return "" if run.config.objective.kind in ("autoregressive", "hybrid") else " (upper bound)"
+
+
 def validations(run: RunFiles) -> list[tuple[str, str]]:
     """Source, empty for a single one, and metric of each likelihood of validation data."""
     found = [(_VALIDATION.fullmatch(name), name) for name in run.series]
@@ -197,10 +208,10 @@ def _masked(run: RunFiles) -> list[tuple[str, re.Match[str]]]:
 
 
 def _chart(
-    run: RunFiles, title: str, names: Mapping[str, str], unit: str = "", from_zero: bool = False
+    run: RunFiles, title: str, names: Mapping[str, str], unit: str = "", from_zero: bool = False, dots: bool = False
 ) -> Chart | None:
     lines = [
-        Line(label, run.series[name], colour)
+        Line(label, run.series[name], colour, dots=dots)
         for colour, (label, name) in enumerate(names.items())
         if name in run.series
     ]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nar_scale.checkpoint import CONFIG_FILE
+from nar_scale.checkpoint import CONFIG_FILE, MODEL_FILE
 from nar_scale.config import Config, load_config, steps_of_run
 from nar_scale.errors import DataError
 from nar_scale.training.environment import ENVIRONMENT_FILE
@@ -104,6 +104,8 @@ def read_run(directory: str | Path) -> RunFiles:
     metrics, settings = directory / METRICS_FILE, directory / CONFIG_FILE
     if not directory.is_dir():
         raise DataError(f"{directory} is no directory; give that of a run, such as runs/quickstart_nar")
+    if (directory / MODEL_FILE).is_file():
+        raise DataError(f"{directory} is a consolidated checkpoint; give the directory of the run that it is from")
     if not settings.is_file():
         raise DataError(f"{directory} is not the directory of a run: it has no {CONFIG_FILE}")
     config = load_config(settings)
@@ -111,7 +113,8 @@ def read_run(directory: str | Path) -> RunFiles:
     lines = [line for line in _json_lines(metrics, remarks) if isinstance(line.get("step"), int)]
     series = _series(lines)
     if not series:
-        raise DataError(f"{directory} has reported no step yet (logging.every {config.logging.every}): try again later")
+        later = "try again later" if find_holder(directory) is not None else "and is not running"
+        raise DataError(f"{directory} has reported no step yet (logging.every {config.logging.every}): {later}")
     events = _events(_json_lines(directory / EVENTS_FILE, remarks))
     times = [line["time"] for line in lines if _is_number(line.get("time"))]
     return RunFiles(

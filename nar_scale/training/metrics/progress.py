@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from nar_scale.logging_setup import terminal_handler
+from nar_scale.progress import width
 
 _logger = logging.getLogger(__name__)
 _SECONDS_BETWEEN_LINES = 10.0
@@ -36,7 +37,7 @@ class Progress:
             step: the step that the run starts or resumes from.
         """
         if sys.stderr.isatty():
-            self._bar = tqdm(total=self._steps, initial=step, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=self._steps, initial=step, unit="step", **width())
             terminal_handler().beside_bar = tqdm.external_write_mode
 
     def update(self, step: int, loss: float, tokens_per_second: float) -> None:
