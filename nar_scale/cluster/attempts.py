@@ -91,7 +91,7 @@ def read_attempts(run_directory: Path) -> list[Attempt]:
 def without_new_step(attempts: Sequence[Attempt], job: str, step: int) -> int:
     """How many of a run's last attempts have added nothing to the checkpoint that is now the newest.
 
-    Those of other jobs count as far as they have started after this job was submitted: the earlier links of a chain.
+    Those of other jobs count as far as they have ended after this job was submitted: the earlier links of a chain.
     Whoever submits a job after attempts that came to nothing has seen them, and is given as many again.
 
     Args:
@@ -103,7 +103,8 @@ def without_new_step(attempts: Sequence[Attempt], job: str, step: int) -> int:
     submitted = min((time for time in own if time is not None), default=math.inf)  # a requeue sets it anew
     count = 0
     for attempt in reversed(attempts):
-        if attempt.start_step != step or (attempt.job != job and attempt.start < submitted):
+        end = attempt.start if attempt.end is None else attempt.end
+        if attempt.start_step != step or (attempt.job != job and end < submitted):
             break
         count += 1
     return count

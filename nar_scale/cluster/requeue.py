@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Sequence
 
 from nar_scale.cluster.decision import Decision
@@ -17,7 +16,9 @@ _NONE = ("", "(null)")
 
 
 def put_back(job: SlurmJob, attempt: int, nodes: str, decision: Decision) -> None:
-    """Requeue the job that this process belongs to, which ends it; returns where that is impossible, and says why.
+    """Requeue the job that this process belongs to, or say why that is impossible.
+
+    SLURM kills what is left of a requeued job after `KillWait`; a batch script that ends by itself is not waited for.
 
     Args:
         job: as its batch script sees it.
@@ -39,7 +40,6 @@ def put_back(job: SlurmJob, attempt: int, nodes: str, decision: Decision) -> Non
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             job.requeue()
             _leave_out(job, decision.suspects, without, before)
-            time.sleep(60)  # until SLURM ends this script
     except (UserError, UnreachableError) as error:
         _logger.error("%s, but no requeue (%s); submit again to go on", decision.why, error)
         if decision.suspects:

@@ -52,7 +52,7 @@ class SlurmJob:
         return shown
 
     def requeue(self) -> None:
-        """Put the job back into the queue, which ends it, and with it the process that asks.
+        """Put the job back into the queue; SLURM soon kills its processes, the one that asks among them.
 
         Raises:
             UserError: SLURM refuses, with its reason.

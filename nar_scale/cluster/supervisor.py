@@ -78,7 +78,7 @@ class Supervisor:
             raise UserError(f"no configuration file {self.arguments[0]} in {self.directory}")
 
     def run(self) -> int:
-        """Run the attempt; returns the exit status of the job, which a requeue ends before."""
+        """Run the attempt; returns the exit status of the job, of which a requeue takes no notice."""
         if self.config is not None and self._is_complete(self.config):
             return 0
         started = self._record_start()

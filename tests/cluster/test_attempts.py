@@ -30,8 +30,8 @@ def test_damaged_lines_are_left_out(tmp_path):
     assert read_attempts(tmp_path) == [first, second]
 
 
-def attempt(job, start, step, submitted=None):
-    return Attempt(job, 0, "n1", start, step, submitted=submitted)
+def attempt(job, start, step, submitted=None, end=None):
+    return Attempt(job, 0, "n1", start, step, end, submitted=submitted)
 
 
 def test_attempts_without_a_new_step_are_those_in_a_row():
@@ -46,6 +46,9 @@ def test_the_links_of_a_chain_are_counted_together():
     chain = [attempt(job, start, 4, 10.0) for job, start in (("7", 20.0), ("8", 30.0), ("9", 40.0))]
     assert without_new_step(chain, "9", 4) == 3
     assert without_new_step([attempt("6", 11.0, 0, 1.0), *chain], "9", 4) == 3
+    # a link may have started before the next one was submitted
+    assert without_new_step([attempt("6", 5.0, 4, 1.0, end=11.0), *chain], "9", 4) == 4
+    assert without_new_step([attempt("6", 5.0, 4, 1.0, end=9.0), *chain], "9", 4) == 3
 
 
 def test_whoever_submits_anew_is_given_as_many_attempts_again():

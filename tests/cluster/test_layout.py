@@ -9,6 +9,10 @@ from nar_scale.cluster.layout import Layout, layout_of, port_of
         ({"NNODES": 2, "NTASKS": 4, "CPUS_PER_TASK": 2, "CPUS_ON_NODE": 8}, Layout(4, 2, ())),
         ({"NNODES": 2, "CPUS_ON_NODE": 4}, Layout(2, 4, ())),
         (
+            {"NNODES": 2, "NTASKS": 2, "CPUS_PER_TASK": 4, "CPUS_ON_NODE": 4, "GPUS_ON_NODE": 2},
+            Layout(4, 2, ("--ntasks=4", "--ntasks-per-node=2")),
+        ),
+        (
             {"NNODES": 2, "NTASKS": 2, "CPUS_PER_TASK": 16, "CPUS_ON_NODE": 16, "GPUS_ON_NODE": 8},
             Layout(16, 2, ("--ntasks=16", "--ntasks-per-node=8")),
         ),

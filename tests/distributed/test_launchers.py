@@ -113,7 +113,7 @@ def test_truncated_shard_is_named_once_by_two_ranks(config: Path, corpus: Path, 
     shutil.copytree(corpus, broken, ignore=shutil.ignore_patterns("*.index"))
     shard = sorted((broken / "train").glob("*.tar"))[0]
     os.truncate(shard, shard.stat().st_size // 2)
-    command = jobs.deepspeed_command(2, jobs.TRAIN, "--config", str(config))
+    command = jobs.forked_command(2, jobs.TRAIN, "--config", str(config))
     output = jobs.run([*command, f"data.directory={broken}", f"training.run_directory={tmp_path / 'run'}"], status=2)
     named = [line for line in output.splitlines() if shard.name in line]
     assert len(named) == 1, output

@@ -84,14 +84,12 @@ class TestControlFlow:
         (end,) = {int(task["SLURM_JOB_END_TIME"]) for task in tasks}
         assert submitted + 600 <= end <= time.time() + 600
 
-    @pytest.mark.parametrize(
-        ("cpus", "threads"), [("1", "1"), ("4", "2")], ids=["fewer CPUs than GPUs", "CPUs are shared"]
-    )
-    def test_one_task_for_each_gpu(self, cluster: Cluster, submission: Path, cpus: str, threads: str) -> None:
-        options = (*TWO_NODES, f"--gpus-per-node={cluster.gpus}", f"--cpus-per-task={cpus}")
+    def test_one_task_for_each_gpu(self, cluster: Cluster, submission: Path) -> None:
+        """With fewer CPUs than GPUs; other layouts: tests/cluster/test_layout.py."""
+        options = (*TWO_NODES, f"--gpus-per-node={cluster.gpus}", "--cpus-per-task=1")
         cluster.wait(self.submit(cluster, submission, "config.yaml", "succeed", options=options))
         assert [task["SLURM_LOCALID"] for task in self.tasks(submission)] == ["0", "1", "0", "1"]
-        assert {task["OMP_NUM_THREADS"] for task in self.tasks(submission)} == {threads}
+        assert {task["OMP_NUM_THREADS"] for task in self.tasks(submission)} == {"1"}
 
     def test_exclusive_nodes_are_used_whole(self, cluster: Cluster, submission: Path) -> None:
         options = ("--nodes=2", "--ntasks-per-node=2", "--exclusive")
@@ -109,7 +107,7 @@ class TestControlFlow:
         assert not list(submission.glob("slurm-stop-*"))
 
     def test_time_limit_saves_and_requeues(self, cluster: Cluster, submission: Path) -> None:
-        options = (*TWO_NODES, "--time=1", "--signal=B:USR1@45")
+        options = (*TWO_NODES, "--time=1", "--signal=B:USR1@55")
         job = self.submit(cluster, submission, "config.yaml", "wait", "0", options=options)
         cluster.wait(job, timeout=120)
         assert cluster.show(job)["Restarts"] == "1"
@@ -128,20 +126,12 @@ class TestControlFlow:
         assert cluster.show(job)["ExitCode"] == "3:0"
         assert cluster.show(job)["Restarts"] == "0"
 
-    @pytest.mark.parametrize(
-        ("arguments", "message"),
-        [
-            ((), "no configuration given"),
-            (("missing.yaml",), "no configuration file missing.yaml"),
-        ],
-    )
-    def test_wrong_use_is_one_clear_line(
-        self, cluster: Cluster, submission: Path, arguments: tuple[str, ...], message: str
-    ) -> None:
-        job = self.submit(cluster, submission, *arguments)
+    def test_wrong_use_is_one_clear_line(self, cluster: Cluster, submission: Path) -> None:
+        """Other mistakes: tests/cluster/test_supervisor.py."""
+        job = self.submit(cluster, submission, "missing.yaml")
         cluster.wait(job, ("FAILED",))
         assert len(cluster.output(job).splitlines()) == 1
-        assert message in cluster.output(job)
+        assert "no configuration file missing.yaml" in cluster.output(job)
 
 
 # Small enough for seconds of training, and steps enough that the run is not over when the stop request comes.
