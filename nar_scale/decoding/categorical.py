@@ -20,6 +20,7 @@ the two most probable tokens."""
 COLDEST = 1e-3
 """At lower temperatures sampling is practically greedy."""
 
+_NARROW = 512  # values, of which the k-th largest is selected sooner than its place is found by counting
 _CUTS = 128  # tries to find a cut; a bracket of float32 numbers has collapsed long before
 
 
@@ -67,7 +68,7 @@ def answer(
     logits[:, filters.mask_id] = -math.inf
     eligible = None
     if lowest is not None and filters.top_k is not None:
-        eligible = _at_least(logits, _cut(logits, None, torch.full_like(lowest, filters.top_k), lowest))
+        eligible = _at_least(logits, _cut_of_largest(logits, filters.top_k, lowest))
     probabilities = None
     if statistic is not None:
         probabilities = _weights(logits, 1.0, eligible)
@@ -162,11 +163,19 @@ def _at_least(values: Tensor, cut: Tensor) -> Tensor:
     return torch.ge(values, cut[:, None], out=torch.empty_like(values))
 
 
+def _cut_of_largest(values: Tensor, number: int, lowest: Tensor) -> Tensor:
+    """A cut such that the so many largest values, and what equals the last of them, are at least as large; `[rows]`."""
+    n = values.shape[1]
+    if n <= _NARROW:
+        return values.kthvalue(max(1, n - number + 1), dim=1).values
+    return _cut(values, None, torch.full_like(lowest, number), lowest)
+
+
 def _cut(values: Tensor, weights: Tensor | None, target: Tensor, lowest: Tensor) -> Tensor:
     """The largest cut such that the values that are at least as large number or weigh `target`; float32 `[rows]`.
 
-    Found by counting, since selecting takes tens of times as long as counting does: the bracket is narrowed by
-    interpolation and halving in turn.
+    Found by counting, since in long rows selecting takes tens of times as long as counting does: the bracket is
+    narrowed by interpolation and halving in turn.
 
     Args:
         values: float32 `[rows, n]`.

@@ -80,7 +80,8 @@ class Unmasker(Denoiser):
                 1 for the conditional, 0 for the unconditional (arXiv:2207.12598, with scale 1 + w).
             return_network_calls: return `Unmasked`.
             callback: is called after each network call, see `nar_scale.decoding.StepCallback`.
-            compile: run the network through `torch.compile`, which takes up to minutes for each new shape.
+            compile: run the network through `torch.compile`, which takes up to minutes for each new shape; from scratch
+                there are two, since the first call needs one sequence alone.
             net_kwargs: further arguments of the network.
 
         Returns:
