@@ -47,7 +47,7 @@ class NonAutoregressiveWrapper(Unmasker):
         no_replace_prob: fraction of masked tokens left in place, in half of the sequences (BERT, arXiv:1810.04805).
         random_token_prob: fraction of masked tokens replaced by random ones, in half of the sequences (BERT).
             With either, the training loss is not a bound; in eval mode both are off.
-        schedule: `linear`, `cosine`, `uniform_count`, `bell` or a callable m(t), the masked fraction over the progress t.
+        schedule: `linear`, `cosine`, `uniform_count`, `bell` or a callable m(t), the masked fraction at progress t.
         training_schedule: the same for training alone; `schedule` if not given.
         can_mask_prev_unmasked: whether decoding may mask tokens again that it has revealed.
         token_critic: a `TransformerWrapper` with `logits_dim=1` that finds wrong tokens in decoding (arXiv:2209.04439).
