@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from nar_scale.errors import ConfigError
 
-ScheduleName = Literal["linear", "cosine", "uniform_count"]
+ScheduleName = Literal["linear", "cosine", "uniform_count", "bell"]
 _BISECTIONS = 60
 
 
@@ -101,6 +101,8 @@ def get_schedule(schedule: ScheduleName | str | Callable[[Tensor], Tensor] | Sch
 
     `linear`: m = 1 - t. `cosine`: m = cos(pi t / 2) (MaskGIT, arXiv:2202.04200). `uniform_count`: k is
     uniform over 1..n, which exact-count masking makes of `linear` for every n; it is the same schedule.
+    `bell`: the masked fraction has the density Beta(2, 2), 6 m (1 - m), so that few sequences are masked nearly whole
+    or hardly at all (arXiv:2605.13026); m = 1/2 - sin(arcsin(2 t - 1) / 3), and t = (1 - m)^2 (1 + 2 m).
 
     Raises:
         ConfigError: an unknown name, or a callable that does not fall from 1 to 0.
@@ -113,4 +115,7 @@ def get_schedule(schedule: ScheduleName | str | Callable[[Tensor], Tensor] | Sch
         return Schedule(lambda t: 1 - t, lambda m: 1 - m)
     if schedule == "cosine":
         return Schedule(lambda t: torch.cos(t * math.pi / 2), lambda m: torch.arccos(m) * 2 / math.pi)
-    raise ConfigError(f"unknown schedule {schedule!r}; use 'linear', 'cosine', 'uniform_count' or a callable m(t)")
+    if schedule == "bell":
+        return Schedule(lambda t: 0.5 - torch.sin(torch.arcsin(2 * t - 1) / 3), lambda m: (1 - m) ** 2 * (1 + 2 * m))
+    names = ", ".join(map(repr, get_args(ScheduleName)))
+    raise ConfigError(f"unknown schedule {schedule!r}; use {names} or a callable m(t)")

@@ -55,6 +55,7 @@ def build_wrapper(config: Config, vocabulary_size: int) -> Objective:
         "no_replace_prob": objective.no_replace_prob,
         "random_token_prob": objective.random_token_prob,
         "schedule": objective.schedule,
+        "training_schedule": objective.training_schedule,
         "use_simple_mdlm_loss_weight": objective.loss == "weighted",
         "masking": objective.masking,
         "num_classes": objective.num_classes,

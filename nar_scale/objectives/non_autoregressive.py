@@ -12,7 +12,16 @@ from torch import Tensor
 
 from nar_scale.data import Batch
 from nar_scale.errors import ConfigError
-from nar_scale.masking import MaskedBatch, Masking, Noise, choose_masked, get_schedule, mask_tokens, masked_counts
+from nar_scale.masking import (
+    MaskedBatch,
+    Masking,
+    Noise,
+    Schedule,
+    choose_masked,
+    get_schedule,
+    mask_tokens,
+    masked_counts,
+)
 from nar_scale.model import WHOLE, SequenceParallelContext, TransformerWrapper
 from nar_scale.objectives.denoising import Unmasker, critic_loss, draw_answers
 from nar_scale.objectives.documents import check_documents
@@ -38,7 +47,8 @@ class NonAutoregressiveWrapper(Unmasker):
         no_replace_prob: fraction of masked tokens left in place, in half of the sequences (BERT, arXiv:1810.04805).
         random_token_prob: fraction of masked tokens replaced by random ones, in half of the sequences (BERT).
             With either, the training loss is not a bound; in eval mode both are off.
-        schedule: `linear`, `cosine`, `uniform_count` or a callable m(t), the masked fraction over the progress t.
+        schedule: `linear`, `cosine`, `uniform_count`, `bell` or a callable m(t), the masked fraction at progress t.
+        training_schedule: the same for training alone; `schedule` if not given.
         can_mask_prev_unmasked: whether decoding may mask tokens again that it has revealed.
         token_critic: a `TransformerWrapper` with `logits_dim=1` that finds wrong tokens in decoding (arXiv:2209.04439).
         self_token_critic: use the network itself as the critic.
@@ -67,6 +77,7 @@ class NonAutoregressiveWrapper(Unmasker):
         no_replace_prob: float = 0.15,
         random_token_prob: float = 0.1,
         schedule: str | Callable[[Tensor], Tensor] = "linear",
+        training_schedule: str | Callable[[Tensor], Tensor] | None = None,
         can_mask_prev_unmasked: bool = False,
         token_critic: TransformerWrapper | None = None,
         self_token_critic: bool = False,
@@ -83,8 +94,10 @@ class NonAutoregressiveWrapper(Unmasker):
         if masking not in get_args(Masking):
             raise ConfigError(f"unknown masking {masking!r}; use {' or '.join(get_args(Masking))}")
         self.schedule = get_schedule(schedule)
+        self.training_schedule = self.schedule if training_schedule is None else get_schedule(training_schedule)
         if masking == "bernoulli":
-            self.schedule.continuous_loss_weight(torch.tensor(0.5, device="cpu"))  # refuses what has no derivative
+            for each in (self.schedule, self.training_schedule):
+                each.continuous_loss_weight(torch.tensor(0.5, device="cpu"))  # refuses what has no derivative
         self.masking: Masking = masking
         self.use_simple_mdlm_loss_weight = use_simple_mdlm_loss_weight
         self.no_replace_prob, self.random_token_prob = no_replace_prob, random_token_prob
@@ -105,6 +118,10 @@ class NonAutoregressiveWrapper(Unmasker):
     @property
     def _weighted(self) -> bool:
         return self.use_simple_mdlm_loss_weight or not self.training
+
+    @property
+    def _masking_schedule(self) -> Schedule:
+        return self.training_schedule if self.training else self.schedule
 
     def counts(self, batch: Batch, *, seed: int = 0) -> Tensor:
         """The number of maskable (without weights: masked) tokens and of the critic's; see `Objective`."""
@@ -212,10 +229,10 @@ class NonAutoregressiveWrapper(Unmasker):
 
     def _masked_counts(self, maskable: Tensor, noise: Noise) -> Tensor:
         """How many tokens `_mask_tokens` masks in each of its rows."""
-        return masked_counts(maskable, noise, self.schedule, self.masking)
+        return masked_counts(maskable, noise, self._masking_schedule, self.masking)
 
     def _choose_masked(self, maskable: Tensor, noise: Noise) -> Tensor:
-        return choose_masked(maskable, noise, self.schedule, self.masking)[0]
+        return choose_masked(maskable, noise, self._masking_schedule, self.masking)[0]
 
     def _mask_tokens(self, tokens: Tensor, maskable: Tensor, noise: Noise) -> MaskedBatch:
         """Mask tokens, int64 `[batch, n]`; a row of the result is a sequence, or one of several equal parts of it."""
@@ -223,7 +240,7 @@ class NonAutoregressiveWrapper(Unmasker):
             tokens,
             maskable,
             noise,
-            self.schedule,
+            self._masking_schedule,
             self.mask_id,
             self.net.num_tokens,
             self.no_replace_prob if self.training else 0.0,

@@ -138,6 +138,13 @@ def test_a_hybrid_needs_blocks_and_something_to_learn():
         config_with(**HYBRID, **{"objective.autoregressive_weight": 0.0, "objective.diffusion_weight": 0.0})
 
 
+def test_masks_whose_weights_have_no_bound_are_refused():
+    changes = {"objective.training_schedule": "bell", "objective.masking": "bernoulli"}
+    with refused(ConfigError, "training_schedule", "bell", "bernoulli", "exact", "unweighted"):
+        config_with(**changes)
+    assert config_with(**changes, **{"objective.loss": "unweighted"}).objective.training_schedule == "bell"
+
+
 def test_what_every_objective_is_asked_for_it_answers():
     hybrid = config_with(**HYBRID).objective
     assert (hybrid.num_classes, hybrid.prefix_length, hybrid.schedule) == (None, 0, "linear")
@@ -174,6 +181,7 @@ def test_a_saved_config_means_what_it_meant(path, tmp_path):
     del loaded["decoding"]
     later = {"embedding_std": loaded["model"].pop("embedding_std"), "license": loaded["checkpoint"].pop("license")}
     assert later == {"embedding_std": 0.02, "license": None}  # keys that there were not yet
+    assert loaded["objective"].pop("training_schedule", None) is None
     for section, keys in kinds.items():
         own = type(getattr(config, section)).model_fields
         assert len(saved[section]) == keys >= len(own)

@@ -82,7 +82,7 @@ FREE_TEXT = {
 
 
 def test_every_key_is_there_once():
-    assert len(config_reference()) == len(KEYS) == 162
+    assert len(config_reference()) == len(KEYS) == 163
     assert {path for path in KEYS if "." not in path} == set(Config.model_fields)
     assert {"data.sources.*.weight", "training.batch_size_warmup.*.from_step", "schedule.decay_fraction"} <= set(KEYS)
 
@@ -119,6 +119,7 @@ def test_every_value_is_limited_where_it_can_be():
             {"required": True, "allowed": "autoregressive, non_autoregressive, block_diffusion, hybrid"},
         ),
         ("objective.loss", {"allowed": "weighted, unweighted", "kinds": ("non_autoregressive", "block_diffusion")}),
+        ("objective.training_schedule", {"allowed": "linear, cosine, uniform_count, bell", "default": None}),
         ("optimizer.betas", {"type": "list of 2 numbers", "default": [0.9, 0.95], "allowed": ">= 0 and < 1"}),
         ("optimizer.eps", {"kinds": ("adamw", "muon"), "default": 1e-8}),
         ("data.sources", {"type": "mapping to sections", "default": {}}),

@@ -9,6 +9,7 @@ SCHEDULES = {
     "linear": "linear",
     "cosine": "cosine",
     "uniform_count": "uniform_count",
+    "bell": "bell",
     "quadratic": lambda t: (1 - t) ** 2,
     "late": lambda t: 1 - t**3,
 }

@@ -48,6 +48,9 @@ def test_named_fractions():
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
     torch.testing.assert_close(get_schedule("linear").masked_fraction(t), 1 - t)
     torch.testing.assert_close(get_schedule("cosine").masked_fraction(t), torch.cos(math.pi * t / 2))
+    bell = get_schedule("bell").masked_fraction(t)
+    torch.testing.assert_close(3 * bell**2 - 2 * bell**3, 1 - t)  # the distribution function of Beta(2, 2)
+    torch.testing.assert_close(get_schedule("bell").progress_at(bell), t)
 
 
 @pytest.mark.parametrize("n", [1, 5, 1000])
@@ -92,6 +95,8 @@ def test_named_hazards():
     torch.testing.assert_close(
         get_schedule("cosine").continuous_loss_weight(t), math.pi / 2 * torch.tan(math.pi * t / 2)
     )
+    bell, m = get_schedule("bell"), get_schedule("bell").masked_fraction(t[1:])
+    torch.testing.assert_close(bell.continuous_loss_weight(t[1:]), 1 / (6 * m**2 * (1 - m)))
 
 
 def test_a_schedule_without_a_derivative_has_no_hazard():
@@ -117,7 +122,7 @@ def test_a_schedule_is_passed_through():
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        ("sigmoid", "unknown schedule 'sigmoid'.*'linear', 'cosine', 'uniform_count'"),
+        ("sigmoid", "unknown schedule 'sigmoid'.*'linear', 'cosine', 'uniform_count', 'bell'"),
         (lambda t: t, "must fall from masked fraction 1 .* goes from 0 to 1"),
         (lambda t: 1 - t / 2, "goes from 1 to 0.5"),
         (lambda t: 1 - t + 0.3 * torch.sin(2 * math.pi * t) * t, "rises in between"),

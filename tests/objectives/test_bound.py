@@ -39,6 +39,24 @@ def test_the_loss_is_the_mean_over_all_orders(schedule, tokens, length, masking)
     assert abs(mean - truth) < 4 * error + 1e-5 * truth
 
 
+@pytest.mark.parametrize("training_schedule", ["bell", "cosine"])
+def test_a_schedule_of_training_alone_has_the_same_mean_and_leaves_evaluation_as_it_is(training_schedule):
+    tokens, options = torch.tensor([2, 2, 0, 3]), {"no_replace_prob": 0.0, "random_token_prob": 0.0}
+    usual, wrapper = (wrapper_of_table(4, training_schedule=each, **options) for each in (None, training_schedule))
+    assert estimates(wrapper, tokens, 4, seeds=2) == estimates(usual, tokens, 4, seeds=2)
+    batch = batch_of(tokens.expand(500, -1))
+    assert torch.equal(usual.train().loss_terms(batch).sums, usual.eval().loss_terms(batch).sums)
+    assert not torch.equal(wrapper.train().loss_terms(batch).sums, usual.loss_terms(batch).sums)
+    mean, error = mean_and_error(estimates(wrapper, tokens, 4))
+    truth = nelbo_by_all_orders(wrapper.net, tokens, list(range(4)), MASK_ID)
+    assert error < 0.01 * truth
+    assert abs(mean - truth) < 4 * error
+    drawn = wrapper_of_table(4, training_schedule, **options)
+    assert torch.equal(wrapper.loss_terms(batch, seed=5).sums, drawn.loss_terms(batch, seed=5).sums)
+    wrapper.use_simple_mdlm_loss_weight = False
+    assert torch.equal(wrapper.counts(batch, seed=5), wrapper.loss_terms(batch, seed=5).counts)
+
+
 def test_linear_and_uniform_count_are_one_schedule():
     tokens = torch.tensor([2, 2, 0, 3])
     assert estimates(wrapper_of_table(4, "linear"), tokens, 4) == estimates(

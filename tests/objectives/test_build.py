@@ -94,12 +94,15 @@ def test_objective_keys_reach_the_wrapper(kind):
         "prefix_length": 3,
         "condition_drop_prob": 0.4,
     }
+    schedules = {"objective.schedule": "cosine", "objective.training_schedule": "bell"}
     keys = {f"objective.{name}": value for name, value in options.items()}
     keys["data.class_field"] = "cls"
-    wrapper = built(**{"objective.kind": kind, "objective.loss": "unweighted", "objective.schedule": "cosine", **keys})
+    wrapper = built(**{"objective.kind": kind, "objective.loss": "unweighted", **schedules, **keys})
     assert {name: getattr(wrapper, name) for name in options} == options
     assert wrapper.use_simple_mdlm_loss_weight is False
     assert wrapper.schedule.masked_fraction(torch.tensor(0.5)).item() == pytest.approx(0.5**0.5)
+    assert wrapper.training_schedule.progress_at(torch.tensor(0.25)).item() == pytest.approx(0.75**2 * 1.5)
+    assert built(**{"objective.kind": kind}).training_schedule.progress_at(torch.tensor(0.25)).item() == 0.75
     if kind == "block_diffusion":
         assert wrapper.block_size == 4
 

@@ -22,6 +22,7 @@ KINDS = {
     "autoregressive": {"objective.kind": "autoregressive"},
     "non_autoregressive": {},
     "unweighted": {"objective.loss": "unweighted"},
+    "bell": {"objective.training_schedule": "bell"},
     "self_conditioning": {"objective.self_conditioning": True},
     "block_diffusion": {"objective.kind": "block_diffusion", "objective.block_size": 4},
     "hybrid": {"objective.kind": "hybrid", "objective.block_size": 4},

@@ -37,6 +37,11 @@ class _MaskedConfig(Kind):
         default="linear",
         description="Masked fraction over the progress of unmasking, in training and in decoding.",
     )
+    training_schedule: Literal["linear", "cosine", "uniform_count", "bell"] | None = Field(
+        default=None,
+        description="Masked fraction in training alone; that of `schedule` if not given. `bell` has the density "
+        "Beta(2, 2): few sequences are masked nearly whole or hardly at all (arXiv:2605.13026).",
+    )
     loss: Literal["weighted", "unweighted"] = Field(
         default="weighted",
         description="Training loss: `weighted` into a bound on the likelihood (arXiv:2406.07524), or the `unweighted` "
@@ -72,6 +77,15 @@ class _MaskedConfig(Kind):
         conditional = self.num_classes is not None or self.prefix_length > 0
         if not conditional and self.condition_drop_prob:
             raise ValueError("condition_drop_prob needs num_classes or prefix_length")
+        return self
+
+    @validator(mode="after")
+    def _weights_are_bounded(self) -> "_MaskedConfig":
+        if (self.training_schedule, self.masking, self.loss) == ("bell", "bernoulli", "weighted"):
+            raise ValueError(
+                "training_schedule bell with masking bernoulli gives weights without bound; "
+                "use masking exact or loss unweighted"
+            )
         return self
 
 

@@ -76,7 +76,8 @@ def predicted_fraction(config: Config) -> float:
     """Tokens of which logits are computed, over those of the data: the masked part on average, or all."""
     if config.objective.kind == "autoregressive":
         return 1.0
-    masked = 2 / math.pi if config.objective.schedule == "cosine" else 0.5
+    schedule = getattr(config.objective, "training_schedule", None) or config.objective.schedule
+    masked = 2 / math.pi if schedule == "cosine" else 0.5
     return masked + (config.objective.kind == "hybrid")
 
 

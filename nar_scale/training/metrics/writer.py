@@ -42,7 +42,8 @@ _LAYOUT = {
 
 _SWEPT = (
     *("model.dim", "model.depth", "model.max_seq_len"),
-    *("objective.kind", "objective.loss", "objective.schedule", "objective.block_size"),
+    *("objective.kind", "objective.loss", "objective.schedule", "objective.training_schedule"),
+    "objective.block_size",
     *("optimizer.kind", "optimizer.learning_rate", "optimizer.muon_learning_rate", "optimizer.weight_decay"),
     *("schedule.kind", "schedule.warmup_steps", "training.steps", "training.global_batch_size", "training.seed"),
 )

@@ -16,6 +16,7 @@ KINDS = {
     "autoregressive": {"objective.kind": "autoregressive"},
     "masked": {},
     "cosine": {"objective.schedule": "cosine"},
+    "cosine in training": {"objective.training_schedule": "cosine"},
     "self-conditioned": {"objective.self_conditioning": True},
     "blocks": {"objective.kind": "block_diffusion", "objective.block_size": 16},
     "critic": {"objective.self_token_critic": True},
