@@ -1,9 +1,7 @@
 """slurm/train.sbatch: first its control flow, around stand-ins that end as told, then real training on two nodes."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nar_scale.data import prepare
 from tests.distributed.jobs import losses
 
 from .cluster import Cluster
@@ -154,15 +153,22 @@ OVERRIDES = (
 )
 
 
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small corpus."""
+    directory = tmp_path_factory.mktemp("prepared") / "corpus"
+    sizes = {"seq_len": 64, "validation": 0.2}
+    prepare([REPOSITORY / "nar_scale"], directory, include="*.py", workers=1, progress=False, **sizes)
+    return directory
+
+
 class TestTraining:
     @pytest.fixture
-    def submission(self, tmp_path: Path) -> Path:
+    def submission(self, tmp_path: Path, corpus: Path) -> Path:
         """A directory to submit from: the launchers, a configuration and a small corpus."""
         (tmp_path / "launcher").symlink_to(REPOSITORY / "launcher")
         shutil.copy(REPOSITORY / "configs" / "quickstart_nar.yaml", tmp_path / "config.yaml")
-        prepare = ["launcher/prepare.py", "--input", str(REPOSITORY / "nar_scale"), "--include", "*.py"]
-        options = ["--output", "corpus", "--seq-len", "64", "--validation", "0.2"]
-        subprocess.run([sys.executable, *prepare, *options], cwd=tmp_path, env={**os.environ, **self.env()}, check=True)
+        shutil.copytree(corpus, tmp_path / "corpus")
         return tmp_path
 
     def env(self) -> dict[str, str]:
