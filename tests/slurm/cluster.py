@@ -10,7 +10,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 NAMESPACES = ("unshare", "--net", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -64,6 +64,14 @@ def unavailable() -> str | None:
         own_namespace = "unshare --user --map-current-user --keep-caps --mount pytest tests/slurm"
         return f"may not create namespaces: run as root, or as {own_namespace!r}"
     return None
+
+
+def eventually(what: str, condition: Callable[[], bool], timeout: float = 90) -> None:
+    """Wait until a condition holds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {timeout} seconds: {what}"
+        time.sleep(0.1)
 
 
 class Cluster:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from nar_scale.commands.generate import main as generate_command
 from nar_scale.fleet import read_status
 from tests.generation.helpers import export
 
-from .cluster import Cluster
+from .cluster import Cluster, eventually
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "generate.sbatch"
@@ -45,13 +44,6 @@ def submit(cluster: Cluster, submission: Path, *options: str, more: tuple[str, .
 
 def started(submission: Path) -> list[str]:
     return sorted(path.stem.removeprefix("worker-") for path in submission.glob("worker-*.json"))
-
-
-def eventually(what: str, condition, timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"no {what} within {timeout} s"
-        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,13 @@
 
 import shutil
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nar_scale.cluster.attempts import read_attempts
 
-from .cluster import Cluster
+from .cluster import Cluster, eventually
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
@@ -40,13 +38,6 @@ with lease:
         time.sleep(0.1)
 report(Kind.COMPLETE)
 """
-
-
-def eventually(what: str, condition: Callable[[], bool], timeout: float = 90) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {timeout} seconds: {what}"
-        time.sleep(0.1)
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 import shutil
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from nar_scale.cluster.attempts import read_attempts
 from nar_scale.cluster.decision import ATTEMPTS_WITHOUT_STEP
 
-from .cluster import Cluster, unavailable
+from .cluster import Cluster, eventually, unavailable
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
@@ -49,13 +48,6 @@ while scenario == "dead-node" and not os.path.exists("off"):
 report(Kind.PEER_LOST, "the connection to another process was lost")
 sys.exit(1)
 """
-
-
-def eventually(what: str, condition: Callable[[], bool], timeout: float = 90) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {timeout} seconds: {what}"
-        time.sleep(0.1)
 
 
 @pytest.fixture

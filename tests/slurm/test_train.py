@@ -4,7 +4,6 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from nar_scale.data import prepare
 from tests.distributed.jobs import losses
 
-from .cluster import Cluster
+from .cluster import Cluster, eventually
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
@@ -38,13 +37,6 @@ while not os.path.exists(os.environ["NAR_SCALE_STOP_FILE"]):
 time.sleep(int(seen["SLURM_PROCID"]) * float(sys.argv[4]))
 sys.exit(85)
 """
-
-
-def eventually(what: str, condition: Callable[[], bool], timeout: float = 60) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {timeout} seconds: {what}"
-        time.sleep(0.1)
 
 
 class TestControlFlow:
