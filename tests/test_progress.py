@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -103,6 +104,7 @@ def test_ctrl_c_ends_preparation_in_one_line_and_it_goes_on_from_there(tmp_path)
     pid, terminal = pty.fork()
     if pid == 0:  # the leader of a session, whose terminal sends it and its workers SIGINT
         set_width(0)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in the background, such as all tests, ignores it
         os.execv(sys.executable, command)
     seen = b""
     while not re.search(rb"prepare: +[1-9]", seen):  # the first work items are done

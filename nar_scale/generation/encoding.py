@@ -84,8 +84,8 @@ def encode_request(request: Request, model: LoadedModel, length: int) -> list[in
     if request.text is not None:
         if mask_id is None or not fills_gaps:
             raise UserError(
-                f"a model of kind {model.config.objective.kind} cannot fill in the gaps of a text, <mask:N>; give it a "
-                "prompt without gaps"
+                f"a model of kind {model.config.objective.kind} cannot fill in gaps, <mask:N>; give it a 'prompt' "
+                "without any instead of a 'text'"
             )
         tokens = fill_gaps(request.text, _tokenizer(model), mask_id, length)
         if mask_id not in tokens:

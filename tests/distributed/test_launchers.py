@@ -140,7 +140,7 @@ def test_ranks_that_the_command_has_started_stop_when_it_is_asked_to(config: Pat
     overrides = [f"training.run_directory={tmp_path / 'run'}", "training.steps=5000", "checkpoint.every=5000"]
     process = jobs.start([*command, *overrides])
     jobs.wait_for_step(process, tmp_path / "run", 2)
-    process.send_signal(signal.SIGINT)  # to the command alone, as `kill` sends it; Ctrl-C reaches no one else, either
+    process.send_signal(signal.SIGTERM)  # to the command alone, as `docker stop` does; nor does Ctrl-C reach others
     output, _ = process.communicate(timeout=120)
     assert process.returncode == RESUMABLE_EXIT_STATUS, output
     assert "stopped as asked" in output
