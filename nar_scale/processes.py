@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,16 +46,21 @@ def run_until_stopped(command: Sequence[str]) -> int:
     """
     with tempfile.TemporaryDirectory() as directory:
         stop_file = Path(os.environ.get(STOP_FILE_VARIABLE) or Path(directory, "stop"))
-        environment = {**os.environ, STOP_FILE_VARIABLE: str(stop_file)}
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
+        asked_before, started = stop_file.exists(), list[subprocess.Popen[bytes]]()
 
         def stop(*_: Any) -> None:
             if stop_file.exists():
-                os.killpg(process.pid, signal.SIGKILL)
+                for process in started:
+                    with suppress(ProcessLookupError):
+                        os.killpg(process.pid, signal.SIGKILL)
             stop_file.touch()
 
         for number in _STOPPING:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it for SIGHUP
                 signal.signal(number, stop)
-        status = process.wait()
+        environment = {**os.environ, STOP_FILE_VARIABLE: str(stop_file)}
+        started.append(subprocess.Popen(command, env=environment, start_new_session=True))
+        status = started[0].wait()
+        if not asked_before:
+            stop_file.unlink(missing_ok=True)  # or the next run would end at once
     return status if status >= 0 else 128 - status  # as a shell has it for a process that a signal has ended

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -40,3 +41,52 @@ def is_running(process):
             return file.read().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
+
+
+# runs a process that says when it has begun, and ends with 85 once it is asked to stop, or never
+STOPPABLE = """
+import sys
+from nar_scale.processes import run_until_stopped
+sys.exit(run_until_stopped([sys.executable, "-c", sys.argv[1]]))
+"""
+HEEDS = """
+import os, pathlib, sys, time
+print("begun", flush=True)
+while not os.path.exists(os.environ["NAR_SCALE_STOP_FILE"]):
+    time.sleep(0.05)
+sys.exit(85)
+"""
+HEEDS_NOT = HEEDS.replace("sys.exit(85)", "print('asked', flush=True); time.sleep(600)")
+
+
+def begun(script, environment):
+    command = [sys.executable, "-c", STOPPABLE, script]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    assert process.stdout.readline() == "begun\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
+def test_a_signal_asks_by_the_stop_file(number, tmp_path):
+    file = tmp_path / "stop"
+    process = begun(HEEDS, {**os.environ, "NAR_SCALE_STOP_FILE": str(file)})
+    process.send_signal(number)
+    assert process.wait(timeout=60) == 85
+    assert not file.exists()  # the next run is not asked to stop
+
+
+def test_asked_a_second_time_it_kills():
+    environment = {name: value for name, value in os.environ.items() if name != "NAR_SCALE_STOP_FILE"}
+    process = begun(HEEDS_NOT, environment)
+    process.terminate()
+    assert process.stdout.readline() == "asked\n"
+    process.terminate()
+    assert process.wait(timeout=60) == 128 + signal.SIGKILL
+
+
+def test_a_file_that_was_there_before_stays(tmp_path):
+    file = tmp_path / "stop"
+    file.touch()
+    process = begun(HEEDS, {**os.environ, "NAR_SCALE_STOP_FILE": str(file)})
+    assert process.wait(timeout=60) == 85
+    assert file.exists()
