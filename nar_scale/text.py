@@ -1,6 +1,7 @@
 """Text for messages and reports."""
 
 from collections.abc import Iterable
+from reprlib import Repr
 
 
 def printable(name: str) -> str:
@@ -13,6 +14,13 @@ def printable(name: str) -> str:
 
 def _code(letter: str) -> int:
     return ord(letter) - 0xDC00 if "\udc80" <= letter <= "\udcff" else ord(letter)
+
+
+def quoted(text: str, longest: int) -> str:
+    """Return a text in quotes on one line, of so many letters at most: a long one lacks its middle."""
+    shortener = Repr()
+    shortener.maxstring = longest
+    return shortener.repr(text)
 
 
 def integer_ranges(numbers: Iterable[int]) -> list[str]:

@@ -27,10 +27,10 @@ import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from reprlib import Repr
 from typing import Any
 
 from nar_scale.commands.process import Parser
+from nar_scale.text import quoted
 
 SCHEMA = Path(__file__).resolve().parents[1] / "configs" / "schema.json"
 TYPES = {"integer": int, "number": float, "string": str}
@@ -97,16 +97,9 @@ def describe(result: dict[str, Any]) -> str:
     if "error" in result:
         return f"--- {result['number']}: {result['error']}"
     prompt, text = result.get("prompt", ""), result.get("generated", " ".join(map(str, result["tokens"])))
-    asked = f"class {result['class']}, " if "class" in result else f"after {_quoted(prompt)}, " if prompt else ""
+    asked = f"class {result['class']}, " if "class" in result else f"after {quoted(prompt, 40)}, " if prompt else ""
     head = f"--- {result['number']} ({asked}{result['network_calls']} network calls)"
     return f"{head}\n{text if text.startswith(prompt) else prompt + text}"
-
-
-def _quoted(prompt: str) -> str:
-    """A prompt in a line, without its middle if it is long."""
-    shortener = Repr()
-    shortener.maxstring = 40
-    return shortener.repr(prompt)
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

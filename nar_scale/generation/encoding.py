@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from reprlib import Repr
 
 from nar_scale.checkpoint import LoadedModel
 from nar_scale.data import Tokenizer
 from nar_scale.errors import UserError
 from nar_scale.generation.requests.request import GAP, Request
-from nar_scale.text import integer_ranges
+from nar_scale.text import integer_ranges, quoted
 
 _GAP_DIGITS = 12  # a gap of more digits is too long for any model, and is not counted out
 _FAULTS_IN_FULL = 3
@@ -65,7 +64,9 @@ def assign_class(request: Request, num_classes: int | None) -> Request:
     if class_id is None:
         asked = request.prompt if request.text is None else request.text
         if asked is not None:
-            raise UserError(f'the prompt {_quoted(asked)} has no class; add "class": 0..{num_classes - 1} to its line')
+            raise UserError(
+                f'the prompt {quoted(asked, 60)} has no class; add "class": 0..{num_classes - 1} to its line'
+            )
         return replace(request, class_id=request.number % num_classes)
     if not 0 <= class_id < num_classes:
         raise UserError(f"class {class_id} is asked for, which is outside the model's 0..{num_classes - 1}")
@@ -89,12 +90,12 @@ def encode_request(request: Request, model: LoadedModel, length: int) -> list[in
             )
         tokens = fill_gaps(request.text, _tokenizer(model), mask_id, length)
         if mask_id not in tokens:
-            raise UserError(f"the text {_quoted(request.text)} has no <mask> gap to fill in")
+            raise UserError(f"the text {quoted(request.text, 60)} has no <mask> gap to fill in")
         return tokens
     prompt = _tokenizer(model).encode(request.prompt.encode()).tolist() if request.prompt else []
     tokens = model.wrapper.start_from(prompt, length, model.info.decode.end_token)
     if len(tokens) > length or (not fills_gaps and len(tokens) == length):
-        raise _too_long(f"prompt {_quoted(request.prompt or '')}", len(tokens), length)
+        raise _too_long(f"prompt {quoted(request.prompt or '', 60)}", len(tokens), length)
     return tokens
 
 
@@ -109,7 +110,7 @@ def fill_gaps(text: str, tokenizer: Tokenizer, mask_id: int, length: int) -> lis
     sizes = [int(digits[:_GAP_DIGITS]) if digits else 1 for digits in rest[::2]]
     total = sum(sizes) + sum(map(len, known))
     if total > length:
-        raise _too_long(f"text {_quoted(text)}", total, length)
+        raise _too_long(f"text {quoted(text, 60)}", total, length)
     tokens: list[int] = known[0]
     for size, piece in zip(sizes, known[1:]):
         tokens += [mask_id] * size + piece
@@ -125,13 +126,6 @@ def _check_request(request: Request, model: LoadedModel, length: int) -> Request
     except UserError as error:
         return replace(request, fault=str(error))
     return request
-
-
-def _quoted(text: object) -> str:
-    """A text in quotes, without its middle if it is long."""
-    shortener = Repr()
-    shortener.maxstring = 60
-    return shortener.repr(text)
 
 
 def _too_long(prompt: str, tokens: int, length: int) -> UserError:
