@@ -66,6 +66,14 @@ def unavailable() -> str | None:
     return None
 
 
+def write_submission(directory: Path, trainer: str) -> Path:
+    """A directory to submit training jobs from, whose trainer stands in for the real one, with a configuration."""
+    (directory / "launcher").mkdir()
+    (directory / "launcher" / "train.py").write_text(trainer)
+    shutil.copy(Path(__file__).parents[2] / "configs" / "quickstart_nar.yaml", directory / "config.yaml")
+    return directory
+
+
 def eventually(what: str, condition: Callable[[], bool], timeout: float = 90) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + timeout

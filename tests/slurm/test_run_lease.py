@@ -1,6 +1,5 @@
 """One job at a time trains in a run directory, on a real cluster whose nodes cannot see each other's processes."""
 
-import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import pytest
 
 from nar_scale.cluster.attempts import read_attempts
 
-from .cluster import Cluster, eventually
+from .cluster import Cluster, eventually, write_submission
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
@@ -42,10 +41,7 @@ report(Kind.COMPLETE)
 
 @pytest.fixture
 def submission(tmp_path: Path) -> Path:
-    (tmp_path / "launcher").mkdir()
-    (tmp_path / "launcher" / "train.py").write_text(STAND_IN)
-    shutil.copy(REPOSITORY / "configs" / "quickstart_nar.yaml", tmp_path / "config.yaml")
-    return tmp_path
+    return write_submission(tmp_path, STAND_IN)
 
 
 def submit(cluster: Cluster, submission: Path) -> str:

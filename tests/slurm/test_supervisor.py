@@ -1,6 +1,5 @@
 """What becomes of a job that has lost ranks, nodes or SLURM's controller, on a real cluster, with stand-in ranks."""
 
-import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ import pytest
 from nar_scale.cluster.attempts import read_attempts
 from nar_scale.cluster.decision import ATTEMPTS_WITHOUT_STEP
 
-from .cluster import Cluster, eventually, unavailable
+from .cluster import Cluster, eventually, unavailable, write_submission
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
@@ -52,10 +51,7 @@ sys.exit(1)
 
 @pytest.fixture
 def submission(tmp_path: Path) -> Path:
-    (tmp_path / "launcher").mkdir()
-    (tmp_path / "launcher" / "train.py").write_text(STAND_IN)
-    shutil.copy(REPOSITORY / "configs" / "quickstart_nar.yaml", tmp_path / "config.yaml")
-    return tmp_path
+    return write_submission(tmp_path, STAND_IN)
 
 
 def submit(cluster: Cluster, submission: Path, scenario: str, options: tuple[str, ...] = TWO_NODES, **more: str) -> str:
