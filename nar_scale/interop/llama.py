@@ -77,6 +77,7 @@ def _refusals(net: TransformerWrapper) -> list[tuple[bool, str]]:
         (feedforward.activation is not F.silu, f"feedforward {kind}, only swiglu"),
         (feedforward.to_out.bias is not None, "feedforward_bias"),
         (isinstance(block.attention.query_norm, nn.RMSNorm), "qk_norm"),
+        (block.attention.to_queries.bias is not None, "qk_bias"),
         (rotary is None, "learned positions, only rotary ones"),
         (rotary is not None and rotary.dim != stack.dim_head, f"rotary_dim other than dim_head {stack.dim_head}"),
         (stack.dim % stack.heads != 0, f"dim {stack.dim} that heads {stack.heads} do not divide"),

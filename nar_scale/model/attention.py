@@ -28,6 +28,7 @@ class Attention(nn.Module):
         output_scale: scale of the output projection's initial values.
         dim_context: width of what keys and values are made of; `dim` if not given.
         norm_eps: of the query and key norms; 1e-6 if not given.
+        biases: of queries and of keys, their values at first, of all heads one after the other; none if not given.
     """
 
     def __init__(
@@ -41,11 +42,13 @@ class Attention(nn.Module):
         output_scale: float,
         dim_context: int | None = None,
         norm_eps: float | None = None,
+        biases: tuple[list[float], list[float]] | None = None,
     ):
         super().__init__()
         self.heads, self.kv_heads, self.dim_head, self.dropout = heads, kv_heads, dim_head, dropout
-        self.to_queries = Linear(dim, heads * dim_head)
-        self.to_keys = Linear(dim_context or dim, kv_heads * dim_head)
+        query_bias, key_bias = biases or (False, False)
+        self.to_queries = Linear(dim, heads * dim_head, bias=query_bias)
+        self.to_keys = Linear(dim_context or dim, kv_heads * dim_head, bias=key_bias)
         self.to_values = Linear(dim_context or dim, kv_heads * dim_head)
         self.to_out = Linear(heads * dim_head, dim, output_scale)
         self.query_norm = make_norm("rmsnorm", dim_head, norm_eps) if qk_norm else nn.Identity()

@@ -23,20 +23,23 @@ def draw_normal(weight: Tensor, std: float) -> None:
 
 
 class Linear(nn.Linear):
-    """A projection drawn from N(0, scale^2 / (3 * in_features)), with a bias of 0 or none.
+    """A projection drawn from N(0, scale^2 / (3 * in_features)), with a bias of 0, of given values, or none.
 
     With `scale` = 1 this is the variance of torch's own default. Projections that end in the residual stream
     of a stack of `depth` blocks use `scale` = 1 / sqrt(2 depth) (GPT-2), so that its variance does not grow.
     """
 
-    def __init__(self, in_features: int, out_features: int, scale: float = 1.0, bias: bool = False):
-        self.scale = scale
-        super().__init__(in_features, out_features, bias=bias)
+    def __init__(self, in_features: int, out_features: int, scale: float = 1.0, bias: bool | list[float] = False):
+        self.scale, self.first_bias = scale, bias
+        super().__init__(in_features, out_features, bias=bool(bias))
 
     def reset_parameters(self) -> None:
         """Draw the weight anew."""
         draw_normal(self.weight, std=self.scale * (3 * self.in_features) ** -0.5)
-        if self.bias is not None:
+        if isinstance(self.first_bias, list):
+            with torch.no_grad():
+                self.bias.copy_(self.bias.new_tensor(self.first_bias))
+        elif self.first_bias:
             nn.init.zeros_(self.bias)
 
 

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 from nar_scale.errors import ConfigError
 from nar_scale.model.attention import Attention
 from nar_scale.model.attention_mask import Rule, Visibility
+from nar_scale.model.distance_bias import near_biases
 from nar_scale.model.kv_cache import KeyValueCache
 from nar_scale.model.layers import FeedForward, FeedForwardName, NormName, Rotary, hidden_width, make_norm
 from nar_scale.model.sequence_parallel import WHOLE, SequenceParallelContext
@@ -98,6 +99,7 @@ class AttentionLayers(nn.Module):
         rotary_interpolation_factor: divides positions, to run on longer sequences (arXiv:2306.15595).
         rotary_base_rescale_factor: NTK-aware scaling, for the same end.
         qk_norm: normalise queries and keys.
+        qk_bias: give queries and keys of self-attention biases, with which each head looks at near tokens at first.
         window: a token attends to those less than this many tokens away.
         cross_attend: attend to a context after each self-attention.
         dim_context: width of the context; `dim` if not given.
@@ -134,6 +136,7 @@ class AttentionLayers(nn.Module):
         rotary_interpolation_factor: float = 1.0,
         rotary_base_rescale_factor: float = 1.0,
         qk_norm: bool = False,
+        qk_bias: bool = False,
         window: int | None = None,
         cross_attend: bool = False,
         dim_context: int | None = None,
@@ -155,16 +158,12 @@ class AttentionLayers(nn.Module):
             raise ConfigError(f"rotary positions need an even {wanted}, not {rotary_dim}")
         if rotary and rotary_base_rescale_factor != 1 and rotary_dim <= 2:
             raise ConfigError(f"rotary_base_rescale_factor needs more than {rotary_dim} rotated channels")
-        if activation_checkpointing not in get_args(Checkpointing):
-            raise ConfigError(
-                f"activation_checkpointing must be none, full or selective, not {activation_checkpointing!r}"
-            )
-        if norm not in get_args(NormName):
-            raise ConfigError(f"norm must be rmsnorm or layernorm, not {norm!r}")
-        if feedforward not in get_args(FeedForwardName):
-            raise ConfigError(f"feedforward must be swiglu, geglu or gelu, not {feedforward!r}")
-        if attention_kernel not in get_args(AttentionKernel):
-            raise ConfigError(f"attention_kernel must be sdpa or flex, not {attention_kernel!r}")
+        if qk_bias and not rotary:
+            raise ConfigError("qk_bias needs rotary positions")
+        _check_choice("activation_checkpointing", activation_checkpointing, Checkpointing)
+        _check_choice("norm", norm, NormName)
+        _check_choice("feedforward", feedforward, FeedForwardName)
+        _check_choice("attention_kernel", attention_kernel, AttentionKernel)
         if attention_kernel == "flex" and dropout:
             raise ConfigError("attention_kernel flex has no attention dropout; use sdpa or dropout 0")
         if window is not None and window < 1:
@@ -179,10 +178,11 @@ class AttentionLayers(nn.Module):
         attention = partial(
             Attention, dim, heads, kv_heads, dim_head, qk_norm, dropout, output_scale, norm_eps=norm_eps
         )
+        biases = near_biases(self.rotary, dim_head, heads, kv_heads, self.causal) if qk_bias and self.rotary else None
         hidden = feedforward_dim or hidden_width(dim, feedforward_mult, feedforward)
         self.blocks = nn.ModuleList(
             Block(
-                attention=attention(),
+                attention=attention(biases=biases),
                 cross_attention=attention(dim_context=dim_context) if cross_attend else None,
                 feedforward=FeedForward(dim, hidden, feedforward, feedforward_bias, dropout, output_scale),
                 norm=partial(make_norm, norm, dim, norm_eps),
@@ -304,6 +304,12 @@ class AttentionLayers(nn.Module):
         if self.activation_checkpointing == "selective":
             settings["context_fn"] = partial(create_selective_checkpoint_contexts, _KEPT)
         return partial(checkpoint, block, **settings)
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    *others, last = get_args(choices)
+    if value not in (*others, last):
+        raise ConfigError(f"{name} must be {', '.join(others)} or {last}, not {value!r}")
 
 
 class Encoder(AttentionLayers):

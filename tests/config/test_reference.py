@@ -38,6 +38,7 @@ FIXED = {
     "model.rotary_interpolation_factor",
     "model.rotary_base_rescale_factor",
     "model.qk_norm",
+    "model.qk_bias",
     "model.window",
     "model.embedding_std",
     "model.tie_embeddings",
@@ -82,7 +83,7 @@ FREE_TEXT = {
 
 
 def test_every_key_is_there_once():
-    assert len(config_reference()) == len(KEYS) == 163
+    assert len(config_reference()) == len(KEYS) == 164
     assert {path for path in KEYS if "." not in path} == set(Config.model_fields)
     assert {"data.sources.*.weight", "training.batch_size_warmup.*.from_step", "schedule.decay_fraction"} <= set(KEYS)
 

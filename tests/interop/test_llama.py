@@ -128,6 +128,7 @@ REFUSED = {
     "feedforward geglu": {"feedforward": "geglu"},
     "feedforward_bias": {"feedforward_bias": True},
     "qk_norm": {"qk_norm": True},
+    "qk_bias": {"qk_bias": True},
     "learned positions": {"rotary": False},
     "rotary_dim": {"rotary_dim": 4},
     "dim 16 that heads 3 do not divide": {"heads": 3, "dim_head": 4},

@@ -292,6 +292,7 @@ def test_a_weight_without_counterpart_is_named(change, named):
         (Encoder, {"window": 3, "norm_eps": 1e-24}, ["window", "Encoder"]),
         (Decoder, {"window": 3, "cross_attend": True, "norm_eps": 1e-24}, ["window", "cross_attend"]),
         (Decoder, {"rotary_dim": 2, "norm_eps": 1e-24}, ["rotary_dim 2"]),
+        (Encoder, {"qk_bias": True, "norm_eps": 1e-24}, ["qk_bias"]),
         (Decoder, {"rotary_interpolation_factor": 0.5, "norm_eps": 1e-24}, ["rotary_interpolation_factor 0.5"]),
         (Decoder, {}, ["norm_eps 1e-06", 1e-24]),
         (Decoder, {"norm": "layernorm", "norm_eps": 1e-5, "qk_norm": True}, ["norm_eps 1e-05", 1e-24]),

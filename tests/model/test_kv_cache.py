@@ -11,6 +11,7 @@ NETS = {
     "rotary": {},
     "learned_positions": {"rotary": False},
     "grouped_and_normed": {"kv_heads": 1, "qk_norm": True},
+    "biased": {"qk_bias": True},
     "window": {"window": 4},
 }
 every_net = pytest.mark.parametrize("options", NETS.values(), ids=NETS)

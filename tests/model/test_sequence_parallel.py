@@ -60,7 +60,7 @@ DOCUMENTS = torch.tensor([0, 0, 0, 0, 0, 1, 1, 2, 2, 2, 2, 3]).expand(3, N)
     ("options", "arguments"),
     [
         ({}, {}),
-        ({"kv_heads": 1, "qk_norm": True}, {}),
+        ({"kv_heads": 1, "qk_norm": True, "qk_bias": True}, {}),
         ({"kv_heads": 2}, {"mask": LENGTHS}),
         ({"rotary": False, "window": 3}, {}),
         ({"window": 5, "attention_kernel": "flex", "kv_heads": 2}, {"documents": DOCUMENTS}),

@@ -10,7 +10,7 @@ N = 9
 LAYERS = {
     "plain": {},
     "learned": {"rotary": False},
-    "grouped": {"heads": 4, "kv_heads": 2, "qk_norm": True},
+    "grouped": {"heads": 4, "kv_heads": 2, "qk_norm": True, "qk_bias": True},
     "layernorm": {"norm": "layernorm", "feedforward": "gelu"},
     "geglu": {"feedforward": "geglu", "tie_embedding": True},
 }

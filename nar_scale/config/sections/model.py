@@ -82,6 +82,11 @@ class ModelConfig(Section):
         default=False,
         description="Normalise queries and keys, which keeps attention logits small.",
     )
+    qk_bias: Annotated[bool, FixedOnResume()] = Field(
+        default=False,
+        description="Biases of queries and keys, which rotary positions make a learned bias of distance; each head "
+        "looks at one of the nearest tokens at first. Short runs of small models learn more with it.",
+    )
     window: Annotated[PositiveInt | None, FixedOnResume(), Unit("tokens")] = Field(
         default=None,
         description="Sliding window: a token attends to those less than this many positions away; to all if not given.",

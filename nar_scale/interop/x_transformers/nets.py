@@ -199,6 +199,7 @@ def _layer_refusals(layers: LayerOptions, causal: bool) -> list[tuple[bool, str]
 def _export_refusals(net: TransformerWrapper, ignore_norm_eps: bool) -> list[tuple[bool, str]]:
     stack = net.attn_layers
     windowed = stack.window is not None
+    block: Any = stack.blocks[0]
     factor = stack.rotary.interpolation_factor if stack.rotary is not None else 1.0
     expected = {nn.RMSNorm: RMS_NORM_EPS, nn.LayerNorm: LAYER_NORM_EPS}
     norms = [module for module in net.modules() if isinstance(module, (nn.RMSNorm, nn.LayerNorm))]
@@ -209,6 +210,7 @@ def _export_refusals(net: TransformerWrapper, ignore_norm_eps: bool) -> list[tup
         (windowed and not stack.causal, "window in an Encoder: x-transformers limits the past alone"),
         (windowed and stack.cross_attend, "window with cross_attend: x-transformers limits the context too"),
         (stack.rotary is not None and stack.rotary.dim == 2, "rotary_dim 2: x-transformers divides by rotary_dim - 2"),
+        (block.attention.to_queries.bias is not None, "qk_bias: x-transformers has none"),
         (factor < 1, f"rotary_interpolation_factor {factor}: x-transformers takes 1 and above"),
         (
             bool(differences) and not ignore_norm_eps,
