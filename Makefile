@@ -68,10 +68,11 @@ data/python_stdlib/dataset.json: | $(INSTALLED)
 test: $(INSTALLED)  ## all tests, on two cores at most 20 minutes
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
-check: $(INSTALLED)  ## formatter, linter and types, without changing anything
+check: $(INSTALLED)  ## formatter, linters and types, without changing anything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/shellcheck slurm/*.sbatch tests/slurm/*.sh benchmarks/*.sh
 
 docs: $(INSTALLED)  ## the documentation as a site, in site/
 	$(BIN)/mkdocs build --strict --quiet

@@ -1,11 +1,16 @@
 """What ranks hold and send under ZeRO 0 to 3, on 1, 2 and 4 processes of this machine, beside what a plan says.
 
-python -m benchmarks.scaling [--ranks 1 2 4] [--json FILE]
+python -m benchmarks.scaling [--ranks 1 2 4] [--steps 2] [--json FILE]
 
 Bytes are counted, so that they do not depend on the machine: those of tensors in each process, and those that its TCP
 connections have sent. Gradients are those between two micro-batches, when ZeRO 2 has freed its buckets. Gloo reduces
 and scatters by an all-reduce, which sends twice what NCCL does; the plan's figure is doubled accordingly. `released` is
-ZeRO 3 as with a large model, of which weights are gathered for the backward pass again. Times are of the last step.
+ZeRO 3 as with a large model, of which weights are gathered for the backward pass again.
+
+Times are medians over all steps but the first, of the slowest rank: `--steps 40`, on a machine that does nothing else.
+The plan has no figure for CPUs. Beside the time is its ratio to that of the same case on one process, measured and of
+the work alone, which is the number of processes that share a core: each rank computes as much, whatever the number of
+ranks. What is above that is the exchange.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import json
 import multiprocessing
 import os
 import socket
+import statistics
 import struct
 import sys
 import tempfile
@@ -85,7 +91,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Measured:
-    """Bytes that a rank holds and sends in a step, or is planned to, and the seconds of the last step."""
+    """Bytes that a rank holds and sends in a step, or is planned to, and its median seconds for a step."""
 
     weights: float
     masters: float
@@ -116,8 +122,8 @@ def planned(case: Case, ranks: int) -> Measured:
     )
 
 
-def measure(case: Case, world: World) -> Measured:
-    """Train for some steps on random tokens, and count; all ranks take part."""
+def measure(case: Case, world: World, steps: int) -> Measured:
+    """Train for some steps on random tokens, count and take the time; all ranks take part."""
     config = case.config(world.size)
     resolved = resolve_deepspeed_config(config, world.size)
     torch.manual_seed(0)
@@ -125,8 +131,9 @@ def measure(case: Case, world: World) -> Measured:
     with sharded_initialization(resolved):
         wrapper = build_wrapper(config, VOCABULARY)
     engine = build_engine(wrapper, config, resolved, world)
-    gradients = seconds = sent = 0.0
-    for step in range(STEPS):
+    gradients = sent = 0.0
+    seconds = []
+    for step in range(steps):
         engine.set_learning_rates(1.0)
         world.barrier()
         start, sent_before = time.perf_counter(), _bytes_sent()
@@ -138,12 +145,12 @@ def measure(case: Case, world: World) -> Measured:
                 rest = _alive() | _storages(p.grad for p in wrapper.parameters() if p.grad is not None)
                 gradients = _total({each: size for each, size in rest.items() if each not in known | before.keys()})
         engine.step()
-        seconds = time.perf_counter() - start
+        seconds.append(time.perf_counter() - start)
         world.barrier()
         sent = _bytes_sent() - sent_before
     held = _by_kind(engine)
     weights, masters, moments = (_total(held[kind]) for kind in ("weights", "masters", "moments"))
-    return Measured(weights, masters, moments, gradients, sent, seconds)
+    return Measured(weights, masters, moments, gradients, sent, statistics.median(seconds[1:]))
 
 
 def _forward_and_backward(engine: ZeroEngine, last: bool) -> None:
@@ -204,19 +211,19 @@ def _bytes_sent() -> int:
     return total
 
 
-def _rank(rank: int, ranks: int, port: int, cases: list[Case], path: Path) -> None:
+def _rank(rank: int, ranks: int, port: int, cases: list[Case], steps: int, path: Path) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_WORLD_SIZE=str(ranks))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     silence_libraries()
     world = connect()
     initialize_deepspeed()
-    results = [world.gather(measure(case, world)) for case in cases]
+    results = [world.gather(measure(case, world, steps)) for case in cases]
     if world.is_main:
         path.write_text(json.dumps([[asdict(each) for each in of_ranks] for of_ranks in results]))
     disconnect()
 
 
-def run(ranks: int, cases: list[Case]) -> list[list[Measured]]:
+def run(ranks: int, cases: list[Case], steps: int) -> list[list[Measured]]:
     """What each rank measures, for each case, in one start of so many processes."""
     with tempfile.TemporaryDirectory() as directory, socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -224,7 +231,7 @@ def run(ranks: int, cases: list[Case]) -> list[list[Measured]]:
         listener.close()
         path = Path(directory) / "results.json"
         fork = multiprocessing.get_context("fork")  # what is imported is shared
-        processes = [fork.Process(target=_rank, args=(rank, ranks, port, cases, path)) for rank in range(ranks)]
+        processes = [fork.Process(target=_rank, args=(rank, ranks, port, cases, steps, path)) for rank in range(ranks)]
         for process in processes:
             process.start()
         for process in processes:
@@ -237,28 +244,33 @@ def run(ranks: int, cases: list[Case]) -> list[list[Measured]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], metavar="N", help="processes of each start")
+    parser.add_argument("--steps", type=int, default=STEPS, metavar="N", help="of each case, the first not timed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all ranks' measurements there")
     arguments = parser.parse_args()
+    if arguments.steps < 2:
+        parser.error("--steps: at least 2, as the first is not timed")
     os.environ["DS_ACCELERATOR"] = "cpu"
     torch.set_num_threads(1)
+    cores = len(os.sched_getaffinity(0))
     kinds = ("weights", "masters", "moments", "gradients", "sent")
     found: dict[str, Any] = {}
-    print("kB of a rank, measured / planned")
-    print(f"{'':28}" + "".join(f"{kind:>18}" for kind in kinds) + f"{'s a step':>10}")
+    alone: dict[Case, float] = {}
+    print("kB of a rank, measured / planned; seconds of a step; ratio to one process, measured / of the work alone")
+    print(f"{'':28}" + "".join(f"{kind:>18}" for kind in kinds) + f"{'s a step':>10}{'ratio':>14}")
     for ranks in arguments.ranks:
-        for case, of_ranks in zip(CASES, run(ranks, CASES)):
+        for case, of_ranks in zip(CASES, run(ranks, CASES, arguments.steps)):
             plan = planned(case, ranks)
             found[f"{ranks} x {case.name}"] = {
                 "planned": asdict(plan),
                 "measured": [asdict(each) for each in of_ranks],
             }
             cells = [f"{getattr(of_ranks[0], kind) / 1e3:.1f} / {getattr(plan, kind) / 1e3:.1f}" for kind in kinds]
-            print(
-                f"{ranks} x {case.name:<24}"
-                + "".join(f"{cell:>18}" for cell in cells)
-                + f"{of_ranks[0].seconds:10.3f}",
-                flush=True,
-            )
+            seconds = max(each.seconds for each in of_ranks)
+            if ranks == 1:
+                alone[case] = seconds
+            ratio = f"{seconds / alone[case]:.2f} / {max(1.0, ranks / cores):.2f}" if case in alone else "-"
+            row = "".join(f"{cell:>18}" for cell in cells)
+            print(f"{ranks} x {case.name:<24}{row}{seconds:10.4f}{ratio:>14}", flush=True)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0

@@ -96,7 +96,7 @@ def test_hooks_run_the_tools_of_the_environment():
     entries = [hook["entry"].split() for repository in hooks for hook in repository["hooks"]]
     assert [entry[0] for entry in entries] == [".venv/bin/ruff", ".venv/bin/ruff", ".venv/bin/mypy", ".venv/bin/python"]
     checked = make("--dry-run", "check")
-    assert all(f".venv/bin/{tool}" in checked for tool in ("ruff format", "ruff check", "mypy"))
+    assert all(f".venv/bin/{tool}" in checked for tool in ("ruff format", "ruff check", "mypy", "shellcheck"))
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")

@@ -26,6 +26,7 @@ start_node() {
     nsenter --net="$namespace" ip address add "10.77.0.$number/24" dev eth0
     nsenter --net="$namespace" ip link set eth0 up
     # bash stays process 1 of the node: it reaps the orphans of jobs, slurmd would not
+    # shellcheck disable=SC2016 # the inner shell expands it
     nsenter --net="$namespace" unshare --mount --uts --pid --fork --kill-child --mount-proc bash -c \
         'hostname "$0"; slurmd -D -N "$0" & wait' "n$number" </dev/null >"log/n$number.out" 2>&1 &
     echo $! >"n$number.pid"

@@ -182,6 +182,12 @@ class TestTraining:
         cluster.run("scancel", "--batch", "--signal=USR1", interrupted)
         cluster.wait(interrupted, timeout=180)
         assert cluster.show(interrupted)["Restarts"] == "1", cluster.output(interrupted)
+        log = (submission / "interrupted" / "events.jsonl").read_text().splitlines()
+        first, second = (event["text"] for event in map(json.loads, log) if event["kind"] == "attempts")
+        assert f"job {interrupted}, attempt 0 on n[1-2]" in first
+        assert f"job {interrupted}, attempt 0 on n[1-2]" in second  # as it has ended, and the one that begins
+        assert f"job {interrupted}, attempt 1 on n[1-2]" in second
+        assert ": saved" in second
 
         straight = self.submit(
             cluster, submission, "straight", ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1")

@@ -19,7 +19,7 @@ def status_of(directory, seconds):
         try:
             os.environ.update({ATTEMPT_DIRECTORY_VARIABLE: str(directory), "RANK": "0", "WORLD_SIZE": "10"})
             set_up_logging()
-            module._TELL_SECONDS, module._LONGEST_SECONDS, module._SECONDS_A_RANK = 0.1, 0.5, 0.05
+            module._TELL_SECONDS, module._LONGEST_SECONDS, module._LOOK_UPS_A_SECOND = 0.1, 0.5, 200.0
             with first_exchange("the check of the nodes", 10):
                 time.sleep(seconds)
             os._exit(0)
