@@ -114,7 +114,7 @@ def _draw_by_fraction(axes: Axes, report: Report) -> None:
         losses = model.likelihood.by_masked_fraction
         if losses:
             edges = [map(float, name.removeprefix("masked_").split("_to_")) for name in losses]
-            labels = ["–".join(f"{100 * edge:.0f}" for edge in pair) for pair in edges]
+            labels = ["-".join(f"{100 * edge:.0f}" for edge in pair) for pair in edges]
             nats = [loss.nats_per_token for loss in losses.values()]
             # of samples, the legend has the names from their charts
             label = model.name if report.validation_text is None else None

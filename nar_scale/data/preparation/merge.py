@@ -159,8 +159,8 @@ def _report(plan: Plan, records: Records, info: DatasetInfo) -> None:
     validation = info.splits.get("validation")
     if validation is not None and validation.samples < FEW_VALIDATION_SAMPLES:
         logger.info(
-            "few validation samples: %s, %s tokens, over which a likelihood says little; give at least %d (--validation "
-            "takes more of the input, --validation-input documents of their own)",
+            "few validation samples: %s, %s tokens, over which a likelihood says little; give at least %d "
+            "(--validation takes more of the input, --validation-input documents of their own)",
             validation.samples,
             f"{validation.tokens:,}",
             FEW_VALIDATION_SAMPLES,
