@@ -101,6 +101,16 @@ def test_the_package_is_imported_in_no_time():
     assert "NonAutoregressiveWrapper" in result.stdout
 
 
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_errors_begin_with_the_name_of_the_command_however_it_is_started(script):
+    by_console = console(script, "--no-such-option")
+    by_script = start(str(LAUNCHER / f"{script}.py"), "--no-such-option")
+    assert by_console.returncode == by_script.returncode == 2
+    assert by_console.stderr == by_script.stderr
+    assert by_console.stderr.startswith(f"{script}: error: ")
+    assert by_console.stderr.count("\n") == 1
+
+
 def start(*command: str, **environment: str) -> "CompletedProcess[str]":
     """Start Python without the path to this repository."""
     inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -162,7 +162,7 @@ def test_an_interruption_is_one_line_and_a_status(kept, capsys, monkeypatch):
         raise KeyboardInterrupt(*kept)
 
     assert exit_status(interrupted) == 130
-    assert_names(capsys.readouterr().err.removesuffix("\n"), "nar-scale prepare", "interrupted", *kept)
+    assert_names(capsys.readouterr().err.removesuffix("\n"), "prepare", "interrupted", *kept)
 
 
 def test_items_come_through_as_they_are():

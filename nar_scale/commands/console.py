@@ -39,7 +39,7 @@ def main() -> None:
         parser.print_help()
         sys.exit(2)
     command = parser.parse_args(sys.argv[1:2]).command
-    sys.argv = [f"nar-scale {command}", *sys.argv[2:]]  # the name that help and errors of the command begin with
+    sys.argv = [f"nar-scale {command}", *sys.argv[2:]]  # the name that the help of the command begins with
     run_command(_MODULES.get(command, command))
 
 

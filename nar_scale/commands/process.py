@@ -26,7 +26,17 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}; see --help\n")
+        self.exit(2, f"{command_name(self.prog)}: error: {message}; see --help\n")
+
+
+def command_name(program: str) -> str:
+    """What the messages of a command begin with: `generate`, as `nar-scale generate` and as launcher/generate.py.
+
+    Args:
+        program: as usage names it, or a path; subcommands behind it are left out.
+    """
+    name = Path(program).name.removeprefix("nar-scale ")
+    return name.partition(" ")[0].removesuffix(".py")
 
 
 def run_command(name: str) -> None:
@@ -69,7 +79,7 @@ def exit_status(main: Callable[[], int], ranks: bool = False) -> int:
     except KeyboardInterrupt as interrupt:
         kept = f"; {interrupt}" if interrupt.args else ""
         start = "\n" if sys.stderr.isatty() else ""  # the terminal has written ^C
-        sys.stderr.write(f"{start}{Path(sys.argv[0]).stem}: interrupted{kept}\n")
+        sys.stderr.write(f"{start}{command_name(sys.argv[0])}: interrupted{kept}\n")
         return INTERRUPTED
     except SystemExit as end:
         if not isinstance(end.code, str):
@@ -77,7 +87,7 @@ def exit_status(main: Callable[[], int], ranks: bool = False) -> int:
         problem = end.code
     if ranks:
         _wait_for_first_rank()
-    sys.stderr.write(f"{Path(sys.argv[0]).stem}: error: {problem}\n")
+    sys.stderr.write(f"{command_name(sys.argv[0])}: error: {problem}\n")
     return 2
 
 

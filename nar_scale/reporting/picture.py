@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from nar_scale.errors import UserError
 from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy
-from nar_scale.reporting.markdown import fraction_label
 from nar_scale.reporting.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 _MARKERS = "osD^vP*X"
+_ROW = (10.5, 4.3)  # inches
+_SMALL = 10  # points
+_LOGARITHMIC_FROM, _DECADE = 3.0, 20.0  # largest over smallest value
+_EVALUATED_TEXT = "evaluated text"
 _Cost = Callable[[FrontierPoint], float]
 _Quality = Callable[[TextQuality], float]
 
@@ -29,15 +33,28 @@ def draw_picture(report: Report) -> bytes:
         UserError: matplotlib is not installed.
     """
     figure_of = import_figure()
+    from matplotlib import rc_context
+
     rows = 1 if report.validation_text is None else 3
-    figure = figure_of(figsize=(13, 4.2 * rows), layout="constrained", dpi=110)
-    axes = figure.subplots(rows, 2, squeeze=False)
-    _draw_likelihoods(axes[0, 0], report)
-    _draw_by_fraction(axes[0, 1], report)
-    if report.validation_text is not None:
-        _draw_samples(axes[1:].flatten(), report, report.validation_text)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
+    with rc_context(
+        {
+            "font.size": 12,
+            "axes.titlesize": 13,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.alpha": 0.3,
+            "lines.linewidth": 1.6,
+        }
+    ):
+        figure = figure_of(figsize=(_ROW[0], _ROW[1] * rows), layout="constrained", dpi=110)
+        axes = figure.subplots(rows, 2, squeeze=False)
+        _draw_likelihoods(axes[0, 0], report)
+        _draw_by_fraction(axes[0, 1], report)
+        if report.validation_text is not None:
+            _draw_samples(axes[1:].flatten(), report, report.validation_text)
+        _add_legend(figure)
+        stream = io.BytesIO()
+        figure.savefig(stream, format="png")
     return stream.getvalue()
 
 
@@ -54,6 +71,19 @@ def import_figure() -> Any:
             f"the picture of a report needs an optional package ({error.name}): pip install 'nar_scale[report]'"
         ) from error
     return Figure
+
+
+def _add_legend(figure: Figure) -> None:
+    """One legend for all charts, above them: a name means the same in each."""
+    named = {}
+    for each in figure.axes:
+        handles, labels = each.get_legend_handles_labels()
+        for handle, label in zip(handles, labels):
+            named[label] = handle  # the later charts have the markers of the samplers
+    if named:
+        last = named.pop(_EVALUATED_TEXT, None)
+        named |= {} if last is None else {_EVALUATED_TEXT: last}
+        figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=4, frameon=False)
 
 
 def _draw_likelihoods(axes: Axes, report: Report) -> None:
@@ -73,7 +103,8 @@ def _draw_likelihoods(axes: Axes, report: Report) -> None:
     bars = axes.barh(names, values, xerr=errors, color=colours, height=0.6)
     axes.bar_label(bars, fmt="%.3f", padding=4)
     axes.invert_yaxis()
-    axes.margins(x=0.15)
+    axes.margins(x=0.18)
+    axes.grid(axis="y", visible=False)
     axes.set_xlabel("bits/byte" if in_bytes else "nats/token")
     axes.set_title(f"likelihood of the {report.split} text (≤: upper bound)")
 
@@ -82,41 +113,41 @@ def _draw_by_fraction(axes: Axes, report: Report) -> None:
     for model, colour in zip(report.models, _cycle(_COLOURS, len(report.models))):
         losses = model.likelihood.by_masked_fraction
         if losses:
-            labels = [fraction_label(name) for name in losses]
+            edges = [map(float, name.removeprefix("masked_").split("_to_")) for name in losses]
+            labels = ["-".join(f"{100 * edge:.0f}" for edge in pair) for pair in edges]
             nats = [loss.nats_per_token for loss in losses.values()]
-            axes.plot(labels, nats, marker="o", color=colour, label=model.name)
+            # of samples, the legend has the names from their charts
+            label = model.name if report.validation_text is None else None
+            axes.plot(labels, nats, marker="o", color=colour, label=label)
     if not axes.lines:
         axes.set_axis_off()
         return
-    axes.set_xlabel("fraction that is masked")
+    axes.set_xlabel("tokens that are masked, %")
     axes.set_ylabel("nats/token")
     axes.set_title("cross-entropy of masked tokens")
-    axes.legend()
 
 
 def _draw_samples(axes: Sequence[Axes], report: Report, text: TextQuality) -> None:
     measured = _measured(report, text)
     frontiers, (by_calls, by_time, *empty) = axes[: len(measured)], axes[len(measured) :]
     for each, (label, quality) in zip(frontiers, measured.items()):
-        _draw_frontier(each, report, quality, label, text)
-        each.set_title(f"{label} and diversity, along temperatures")
+        _draw_frontier(each, report, quality, text)
+        each.set_ylabel(label)
+        each.set_title(f"{label} and diversity,\nalong temperatures (numbers: steps)")
     for each in empty:
         each.set_axis_off()
-    handles, labels = frontiers[0].get_legend_handles_labels()
-    beside = (0.0 if empty else 1.01, 0.5)  # no place in the charts is free
-    (empty or frontiers)[-1].legend(handles, labels, fontsize=8, loc="center left", bbox_to_anchor=beside)
     label, quality = next(iter(measured.items()))
     _draw_cost(by_calls, report, lambda point: point.tokens_per_call, quality, text)
     by_calls.set_xlabel("tokens a network call")
     _draw_cost(by_time, report, lambda point: point.tokens_per_second, quality, text)
     by_time.set_xlabel(f"tokens/s ({report.machine})")
-    for each in (by_calls, by_time):
-        _use_powers(each, "x")
+    for each, cost in ((by_calls, "network calls"), (by_time, "time")):
+        _spread(each, "x")
         each.set_ylabel(label)
-        each.set_title("at the entropy nearest to that of the text (numbers: steps)")
+        each.set_title(f"{label} and {cost},\nat the text's entropy (numbers: steps)")
     if report.reference is not None:
         for each in (frontiers[0], by_calls, by_time):
-            _use_powers(each, "y")
+            _spread(each, "y")
 
 
 def _measured(report: Report, text: TextQuality) -> dict[str, _Quality]:
@@ -129,35 +160,37 @@ def _measured(report: Report, text: TextQuality) -> dict[str, _Quality]:
     return measured or {"repetition": lambda text: text.repetition}
 
 
-def _use_powers(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with plain numbers."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+def _spread(axes: Axes, which: Literal["x", "y"]) -> None:
+    """A logarithmic axis with plain numbers, where the values differ by more than a few times."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
+    low, high = axes.dataLim.intervalx if which == "x" else axes.dataLim.intervaly
+    if not 0 < low < high / _LOGARITHMIC_FROM:
+        return
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if high < _DECADE * low else (1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
-def _draw_frontier(axes: Axes, report: Report, value: _Quality, label: str, text: TextQuality) -> None:
+def _draw_frontier(axes: Axes, report: Report, value: _Quality, text: TextQuality) -> None:
+    """A line along the temperatures for each model, sampler and number of steps, which stands at its cold end."""
     for model, colour in zip(report.models, _cycle(_COLOURS, len(report.models))):
+        marker_of = dict(zip(dict.fromkeys(point.setting.sampler for point in model.points), _MARKERS))
         groups = groupby(model.points, key=lambda point: (point.setting.sampler, point.setting.steps))
-        for ((_, steps), group), marker in zip(groups, _cycle(_MARKERS, len(model.points))):
+        for (sampler, steps), group in groups:
             points = sorted(group, key=lambda point: point.setting.temperature)
-            axes.plot(
-                [point.quality.entropy for point in points],
-                [value(point.quality) for point in points],
-                marker=marker,
-                markersize=4,
-                linewidth=1,
-                color=colour,
-                label=_line_name(model.name, points[0], steps),
-            )
+            places = [(point.quality.entropy, value(point.quality)) for point in points]
+            label, marker = _label(model.name, sampler), marker_of.get(sampler, _MARKERS[-1])
+            axes.plot(*zip(*places), marker=marker, markersize=5, color=colour, label=label)
+            if steps is not None:
+                _write_beside(axes, places[0], str(steps), colour, to_the_left=True)
     if not math.isnan(own := value(text)):
-        axes.plot([text.entropy], [own], marker="*", markersize=11, color="black", linestyle="", label="evaluated text")
+        place = ([text.entropy], [own])
+        axes.plot(*place, marker="*", markersize=15, color="black", linestyle="", label=_EVALUATED_TEXT)
+    axes.margins(x=0.1)
     axes.set_xlabel("entropy of a sample, nats")
-    axes.set_ylabel(label)
 
 
 def _draw_cost(axes: Axes, report: Report, cost: _Cost, quality: _Quality, text: TextQuality) -> None:
@@ -165,21 +198,36 @@ def _draw_cost(axes: Axes, report: Report, cost: _Cost, quality: _Quality, text:
         near = at_entropy(model.points, text.entropy)
         for sampler, marker in zip(dict.fromkeys(point.setting.sampler for point in near), _MARKERS):
             points = sorted((point for point in near if point.setting.sampler == sampler), key=cost)
-            name = model.name if sampler is None else f"{model.name}, {sampler}"
             costs, values = [cost(point) for point in points], [quality(point.quality) for point in points]
-            axes.plot(costs, values, marker=marker, linewidth=1, color=colour, label=name)
-        for point in near:
-            if point.setting.steps is not None:
-                place = (cost(point), quality(point.quality))
-                axes.annotate(str(point.setting.steps), place, (4, 4), textcoords="offset points", fontsize=7)
+            axes.plot(costs, values, marker=marker, markersize=7, color=colour, label=_label(model.name, sampler))
+            for point, place in zip(points, zip(costs, values)):
+                if point.setting.steps is not None:
+                    _write_beside(axes, place, str(point.setting.steps), colour)
     if not math.isnan(own := quality(text)):
-        axes.axhline(own, color="black", linewidth=1, linestyle=":", label="evaluated text")
-    axes.legend(fontsize=7)
+        axes.axhline(own, color="black", linestyle=":")
+        axes.annotate(
+            _EVALUATED_TEXT,
+            (1, own),
+            (-4, 4),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            ha="right",
+            fontsize=_SMALL,
+        )
+    axes.margins(x=0.1, y=0.1)
 
 
-def _line_name(model: str, point: FrontierPoint, steps: int | None) -> str:
-    sampler = "" if point.setting.sampler is None else f", {point.setting.sampler}"
-    return f"{model}{sampler}" if steps is None else f"{model}{sampler}, {steps} steps"
+def _write_beside(axes: Axes, place: tuple[float, float], text: str, colour: str, to_the_left: bool = False) -> None:
+    offset, alignment = ((-6, 0), ("right", "center")) if to_the_left else ((5, 5), ("left", "bottom"))
+    horizontal, vertical = alignment
+    axes.annotate(
+        text, place, offset, textcoords="offset points", ha=horizontal, va=vertical, color=colour, fontsize=_SMALL
+    )
+
+
+def _label(model: str, sampler: str | None) -> str:
+    """The name of a model, with its sampler where it is not the one of left-to-right models."""
+    return model if sampler is None else f"{model}, {sampler}"
 
 
 def _perplexity(text: TextQuality) -> float:

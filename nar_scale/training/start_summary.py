@@ -14,6 +14,7 @@ from nar_scale.checkpoint import TrainingState
 from nar_scale.config import Config, batch_size_at, gradient_accumulation_steps, samples_before, steps_of_run
 from nar_scale.model.parameters import full_size
 from nar_scale.training.data.build import TrainingData
+from nar_scale.training.data.validation import remark_on_few_samples
 from nar_scale.training.distributed import World
 from nar_scale.training.engine.zero_engine import ZeroEngine
 
@@ -42,7 +43,7 @@ def start_summary(
     rows = {
         "start": start,
         "model": _model(config, engine),
-        "data": f"{_directories(config)}{data.summary}",
+        "data": f"{_directories(config)}{data.summary}{remark_on_few_samples(data.validation)}",
         "batch": _batch(config, world, state.step),
         "length": _length(config, data),
         "device": f"{_devices(world)}, {config.training.precision}, ZeRO {state.zero_stage}",

@@ -45,7 +45,7 @@ def build_world(here: Path) -> Path:
 def open_page(world: Path, here: Path, commands: list[str]) -> Path:
     """A directory for the commands of a page: with all that the README has left, but for what they make anew."""
     own = {word for command in commands for word in command.replace("training.run_directory=", "").split()}
-    made = {name for name in MADE if any(f"--output {name}" in command for command in commands)} & own
+    made = {name for name in MADE if any(f"--output {name} " in f"{command} " for command in commands)} & own
     for path in world.iterdir():
         if path.name in {"data", "runs", "exported", "samples", "reports"}:
             (here / path.name).mkdir()

@@ -17,10 +17,10 @@ def parse_flags(argv: Sequence[str]) -> argparse.Namespace:
     )
     _add_arguments(parser)
     arguments = parser.parse_args(argv)
-    if arguments.input and arguments.seq_len is None and not (arguments.train_tokenizer and arguments.output is None):
-        parser.error("--input needs --seq-len")
-    if (arguments.digits or (arguments.input and not arguments.train_tokenizer)) and arguments.output is None:
-        parser.error("--output is needed")
+    if arguments.digits:
+        options.check_needed(parser, arguments, "output")
+    elif arguments.input and not (arguments.train_tokenizer and arguments.output is None):
+        options.check_needed(parser, arguments, "output", "seq_len")
     if not (arguments.input or arguments.digits):
         for name in ("output", "part", "merge", "overwrite"):
             if getattr(arguments, name):

@@ -98,6 +98,14 @@ def part(text: str) -> tuple[int, int]:
     return int(number), int(parts)
 
 
+def check_needed(parser: argparse.ArgumentParser, arguments: argparse.Namespace, *needed: str) -> None:
+    """End the command where it lacks one of these options, and name the inputs that do not exist as well."""
+    lacking = [f"--{name.replace('_', '-')}" for name in needed if getattr(arguments, name) is None]
+    if lacking:
+        wrong = [f"input {path} does not exist" for path in arguments.input or () if not path.exists()]
+        parser.error("; ".join([*wrong, f"{' and '.join(lacking)} {'are' if len(lacking) > 1 else 'is'} needed"]))
+
+
 def check_corpus(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
     """End the command where options of a corpus exclude each other."""
     if arguments.validation_input and arguments.validation is not None:

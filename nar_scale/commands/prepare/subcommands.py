@@ -70,7 +70,7 @@ def parse_subcommand(argv: Sequence[str] | None) -> argparse.Namespace:
 def _corpus(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(job=jobs.run_corpus)
     parser.add_argument("input", type=Path, nargs="+", metavar="PATH", help="files and folders")
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="where to write the data set")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where to write the data set; needed")
     options.add_content_options(parser)
     options.add_input_options(parser)
     options.add_work_options(parser)
@@ -79,8 +79,7 @@ def _corpus(parser: argparse.ArgumentParser) -> None:
 
 
 def _check_corpus(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> None:
-    if arguments.seq_len is None:
-        parser.error("--seq-len is needed")
+    options.check_needed(parser, arguments, "output", "seq_len")
     options.check_corpus(parser, arguments)
 
 

@@ -14,7 +14,7 @@ from nar_scale.data.preparation.small_shards import WrittenShard, merge_small_sh
 from nar_scale.data.preparation.staging import plan_directory, remove_done
 from nar_scale.data.preparation.work_item import WorkItemRecord, recipe_tokenizer, work_item_directory
 from nar_scale.data.shards.dataset_info import DatasetInfo, SplitInfo
-from nar_scale.data.shards.layout import SPLITS
+from nar_scale.data.shards.layout import FEW_VALIDATION_SAMPLES, SPLITS
 from nar_scale.errors import DataError
 from nar_scale.progress import kept_at_interrupt
 
@@ -155,6 +155,15 @@ def _report(plan: Plan, records: Records, info: DatasetInfo) -> None:
         logger.info(
             "few documents: the last %g of each is the validation split (--validation-input takes one of its own)",
             plan.recipe.validation,
+        )
+    validation = info.splits.get("validation")
+    if validation is not None and validation.samples < FEW_VALIDATION_SAMPLES:
+        logger.info(
+            "few validation samples: %s, %s tokens, over which a likelihood says little; give at least %d "
+            "(--validation takes more of the input, --validation-input documents of their own)",
+            validation.samples,
+            f"{validation.tokens:,}",
+            FEW_VALIDATION_SAMPLES,
         )
     skipped = _skipped(plan, records)
     documents = sum(split.documents for split in info.splits.values())

@@ -8,6 +8,9 @@ from nar_scale.data.storage.urls import is_remote
 SHARD_NAME = "shard-{:06d}.tar"
 SPLITS = ("train", "validation")
 
+FEW_VALIDATION_SAMPLES = 64
+"""Fewer of them are worth a remark: the standard error of their likelihood is large, and knows of few documents."""
+
 
 def named_shards(directory: str, pattern: str, info: DatasetInfo | None) -> str:
     """Return a pattern of shards that can be found in a directory.

@@ -13,11 +13,11 @@ from typing import Any
 from nar_scale.config import flat_settings, steps_of_run
 from nar_scale.config.key_descriptions import ANY_NAME, keys_at
 from nar_scale.reporting.runs.charts import Chart, Line, draw_chart, format_value, smoothed
+from nar_scale.reporting.runs.evaluation import MASKED
 from nar_scale.reporting.runs.run_files import Event, RunFiles
 from nar_scale.training.metrics.events import RESUMED, ROLLED_BACK, SKIPPED
 from nar_scale.training.metrics.names import find_metric
 
-MASKED = re.compile(r"masked_([\d.]+)_to_([\d.]+)")
 _VALIDATION = re.compile(r"validation_(?:(.+)_)?nats_per_token")
 _COLOURS, _FIRST_BIN_COLOUR = 8, 10  # of the page
 _EVENTS_IN_A_ROW = 4

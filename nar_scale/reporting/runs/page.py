@@ -13,6 +13,7 @@ from markupsafe import Markup
 from nar_scale.errors import UserError
 from nar_scale.files import write_atomically
 from nar_scale.reporting.runs import charts, contents
+from nar_scale.reporting.runs.evaluation import rows_of_evaluation
 from nar_scale.reporting.runs.run_files import RunFiles
 from nar_scale.reporting.runs.samples import samples_over_time
 
@@ -53,6 +54,7 @@ def render_page(runs: Sequence[RunFiles]) -> str:
         charts=contents.charts_of_run(runs[0]) if alone else contents.charts_of_runs(runs),
         values=contents.rows_of(values),
         cards=_cards(values[0]) if alone else [],
+        evaluations=contents.rows_of([rows_of_evaluation(run.evaluation) for run in runs]),
         settings=contents.settings_of_run(runs[0]) if alone else contents.differing_settings(runs),
         samples=[(run, samples_over_time(run) if alone else samples_over_time(run, 1)) for run in runs],
         events=[(run, contents.rows_of_events(run.events)) for run in runs],

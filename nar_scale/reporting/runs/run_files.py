@@ -13,6 +13,7 @@ from typing import Any
 from nar_scale.checkpoint import CONFIG_FILE, MODEL_FILE
 from nar_scale.config import Config, load_config, steps_of_run
 from nar_scale.errors import DataError
+from nar_scale.reporting.runs.evaluation import EVALUATION_FILE, Evaluation, parse_evaluation
 from nar_scale.training.environment import ENVIRONMENT_FILE
 from nar_scale.training.fault_tolerance.run_lease import find_holder
 from nar_scale.training.metrics.events import COMPLETE, EVENTS_FILE, STOPPED
@@ -53,6 +54,7 @@ class RunFiles:
         last_time: of the last one.
         events: in order.
         environment: machine and versions by name; empty where the run did not record them.
+        evaluation: what `evaluate` has written into the directory; None if there is nothing.
         samples: the file of each step that samples were drawn at, ascending.
         state: `running`, `complete`, `stopped` or `ended early`, that is killed or failed.
         remarks: what could not be read, a line each.
@@ -67,6 +69,7 @@ class RunFiles:
     last_time: float | None
     events: Sequence[Event]
     environment: Mapping[str, Any]
+    evaluation: Evaluation | None
     samples: Sequence[tuple[int, Path]]
     state: str
     remarks: Sequence[str]
@@ -127,6 +130,7 @@ def read_run(directory: str | Path) -> RunFiles:
         last_time=max(times, default=None),
         events=events,
         environment=_environment(directory / ENVIRONMENT_FILE, remarks),
+        evaluation=_evaluation(directory / EVALUATION_FILE, remarks),
         samples=_sample_files(directory / "samples"),
         state=_state(directory, config, events, max(of_name[-1][0] for of_name in series.values())),
         remarks=remarks,
@@ -187,6 +191,16 @@ def _environment(path: Path, remarks: list[str]) -> dict[str, Any]:
         return content
     remarks.append(f"{path} cannot be read")
     return {}
+
+
+def _evaluation(path: Path, remarks: list[str]) -> Evaluation | None:
+    try:
+        return parse_evaluation(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        remarks.append(f"{path} is no result of `nar-scale evaluate --output` and is left out")
+        return None
 
 
 def _sample_files(directory: Path) -> list[tuple[int, Path]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 
 from nar_scale.data import Batch, DatasetIndex, SampleFormat, sequential_batches
+from nar_scale.data.shards.layout import FEW_VALIDATION_SAMPLES
 from nar_scale.training.distributed import World
 
 _logger = logging.getLogger(__name__)
@@ -59,3 +60,14 @@ class ValidationData:
             classes = None if self.sample_format.class_field is None else nothing
             documents = None if self.sample_format.document_field is None else tokens
             yield Batch(tokens, nothing, nothing, nothing, nothing, classes, documents)
+
+
+def remark_on_few_samples(validation: Mapping[str, ValidationData]) -> str:
+    """What the start of a run adds about sources with too few samples for a likelihood; "" if there are none.
+
+    Args:
+        validation: by name of the source, "" for a single one.
+    """
+    counts = {name: data.index.num_samples for name, data in validation.items()}
+    few = [f"{count}{name and f' of {name}'}" for name, count in counts.items() if count < FEW_VALIDATION_SAMPLES]
+    return f"; for validation only {', '.join(few)}, over which a likelihood says little" if few else ""

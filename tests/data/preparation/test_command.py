@@ -268,8 +268,12 @@ def test_subcommands_do_what_the_flags_do(corpus, tmp_path, capsys):
     ("line", "named"),
     [
         ("corpsu x", ["corpsu", "corpus"]),
-        ("corpus x --seq-len 8", ["--output"]),
-        ("corpus x --output y", ["--seq-len"]),
+        ("corpus missing.txt --seq-len 8", ["missing.txt", "--output"]),
+        ("corpus missing.txt --output y", ["missing.txt", "--seq-len"]),
+        ("corpus . missing.txt", ["missing.txt", "--output", "--seq-len"]),
+        ("--input missing.txt", ["missing.txt", "--output", "--seq-len"]),
+        ("--input missing.txt --output y", ["missing.txt", "--seq-len"]),
+        ("--digits", ["--output"]),
         ("corpus x --output y --seq-len 8 --part 1/2 --merge", ["--merge"]),
         ("corpus x --output y --seq-len 8 --validation 0.1 --validation-input z", ["--validation-input"]),
         ("corpus x --output y --seq-len 8 --train-tokenizer 300", ["--tokenizer"]),
@@ -282,4 +286,6 @@ def test_a_subcommand_says_what_it_lacks(capsys, line, named):
     with pytest.raises(SystemExit) as ended:
         launcher.main(line.split())
     assert ended.value.code == 2
-    assert_names(capsys.readouterr().err.splitlines()[-1], *named)
+    message = capsys.readouterr().err
+    assert message.startswith("prepare: error: ")
+    assert_names(message.rstrip("\n"), *named)

@@ -8,6 +8,7 @@ import pytest
 from nar_scale.commands import prepare as launcher
 from nar_scale.data.formats.documents import Document, cut_document
 from nar_scale.data.preparation.merge import EmptySplit
+from nar_scale.data.shards.layout import FEW_VALIDATION_SAMPLES
 from nar_scale.errors import UserError
 from tests.data.corpora import check_whole, read_split
 from tests.errors import assert_names, refused
@@ -32,13 +33,22 @@ def one_text(tmp_path):
 def test_the_last_part_of_one_text_is_for_validation(one_text, tmp_path, caplog):
     with caplog.at_level("INFO"):
         info = made(one_text, tmp_path / "data", validation=0.1)
-    assert_names(caplog.messages[-1], "few documents", 0.1, "--validation-input")
+    by_place, samples = caplog.messages[-2:]
+    assert_names(by_place, "few documents", 0.1, "--validation-input")
+    assert_names(samples, info.splits["validation"].samples, "validation", FEW_VALIDATION_SAMPLES, "--validation")
     train, validation = (text_of(tmp_path / "data", split) for split in ("train", "validation"))
     assert train + validation == LINES
     assert validation.startswith("line ")
     assert 0.09 < len(validation) / len(LINES) < 0.12
     assert info.splits["validation"].bytes == len(validation.encode())
     check_whole(tmp_path / "data")
+
+
+def test_only_few_validation_samples_are_worth_a_remark(one_text, tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        info = made(one_text, tmp_path / "data", validation=0.5)
+    assert info.splits["validation"].samples >= FEW_VALIDATION_SAMPLES
+    assert not any(str(FEW_VALIDATION_SAMPLES) in message for message in caplog.messages)
 
 
 def test_the_last_part_of_each_of_ten_rows_is_for_validation(tmp_path):

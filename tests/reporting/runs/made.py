@@ -1,5 +1,6 @@
 """Run directories as a run writes them, without the training."""
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,10 @@ import numpy as np
 import torch
 
 from nar_scale.config import dump_config, validate_config
+from nar_scale.evaluation import Likelihood, pool_likelihoods
+from nar_scale.evaluation.likelihood import MeanLoss
 from nar_scale.files import write_atomically
+from nar_scale.reporting.likelihoods import describe_likelihood
 from nar_scale.training.environment import write_environment
 from nar_scale.training.metrics.writer import MetricsWriter
 
@@ -55,3 +59,22 @@ def two_samples(writer: MetricsWriter) -> None:
 
 def an_image(writer: MetricsWriter) -> None:
     writer.image(100, np.arange(64, dtype=np.uint8).reshape(8, 8))
+
+
+def write_evaluation(run: Path, **changes: Any) -> None:
+    """What `evaluate` writes of two sources, with changes."""
+    sources = {
+        name: Likelihood(nats, 0.02, 640, 40, "bound", 4.0, "NELBO", {"masked_0.8_to_1.0": MeanLoss(nats + 1, 128)})
+        for name, nats in (("prose", 2.0), ("code", 1.0))
+    }
+    result = {
+        **describe_likelihood(pool_likelihoods(sources)),
+        "checkpoint": "exported/mine",
+        "step": 200,
+        "weights": "model",
+        "data": ["data/prose", "data/code"],
+        "split": "validation",
+        "by_source": {name: describe_likelihood(each) for name, each in sources.items()},
+        **changes,
+    }
+    (run / "evaluation.json").write_text(json.dumps(result))

@@ -12,7 +12,7 @@ from nar_scale.reporting.runs.page import render_page
 from tests.browser import browser, watch
 from tests.errors import assert_names
 
-from .made import an_image, run_directory, two_samples
+from .made import an_image, run_directory, two_samples, write_evaluation
 
 ATTACKS = (
     "<script>window.attacked = 1</script>",
@@ -159,6 +159,39 @@ def test_what_cannot_be_shown_is_told_in_one_line(tmp_path, case, capsys):
 def test_a_page_that_cannot_be_written_is_told_in_one_line(tmp_path, capsys):
     assert main([str(run_directory(tmp_path / "run")), "--output", str(tmp_path / "missing" / "page.html")]) == 2
     assert_names(capsys.readouterr().err.removesuffix("\n"), tmp_path / "missing" / "page.html")
+
+
+def test_an_evaluation_beside_the_run_is_shown(tmp_path, opened):
+    directory = run_directory(tmp_path / "run")
+    write_evaluation(directory, checkpoint=ATTACKS[0])
+    other = run_directory(tmp_path / "other")
+    assert main(["--run", str(directory)]) == 0
+    seen = watch(opened, f"file://{directory / 'report.html'}")
+    assert seen.page.evaluate("window.attacked") is None
+    text = seen.page.inner_text("body")
+    for row in (
+        f"checkpoint\t{ATTACKS[0]}, step 200",
+        "validation, nats/token\t1.5000 ± 0.0141 (upper bound; standard error over 1,280 tokens of 80 sequences)",
+        "validation, bits/byte\t0.541",
+        "validation, nats per masked token where 80-100 % are masked\t2.500 (256 tokens)",
+        "estimator\tNELBO",
+        "prose, nats/token\t2.0000 ± 0.0200 (upper bound; standard error over 640 tokens of 40 sequences)",
+        "code, nats per masked token where 80-100 % are masked\t2.000 (128 tokens)",
+    ):
+        assert row in text
+    assert main([str(directory), str(other), "--output", str(tmp_path / "both.html")]) == 0
+    both = watch(opened, f"file://{tmp_path / 'both.html'}").page.inner_text("body")
+    assert "code, bits/byte\t0.361" in both
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"nats_per_token": "much"}', "\udcff"])
+def test_an_evaluation_that_is_none_is_left_out_and_named(tmp_path, capsys, content):
+    directory = run_directory(tmp_path / "run")
+    path = directory / "evaluation.json"
+    path.write_bytes(content.encode(errors="surrogateescape"))
+    assert main(["--run", str(directory)]) == 0
+    assert_names(capsys.readouterr().err.removesuffix("\n"), path)
+    assert "<h2>Evaluation" not in (directory / "report.html").read_text()
 
 
 def test_damage_is_told_on_the_terminal_and_in_the_page(tmp_path, capsys):

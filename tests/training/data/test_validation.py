@@ -5,7 +5,9 @@ import pytest
 import webdataset
 
 from nar_scale.data import DatasetIndex, SampleFormat
-from nar_scale.training.data.validation import ValidationData
+from nar_scale.training.data.validation import ValidationData, remark_on_few_samples
+from tests.data.shard_files import write_samples
+from tests.errors import assert_names
 
 
 @pytest.fixture
@@ -48,3 +50,14 @@ def test_a_sample_that_cannot_be_used_is_named_and_left_out(index, caplog):
     batches = [b for rank in range(2) for b in validation_data(index, rank, 12, skip_faults=True).batches()]
     assert [length for b in batches for length in b.lengths.tolist() if length] == [2] * 11
     assert "skipped in evaluation: shard" in caplog.text
+
+
+def test_too_few_samples_are_named(index, tmp_path):
+    write_samples(tmp_path / "many.tar", [np.zeros(2, np.uint8)] * 64)
+    few = validation_data(index, 0, 12)
+    enough = validation_data(DatasetIndex.open(tmp_path, "many.tar", progress=False), 0, 8)
+    assert remark_on_few_samples({}) == remark_on_few_samples({"": enough}) == ""
+    assert_names(remark_on_few_samples({"": few}), "validation", 12)
+    both = remark_on_few_samples({"code": few, "prose": enough})
+    assert_names(both, "12 of code")
+    assert "prose" not in both
