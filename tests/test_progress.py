@@ -162,7 +162,9 @@ def test_an_interruption_is_one_line_and_a_status(kept, capsys, monkeypatch):
         raise KeyboardInterrupt(*kept)
 
     assert exit_status(interrupted) == 130
-    assert_names(capsys.readouterr().err.removesuffix("\n"), "prepare", "interrupted", *kept)
+    line = capsys.readouterr().err.removesuffix("\n")
+    assert line.startswith("prepare: ")
+    assert_names(line, "interrupted", *kept)
 
 
 def test_items_come_through_as_they_are():
