@@ -179,8 +179,8 @@ def test_a_saved_config_means_what_it_meant(path, tmp_path):
         assert decoding.items() <= config.sampler().model_dump().items()
     assert config.decoding.sampler == "auto"
     del loaded["decoding"]
-    later = {"embedding_std": loaded["model"].pop("embedding_std"), "license": loaded["checkpoint"].pop("license")}
-    assert later == {"embedding_std": 0.02, "license": None}  # keys that there were not yet
+    later = {("model", "embedding_std"): 0.02, ("model", "qk_bias"): False, ("checkpoint", "license"): None}
+    assert {key: loaded[key[0]].pop(key[1]) for key in later} == later  # keys that there were not yet
     assert loaded["objective"].pop("training_schedule", None) is None
     for section, keys in kinds.items():
         own = type(getattr(config, section)).model_fields
