@@ -107,12 +107,13 @@ def describe_nodes(reports: Sequence[NodeReport], ranks: int) -> str:
     """
     all_reduce = max(report.all_reduce_seconds for report in reports)
     products = [1000 * report.product_seconds for report in reports]
+    scarce = min(reports, key=lambda report: report.free_memory_gib)
     pairs = [_bus_speed(seconds, 2) for report in reports for seconds in report.neighbour_seconds]
     return (
         f"{len(reports)} nodes: a matrix product takes {min(products):.1f} to {max(products):.1f} ms, an all-reduce of "
         f"{_MESSAGE_BYTES >> 20} MiB has {min(pairs):.2f} to {max(pairs):.2f} GB/s between two neighbours and takes "
         f"{1000 * all_reduce:.1f} ms ({_bus_speed(all_reduce, ranks):.2f} GB/s) over {ranks} ranks, free memory is at "
-        f"least {min(report.free_memory_gib for report in reports):.1f} GiB, free space of the run directory "
+        f"least {scarce.free_memory_gib:.1f} GiB (on {scarce.host}), free space of the run directory "
         f"{min(report.free_space_gib for report in reports):.1f} GiB"
     )
 

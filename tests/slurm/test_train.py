@@ -149,6 +149,7 @@ class TestTraining:
         assert f"job {interrupted}, attempt 0 on n[1-2]" in second  # as it has ended, and the one that begins
         assert f"job {interrupted}, attempt 1 on n[1-2]" in second
         assert ": saved" in second
+        assert "ended without a word" not in first + second
 
         straight = self.submit(
             cluster, submission, "straight", ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1")

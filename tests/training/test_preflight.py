@@ -45,8 +45,9 @@ def test_slow_nodes_are_named():
     (line,) = outliers([*ALIKE, replace(ALIKE[0], host="n9", product_seconds=0.05)])
     assert_names(line, "n9 is slow: a matrix product", "50.0 ms", "5.0 times", "--exclude=n9")
     # 8 MiB in 20 ms between two ranks; each of 32 ranks sends and receives 31/32 of them twice in 40 ms
-    line = describe_nodes(ALIKE, 32)
+    line = describe_nodes([*ALIKE[:3], replace(ALIKE[3], free_memory_gib=7.0)], 32)
     assert_names(line, "4 nodes", "10.0 to 10.0 ms", "0.42 to 0.42 GB/s", "40.0 ms (0.41 GB/s) over 32 ranks")
+    assert_names(line, "free memory is at least 7.0 GiB (on n3)")
 
 
 @pytest.mark.parametrize(("nodes", "rounds"), [(2, 1), (3, 3), (4, 2), (5, 3), (8, 2)])
