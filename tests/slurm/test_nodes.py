@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from nar_scale.cluster.attempts import newest_step, read_attempts
+from nar_scale.cluster.attempts import read_attempts
 from nar_scale.cluster.endings import Kind, read_endings
 from tests.distributed.jobs import losses
 
@@ -88,13 +88,15 @@ def test_a_run_whose_link_is_cut_goes_on_once_it_is_back(
     cluster: Cluster, refused_jobs: dict[str, str], submission: Path
 ) -> None:
     options = (*ONE_CPU, *nodes(FIRST, CUT_OFF))
-    job = submit_run(cluster, submission, "cut", options, "checkpoint.every=10", "faults.step_timeout_seconds=10")
-    eventually("a checkpoint", lambda: newest_step(submission / "cut") >= 10, timeout=180)
+    timeouts = ("faults.step_timeout_seconds=10", "faults.long_timeout_seconds=60")
+    job = submit_run(cluster, submission, "cut", options, "checkpoint.every=30", *timeouts)
+    # in the middle between two checkpoints, since saving may take long
+    eventually("steps after a checkpoint", lambda: max(losses(submission / "cut"), default=0) >= 35, timeout=180)
     cluster.cut_link(CUT_OFF)
     straight = submit_run(cluster, submission, "straight", (*ONE_CPU, *nodes(OTHER_SOFTWARE)))
     try:
         endings = submission / f"slurm-attempt-{job}-0"
-        eventually("both ends", lambda: [end.kind for end in read_endings(endings)] == [Kind.HANG, Kind.HANG])
+        eventually("both ends", lambda: [end.kind for end in read_endings(endings)] == [Kind.HANG, Kind.HANG], 150)
     finally:
         cluster.restore_link(CUT_OFF)
     cluster.wait(job, timeout=240)
@@ -108,6 +110,7 @@ def test_a_run_whose_link_is_cut_goes_on_once_it_is_back(
     first, second = read_attempts(submission / "cut")
     assert "rank 1 on n5 does not answer" in (first.why or "")
     assert (first.step, second.step, second.why) == (second.start_step, STEPS, "complete")
+    assert first.step == 30
 
     cluster.wait(straight, timeout=180)
     expected = losses(submission / "straight")
