@@ -10,7 +10,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -86,6 +86,20 @@ def read_attempts(run_directory: Path) -> list[Attempt]:
             attempt = Attempt(**{name: value for name, value in json.loads(line).items() if name in names})
             found[attempt.job, attempt.attempt, attempt.start] = attempt
     return list(found.values())
+
+
+def tell_attempts(attempts: Sequence[Attempt], environment: Mapping[str, str]) -> str:
+    """The attempts of a run, a paragraph each, as the one that goes on knows them.
+
+    Args:
+        attempts: in order.
+        environment: of a task of the job that goes on, or of a process without one.
+    """
+    job, attempt = environment.get("SLURM_JOB_ID"), int(environment.get("SLURM_RESTART_COUNT") or 0)
+    return "\n\n".join(
+        str(replace(each, why="goes on") if each.end is None and (each.job, each.attempt) == (job, attempt) else each)
+        for each in attempts
+    )
 
 
 def without_new_step(attempts: Sequence[Attempt], job: str, step: int) -> int:

@@ -53,7 +53,8 @@ def decide(status: int | None, endings: Sequence[Ending], lost_nodes: Sequence[s
     silent = by_kind[Kind.RUNNING]  # killed, on a node that is gone, or out of reach
     everything_saved = by_kind[Kind.STOPPED] and not silent and not by_kind[Kind.PEER_LOST] and not by_kind[Kind.HANG]
     if everything_saved or (status == RESUMABLE_EXIT_STATUS and not silent):
-        return Decision(True, RESUMABLE_EXIT_STATUS, "saved")
+        too_early = [ending for ending in by_kind[Kind.STOPPED] if ending.why]  # to have anything to save
+        return Decision(True, RESUMABLE_EXIT_STATUS, str(too_early[0]) if too_early else "saved")
     suspects = {*lost_nodes, *(ending.host for ending in silent)}
     if lost_nodes or silent:
         nodes = f"lost {', '.join(lost_nodes)}; " if lost_nodes else ""

@@ -17,7 +17,7 @@ from nar_scale.planning.report import describe_run
 from nar_scale.processes import RESUMABLE_EXIT_STATUS
 from nar_scale.training.callbacks.callback import Callback
 from nar_scale.training.distributed import connect, disconnect, map_launcher_environment
-from nar_scale.training.fault_tolerance.error_reporting import first_to_fail, report_error_once
+from nar_scale.training.fault_tolerance.error_reporting import first_to_fail, rank_and_host, report_error_once
 from nar_scale.training.fault_tolerance.error_translation import PeerLostError
 from nar_scale.training.fault_tolerance.preemption import exit_on_signals
 from nar_scale.training.rendezvous import StoppedError
@@ -88,7 +88,7 @@ def launch(
     except Exception as error:
         report(Kind.ERROR, " ".join(f"{type(error).__name__}: {error}".split()))
         if first_to_fail():
-            _logger.error(traceback.format_exc().rstrip())
+            _logger.error("%s%s", traceback.format_exc().rstrip(), rank_and_host(os.environ))
         return 1
     report(Kind.COMPLETE if complete else Kind.STOPPED)
     disconnect()

@@ -41,8 +41,8 @@ class NodeReport:
         host: its name.
         rank: of the process that has measured.
         product_seconds: for a matrix product on the device of this rank.
-        link_seconds: for a message to another node and back, over each neighbour in the order of ranks.
-        all_reduce_seconds: for the sum of such a message of every rank, on the devices.
+        neighbour_seconds: for an all-reduce with each node beside it in the ring of nodes, on the devices.
+        all_reduce_seconds: for one over all ranks, on the devices.
         free_memory_gib: of the host.
         free_space_gib: of the file system of the run directory.
     """
@@ -50,7 +50,7 @@ class NodeReport:
     host: str
     rank: int
     product_seconds: float
-    link_seconds: tuple[float, ...]
+    neighbour_seconds: tuple[float, ...]
     all_reduce_seconds: float
     free_memory_gib: float
     free_space_gib: float
@@ -84,14 +84,14 @@ def _measure(world: World, directory: Path) -> list[NodeReport]:
     firsts = [rank for rank, local_rank in enumerate(world.gather(world.local_rank)) if local_rank == 0]
     mine = None
     product = _product_seconds(world.device)
-    links = _link_seconds(world, firsts)
+    neighbours = _neighbour_seconds(world, firsts)
     all_reduce = _all_reduce_seconds(world.device)
     if world.local_rank == 0:
         mine = NodeReport(
             host=socket.gethostname(),
             rank=world.rank,
             product_seconds=product,
-            link_seconds=links,
+            neighbour_seconds=neighbours,
             all_reduce_seconds=all_reduce,
             free_memory_gib=psutil.virtual_memory().available / 2**30,
             free_space_gib=shutil.disk_usage(directory).free / 2**30,
@@ -102,28 +102,36 @@ def _measure(world: World, directory: Path) -> list[NodeReport]:
 def describe_nodes(reports: Sequence[NodeReport], ranks: int) -> str:
     """The nodes of a job of so many ranks in a line.
 
-    The bandwidth of the all-reduce is that of the bus, 2 (n - 1) / n times the bytes of a message for n ranks, which
+    The bandwidth of an all-reduce is that of the bus, 2 (n - 1) / n times the bytes of a message for n ranks, which
     does not depend on n where all links are alike.
     """
     all_reduce = max(report.all_reduce_seconds for report in reports)
-    bus = 2 * (ranks - 1) / ranks * _MESSAGE_BYTES / all_reduce / 1e9
     products = [1000 * report.product_seconds for report in reports]
-    speeds = [_MESSAGE_BYTES / seconds / 1e9 for report in reports for seconds in report.link_seconds]
+    scarce = min(reports, key=lambda report: report.free_memory_gib)
+    pairs = [_bus_speed(seconds, 2) for report in reports for seconds in report.neighbour_seconds]
     return (
-        f"{len(reports)} nodes: a matrix product takes {min(products):.1f} to {max(products):.1f} ms, neighbours "
-        f"exchange {min(speeds):.2f} to {max(speeds):.2f} GB/s over the host, an all-reduce of {_MESSAGE_BYTES >> 20} "
-        f"MiB over {ranks} ranks takes {1000 * all_reduce:.1f} ms ({bus:.2f} GB/s), free memory is at least "
-        f"{min(report.free_memory_gib for report in reports):.1f} GiB, free space of the run directory "
+        f"{len(reports)} nodes: a matrix product takes {min(products):.1f} to {max(products):.1f} ms, an all-reduce of "
+        f"{_MESSAGE_BYTES >> 20} MiB has {min(pairs):.2f} to {max(pairs):.2f} GB/s between two neighbours and takes "
+        f"{1000 * all_reduce:.1f} ms ({_bus_speed(all_reduce, ranks):.2f} GB/s) over {ranks} ranks, free memory is at "
+        f"least {scarce.free_memory_gib:.1f} GiB (on {scarce.host}), free space of the run directory "
         f"{min(report.free_space_gib for report in reports):.1f} GiB"
     )
 
 
+def _bus_speed(seconds: float, ranks: int) -> float:
+    return 2 * (ranks - 1) / ranks * _MESSAGE_BYTES / seconds / 1e9
+
+
 def outliers(reports: Sequence[NodeReport]) -> list[str]:
-    """A line for each node that is far slower than the median: its device, or all of its links."""
+    """A line for each node that is far slower than the median: its device, or its network.
+
+    All ranks of an all-reduce wait for the slowest, so a node that holds it up is found by its neighbours: it is slow
+    with both of them, and each of them only with it. Of two nodes none can be found.
+    """
     found = []
     for what, seconds in (
         ("a matrix product", {report.host: report.product_seconds for report in reports}),
-        ("a message to its nearest neighbour", {r.host: min(r.link_seconds, default=0.0) for r in reports}),
+        ("an all-reduce with either neighbour", {report.host: min(report.neighbour_seconds) for report in reports}),
     ):
         found += _far_above_median(what, seconds)
     return found
@@ -183,37 +191,38 @@ def _product_seconds(device: torch.device) -> float:
     return min(seconds[1:])
 
 
-def _all_reduce_seconds(device: torch.device) -> float:
-    """The shortest of some sums over all ranks, after one that makes the connections; on all ranks."""
+def _all_reduce_seconds(device: torch.device, group: dist.ProcessGroup | None = None) -> float:
+    """The shortest of some sums over all ranks of a group, or all, after one that makes the connections; on each."""
     message = torch.zeros(_MESSAGE_BYTES // 4, device=device)
     seconds = []
     for _ in range(_SUMS + 1):
         start = time.monotonic()
-        dist.all_reduce(message)
+        dist.all_reduce(message, group=group)
         message[0].item()  # waits for it
         seconds.append(time.monotonic() - start)
     return min(seconds[1:])
 
 
-def _link_seconds(world: World, firsts: Sequence[int]) -> tuple[float, ...]:
-    """Seconds for a message of this rank, the first of its node, from either neighbour; all pairs at the same time."""
-    if world.rank not in firsts:
-        return ()
-    place = firsts.index(world.rank)
-    message = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
+def _neighbour_seconds(world: World, firsts: Sequence[int]) -> tuple[float, ...]:
+    """Seconds for an all-reduce with either neighbour in the ring of nodes; empty unless on the first rank of a node.
+
+    Args:
+        world: this process and its peers.
+        firsts: the first rank of each node.
+    """
     seconds = []
-    for even in (True, False):
-        lower = place % 2 == (0 if even else 1)
-        partner = place + 1 if lower else place - 1
-        if not 0 <= partner < len(firsts):
-            continue
-        for _ in range(2):  # the first makes the connection
-            start = time.monotonic()
-            if lower:
-                dist.send(message, firsts[partner], group=world.control)
-                dist.recv(message, firsts[partner], group=world.control)
-            else:
-                dist.recv(message, firsts[partner], group=world.control)
-                dist.send(message, firsts[partner], group=world.control)
-        seconds.append((time.monotonic() - start) / 2)
+    for pairs in rounds_of_neighbours(len(firsts)):
+        for pair in pairs:
+            ranks = [firsts[place] for place in pair]
+            if world.rank in ranks:
+                group = dist.new_group(ranks, use_local_synchronization=True)
+                seconds.append(_all_reduce_seconds(world.device, group))
+                dist.destroy_process_group(group)
     return tuple(seconds)
+
+
+def rounds_of_neighbours(nodes: int) -> list[list[tuple[int, int]]]:
+    """The pairs of neighbours in a ring of nodes, in rounds in none of which a node has two pairs."""
+    ring = [(place, (place + 1) % nodes) for place in range(nodes if nodes > 2 else 1)]
+    even = nodes - nodes % 2
+    return [ring[0:even:2], ring[1:even:2], ring[even:]]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from nar_scale.checkpoint import CONFIG_FILE, CheckpointStore, TrainingState
-from nar_scale.cluster.attempts import read_attempts
+from nar_scale.cluster.attempts import read_attempts, tell_attempts
 from nar_scale.cluster.endings import Kind, report
 from nar_scale.config import (
     Config,
@@ -215,7 +215,7 @@ def _train(
             elif events is not None:
                 events.write(state.step, STARTED, "")
         if attempts := read_attempts(directory):
-            writer.event(state.step, ATTEMPTS, "\n\n".join(map(str, attempts)))
+            writer.event(state.step, ATTEMPTS, tell_attempts(attempts, os.environ))
         _logger.info(start_summary(config, world, engine, data, state, origin))
     callbacks = (*_callbacks(config, data, directory, writer, checkpointer), *more_callbacks)
     context = RunContext(config, world, engine, data, request.activity, StopAgreement(request, world))

@@ -1,6 +1,16 @@
 import os
 
-from nar_scale.cluster.attempts import ATTEMPTS_FILE, Attempt, newest_step, read_attempts, record, without_new_step
+from nar_scale.cluster.attempts import (
+    ATTEMPTS_FILE,
+    NOBODY_LEFT,
+    Attempt,
+    newest_step,
+    read_attempts,
+    record,
+    tell_attempts,
+    without_new_step,
+)
+from tests.errors import assert_names
 
 
 def test_a_line_at_the_start_and_one_at_the_end(tmp_path):
@@ -19,6 +29,14 @@ def test_a_line_at_the_start_and_one_at_the_end(tmp_path):
     assert len((run / ATTEMPTS_FILE).read_bytes().splitlines()) == 3
     assert "lost n2" in str(ended)
     assert "steps 12 to ?" in str(second)
+
+
+def test_the_attempt_that_goes_on_is_not_said_to_have_ended():
+    earlier, now = Attempt("7", 0, "n1", 100.0, 0), Attempt("7", 1, "n2", 200.0, 12)
+    first, second = tell_attempts([earlier, now], {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}).split("\n\n")
+    assert_names(first, "attempt 0 on n1", NOBODY_LEFT)
+    assert_names(second, "attempt 1 on n2, steps 12 to ?: goes on")
+    assert_names(tell_attempts([now], {}), NOBODY_LEFT)
 
 
 def test_damaged_lines_are_left_out(tmp_path):

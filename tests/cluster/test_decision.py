@@ -45,6 +45,14 @@ def test_the_line_names_rank_and_host():
     assert_names(decide(1, [], ["n3"]).why, "n3")
 
 
+def test_a_rank_that_was_stopped_before_there_was_anything_to_save_says_so():
+    assert decide(85, [SAVED, SAVED], []).why == "saved"
+    early = Ending(0, "n1", Kind.STOPPED, "asked to stop before its ranks had met")
+    decision = decide(85, [early], [])
+    assert_names(decision.why, "rank 0 on n1: asked to stop before its ranks had met")
+    assert (decision.requeue, decision.status) == (True, RESUMABLE_EXIT_STATUS)
+
+
 def test_suspects_are_lost_nodes_and_those_of_silent_ranks():
     assert decide(1, [LOST, SILENT], ["n3"]).suspects == ("n2", "n3")
     assert decide(1, [LOST], []).suspects == ()

@@ -97,6 +97,13 @@ class Cluster:
         self.slurmd_timeout = slurmd_timeout
         self._process: subprocess.Popen[bytes] | None = None
 
+    def __enter__(self) -> "Cluster":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def start(self, timeout: float = 30) -> None:
         """Return once every node is idle."""
         self._write_files()

@@ -1,23 +1,32 @@
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from .cluster import Cluster, unavailable
+from .training import prepare_corpus
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def slurm() -> None:
+    """Skip where no cluster can be started, or fail where one is required."""
     if reason := unavailable():
         if os.environ.get("CI") == "true" or os.environ.get("NAR_SCALE_REQUIRE_SLURM") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
-    cluster = Cluster(tmp_path_factory.mktemp("slurm"))
-    try:
-        cluster.start()
+
+
+@pytest.fixture(scope="session")
+def cluster(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small corpus."""
+    return prepare_corpus(tmp_path_factory.mktemp("prepared"))
 
 
 @pytest.fixture(autouse=True)

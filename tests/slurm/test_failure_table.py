@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import test_decision, test_supervisor
+from tests.cluster import test_supervisor
 from tests.distributed import test_faults
+from tests.slurm import test_nodes, test_time_limit, test_train
 from tests.slurm import test_run_lease as lease_on_slurm
 from tests.slurm import test_supervisor as supervisor_on_slurm
-from tests.training import test_agreement, test_distributed, test_first_exchange, test_preflight, test_rendezvous
-from tests.training.fault_tolerance import test_preemption, test_watchdog
+from tests.training import test_first_exchange, test_preflight, test_rendezvous
+from tests.training.fault_tolerance import test_preemption
 
 PAGE = Path(__file__).parents[2] / "slurm" / "README.md"
 ROWS = [line for line in PAGE.read_text().partition("| What you see |")[2].splitlines()[2:] if line.startswith("|")]
@@ -22,18 +23,18 @@ MESSAGES = [match[1] if (match := re.match(r"\| `(.+?)` \| .+ \|$", row)) else r
 TESTS: dict[str, Callable[..., None]] = {
     "no launcher/train.py in": test_supervisor.test_a_job_that_is_submitted_elsewhere_is_refused,
     ": waiting for | port": test_rendezvous.test_ranks_wait_for_each_other_and_say_for_whom,
-    ": waiting for": test_rendezvous.test_ranks_wait_for_each_other_and_say_for_whom,
-    "knows no host of the name": test_distributed.test_a_first_rank_of_an_unknown_name_is_refused,
+    ": waiting for": test_nodes.test_a_node_that_does_not_know_the_first_one_is_named,
+    "knows no host of the name": test_nodes.test_a_node_that_does_not_know_the_first_one_is_named,
     "the ranks have met, but | has not ended in": (
         test_first_exchange.test_a_lost_packet_ends_the_process_with_the_remedy
     ),
-    "is not like": test_agreement.test_settings_that_differ_are_named_with_the_host,
-    "runs, does not have the shards of": test_agreement.test_a_shard_that_one_node_lacks_is_named,
+    "is not like": test_nodes.test_a_node_with_other_settings_libraries_and_code_is_named,
+    "runs, does not have the shards of": test_train.TestTraining.test_preflight_names_the_node_that_lacks_shards,
     "does not see what | has written to the run directory": (
-        test_preflight.test_a_node_with_a_run_directory_of_its_own_is_named
+        test_nodes.test_a_node_with_a_run_directory_of_its_own_is_named
     ),
     "is slow:": test_preflight.test_slow_nodes_are_named,
-    "attempt(s) in a row without a new checkpoint": test_decision.test_attempts_that_come_to_nothing_are_bounded,
+    "attempt(s) in a row without a new checkpoint": test_time_limit.test_a_start_that_takes_too_long_ends_the_job,
     "is in use by": lease_on_slurm.test_of_two_jobs_the_second_is_refused,
     "has been taken over by": (
         lease_on_slurm.test_a_requeued_job_takes_over_from_the_attempt_on_a_node_that_was_cut_off
@@ -44,7 +45,7 @@ TESTS: dict[str, Callable[..., None]] = {
         test_preemption.test_the_end_of_a_job_before_the_deadline_is_announced
     ),
     "is in | and has kept | waiting": test_faults.test_a_rank_that_sleeps_is_named_and_all_leave_their_stacks,
-    "or the network to it, does not answer": test_watchdog.test_a_rank_does_not_wait_for_one_that_is_out_of_reach,
+    "or the network to it, does not answer": test_nodes.test_a_run_whose_link_is_cut_goes_on_once_it_is_back,
     "the connection to another process was lost": test_faults.test_survivors_of_a_killed_rank_say_so,
     "which is left out of the next attempts": (
         supervisor_on_slurm.test_a_node_that_fails_is_left_out_while_others_are_there

@@ -1,6 +1,8 @@
 """slurm/generate.sbatch: around a stand-in for the worker that notes its arguments, and with real workers."""
 
 import json
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -37,8 +39,10 @@ def submission(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def submit(cluster: Cluster, submission: Path, *options: str, more: tuple[str, ...] = ()) -> str:
-    env = {"NAR_SCALE_PYTHON": sys.executable}
+def submit(
+    cluster: Cluster, submission: Path, *options: str, more: tuple[str, ...] = (), path: str = os.environ["PATH"]
+) -> str:
+    env = {"NAR_SCALE_PYTHON": sys.executable, "PATH": path}
     return cluster.submit(SCRIPT, *ARGUMENTS, *more, options=options, directory=submission, env=env)
 
 
@@ -88,6 +92,18 @@ def test_of_an_array_the_task_that_is_asked_is_requeued(cluster: Cluster, submis
         cluster.wait(f"{job}{task}")
         assert cluster.show(f"{job}{task}")["Restarts"] == "1"
     assert started(submission) == ["0-0-0", "0-0-1", "1-0-0", "1-0-1"]
+
+
+def test_a_controller_that_does_not_answer_at_once_is_asked_again(cluster: Cluster, submission: Path) -> None:
+    squeue = submission / "squeue"
+    squeue.write_text(f'#!/bin/sh\n[ -e asked ] && exec {shutil.which("squeue")} "$@"\ntouch asked\nexit 1\n')
+    squeue.chmod(0o755)
+    job = submit(cluster, submission, more=("wait",), path=f"{submission}:{os.environ['PATH']}")
+    eventually("worker", lambda: len(started(submission)) == 1)
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait(job)
+    assert (submission / "asked").exists()
+    assert cluster.show(job)["Restarts"] == "1"
 
 
 def test_a_failure_is_not_requeued(cluster: Cluster, submission: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from nar_scale.cluster.attempts import read_attempts
 from nar_scale.cluster.decision import ATTEMPTS_WITHOUT_STEP
 
-from .cluster import Cluster, eventually, unavailable, write_submission
+from .cluster import Cluster, eventually, write_submission
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
@@ -127,16 +127,10 @@ def test_a_chain_that_comes_to_nothing_ends(cluster: Cluster, submission: Path) 
 
 
 @pytest.fixture(scope="module")
-def cluster_with_a_spare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster_with_a_spare(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """With a spare node, and long enough until a node is taken for dead that a job can have ended before."""
-    if reason := unavailable():
-        pytest.skip(reason)
-    cluster = Cluster(tmp_path_factory.mktemp("spare"), nodes=3, slurmd_timeout=30)
-    try:
-        cluster.start()
+    with Cluster(tmp_path_factory.mktemp("spare"), nodes=3, slurmd_timeout=30) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
 
 
 def test_a_node_that_fails_is_left_out_while_others_are_there(cluster_with_a_spare: Cluster, submission: Path) -> None:

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from nar_scale.data import prepare
 from tests.distributed.jobs import losses
 
 from .cluster import Cluster, eventually
+from .training import OVERRIDES, REPOSITORY, SCRIPT, STEPS, environment, prepare_submission, submit_run
 
-REPOSITORY = Path(__file__).parents[2]
-SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
 TWO_NODES = ("--nodes=2", "--ntasks-per-node=1")
 
 # Notes its environment; the first attempt then does what its second argument says, a later attempt succeeds.
@@ -125,51 +123,14 @@ class TestControlFlow:
         assert "no configuration file missing.yaml" in cluster.output(job)
 
 
-# Small enough for seconds of training, and steps enough that the run is not over when the stop request comes.
-STEPS = 100
-OVERRIDES = (
-    "model.dim=32",
-    "model.depth=2",
-    "model.heads=2",
-    "model.max_seq_len=64",
-    "schedule.warmup_steps=5",
-    f"training.steps={STEPS}",
-    "training.global_batch_size=4",
-    "training.micro_batch_size=1",
-    "checkpoint.every=1000",
-    "logging.every=1",
-    "logging.evaluate_every=0",
-    "logging.sample_every=0",
-    "logging.evaluation_samples=8",
-    "data.directory=corpus",
-)
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small corpus."""
-    directory = tmp_path_factory.mktemp("prepared") / "corpus"
-    sizes = {"seq_len": 64, "validation": 0.2}
-    prepare([REPOSITORY / "nar_scale"], directory, include="*.py", workers=1, progress=False, **sizes)
-    return directory
-
-
 class TestTraining:
     @pytest.fixture
     def submission(self, tmp_path: Path, corpus: Path) -> Path:
-        """A directory to submit from: the launchers, a configuration and a small corpus."""
-        (tmp_path / "launcher").symlink_to(REPOSITORY / "launcher")
-        shutil.copy(REPOSITORY / "configs" / "quickstart_nar.yaml", tmp_path / "config.yaml")
-        shutil.copytree(corpus, tmp_path / "corpus")
-        return tmp_path
-
-    def env(self) -> dict[str, str]:
-        return {"NAR_SCALE_PYTHON": sys.executable, "PYTHONPATH": str(REPOSITORY)}
+        return prepare_submission(tmp_path, corpus)
 
     def submit(self, cluster: Cluster, submission: Path, run: str, options: tuple[str, ...]) -> str:
         # which is of the first attempt: a job that is requeued goes on
-        arguments = ("config.yaml", *OVERRIDES, f"training.run_directory={run}", "--resume", "never")
-        return cluster.submit(SCRIPT, *arguments, options=options, directory=submission, env=self.env())
+        return submit_run(cluster, submission, run, options, "--resume", "never")
 
     def test_interrupted_run_on_two_nodes_equals_one_on_one_node(self, cluster: Cluster, submission: Path) -> None:
         interrupted = self.submit(cluster, submission, "interrupted", (*TWO_NODES, "--cpus-per-task=1"))
@@ -188,6 +149,7 @@ class TestTraining:
         assert f"job {interrupted}, attempt 0 on n[1-2]" in second  # as it has ended, and the one that begins
         assert f"job {interrupted}, attempt 1 on n[1-2]" in second
         assert ": saved" in second
+        assert "ended without a word" not in first + second
 
         straight = self.submit(
             cluster, submission, "straight", ("--nodes=1", "--ntasks-per-node=2", "--cpus-per-task=1")
@@ -204,7 +166,7 @@ class TestTraining:
             script = REPOSITORY / "slurm" / "preflight.sbatch"
             arguments = ("config.yaml", *OVERRIDES, "training.run_directory=checked")
             options = (*TWO_NODES, "--cpus-per-task=1")
-            job = cluster.submit(script, *arguments, options=options, directory=submission, env=self.env())
+            job = cluster.submit(script, *arguments, options=options, directory=submission, env=environment())
             cluster.wait(job, (end,), timeout=180)
             return cluster.output(job)
 
@@ -219,6 +181,6 @@ class TestTraining:
         finally:
             cluster.run("umount", submission / "corpus" / "train", node="n2")
         (line,) = [line for line in output.splitlines() if "train: error" in line]
-        assert "n2, where rank 1 runs, " in line
+        assert "n2, where rank 1 runs, does not have the shards of " in line
         assert "missing: corpus/train/" in line
         assert "not requeued: rank 1 on n2: " in output or "not requeued: rank 0 on n1: " in output

@@ -1,4 +1,4 @@
-"""Two ranks, each a fork that takes itself for a node of its own."""
+"""A few ranks, each a fork that takes itself for a node of its own."""
 
 import os
 import socket
@@ -17,20 +17,22 @@ from tests.errors import assert_names
 CONFIG = "configs/quickstart_nar.yaml"
 
 
-def outcomes(directory, check):
-    """What `check(world)` raises on each of two ranks, as (name of the type, message); None where it raises nothing."""
+def outcomes(directory, check, ranks=2):
+    """What `check(world)` raises on each rank, as (name of the type, message); None where it raises nothing."""
     children = []
-    for rank in range(2):
+    for rank in range(ranks):
         pid = os.fork()
         if pid == 0:
             try:
                 os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-                dist.init_process_group("gloo", store=dist.FileStore(f"{directory}/store", 2), rank=rank, world_size=2)
+                dist.init_process_group(
+                    "gloo", store=dist.FileStore(f"{directory}/store", ranks), rank=rank, world_size=ranks
+                )
                 socket.gethostname = lambda: f"node{rank}"  # noqa: B023
                 control = dist.new_group(backend="gloo")
                 text = ""
                 try:
-                    check(World(rank, 0, 2, 1, torch.device("cpu"), control))
+                    check(World(rank, 0, ranks, 1, torch.device("cpu"), control))
                 except Exception as error:
                     text = f"{type(error).__name__}\n{error}"
                 (directory / f"outcome-{rank}").write_text(text)
@@ -39,8 +41,8 @@ def outcomes(directory, check):
             finally:
                 os._exit(1)
         children.append(pid)
-    assert [os.waitpid(pid, 0)[1] for pid in children] == [0, 0]
-    texts = [(directory / f"outcome-{rank}").read_text() for rank in range(2)]
+    assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * ranks
+    texts = [(directory / f"outcome-{rank}").read_text() for rank in range(ranks)]
     return [tuple(text.split("\n", 1)) if text else None for text in texts]
 
 

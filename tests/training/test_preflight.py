@@ -1,9 +1,14 @@
 import os
+import time
 from dataclasses import replace
 
+import pytest
+import torch.distributed as dist
+
 from nar_scale.errors import UserError
+from nar_scale.logging_setup import set_up_logging
 from nar_scale.training import preflight
-from nar_scale.training.preflight import NodeReport, check_nodes, describe_nodes, outliers
+from nar_scale.training.preflight import NodeReport, check_nodes, describe_nodes, outliers, rounds_of_neighbours
 from tests.errors import assert_names
 
 from .test_agreement import outcomes, refusal
@@ -15,7 +20,7 @@ def test_nodes_that_are_alike(tmp_path, capfd):
     def check(world):
         reports = check_nodes(world, tmp_path)
         assert [report.host for report in reports] == ["node0", "node1"]
-        assert all(report.product_seconds > 0 and len(report.link_seconds) == 1 for report in reports)
+        assert all(report.product_seconds > 0 and len(report.neighbour_seconds) == 1 for report in reports)
         assert all(report.all_reduce_seconds > 0 for report in reports)
         assert all(report.free_memory_gib > 0 and report.free_space_gib > 0 for report in reports)
 
@@ -39,10 +44,38 @@ def test_slow_nodes_are_named():
     assert outliers(ALIKE) == []
     (line,) = outliers([*ALIKE, replace(ALIKE[0], host="n9", product_seconds=0.05)])
     assert_names(line, "n9 is slow: a matrix product", "50.0 ms", "5.0 times", "--exclude=n9")
-    # a neighbour of a slow node has another link
-    reports = [ALIKE[0], replace(ALIKE[1], link_seconds=(0.02, 0.2)), replace(ALIKE[2], link_seconds=(0.2, 0.2))]
-    (line,) = outliers([*reports, replace(ALIKE[3], link_seconds=(0.2, 0.02))])
-    assert_names(line, "n2 is slow", "200.0 ms")
-    # 8 MiB both ways in 20 ms; of an all-reduce of 32 ranks each sends and receives 31/32 of them twice in 40 ms
-    line = describe_nodes(ALIKE, 32)
-    assert_names(line, "4 nodes", "10.0 to 10.0 ms", "0.42 to 0.42 GB/s", "32 ranks takes 40.0 ms (0.41 GB/s)")
+    # 8 MiB in 20 ms between two ranks; each of 32 ranks sends and receives 31/32 of them twice in 40 ms
+    line = describe_nodes([*ALIKE[:3], replace(ALIKE[3], free_memory_gib=7.0)], 32)
+    assert_names(line, "4 nodes", "10.0 to 10.0 ms", "0.42 to 0.42 GB/s", "40.0 ms (0.41 GB/s) over 32 ranks")
+    assert_names(line, "free memory is at least 7.0 GiB (on n3)")
+
+
+@pytest.mark.parametrize(("nodes", "rounds"), [(2, 1), (3, 3), (4, 2), (5, 3), (8, 2)])
+def test_each_node_is_measured_with_its_neighbours(nodes, rounds):
+    pairs = [each for each in rounds_of_neighbours(nodes) if each]
+    assert len(pairs) == rounds
+    for each in pairs:
+        assert len({place for pair in each for place in pair}) == 2 * len(each)
+    ring = {frozenset((place, (place + 1) % nodes)) for place in range(nodes)}
+    assert {frozenset(pair) for each in pairs for pair in each} == ring
+    assert sum(map(len, pairs)) == len(ring)
+
+
+def test_a_node_that_holds_up_the_all_reduce_is_named(tmp_path, capfd):
+    def check(world):
+        set_up_logging()
+        preflight._MESSAGE_BYTES = 4096
+        if world.rank == 1:
+            dist.all_reduce = delayed
+        reports = check_nodes(world, tmp_path)
+        assert all(report.all_reduce_seconds > 0.3 for report in reports)
+
+    def delayed(message, group=None):
+        time.sleep(0.3)
+        return real(message, group=group)
+
+    real = dist.all_reduce
+    assert outcomes(tmp_path, check, ranks=3) == [None] * 3
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "an all-reduce with either neighbour" in line]
+    assert "node1 is slow: " in line
+    assert "sbatch --exclude=node1" in line

@@ -23,12 +23,12 @@ def report_error_once(message: str) -> bool:
     """Log an error unless another rank has reported one before; from any thread. Returns whether it was logged."""
     first = first_to_fail()
     if first:
-        _logger.error("train: error: %s%s", message, _where(os.environ))
+        _logger.error("train: error: %s%s", message, rank_and_host(os.environ))
     return first
 
 
-def _where(environment: Mapping[str, str]) -> str:
-    """Which rank has an error, and where, in a job of several nodes."""
+def rank_and_host(environment: Mapping[str, str]) -> str:
+    """What is added to an error in a job of several nodes: the rank that has it, and its host; else nothing."""
     size, local_size = environment.get("WORLD_SIZE", "1"), environment.get("LOCAL_WORLD_SIZE", "1")
     return f" (rank {environment.get('RANK', '0')} on {socket.gethostname()})" if size != local_size else ""
 
