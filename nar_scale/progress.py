@@ -13,7 +13,7 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 
-def progress_bar(description: str, total: int | None, unit: str, enabled: bool = True) -> tqdm[Any]:
+def progress_bar(description: str, total: int | None, unit: str, enabled: bool = True, delay: float = 0.0) -> tqdm[Any]:
     """A bar on standard error with the rate and the time left, which shows nothing unless that is a terminal.
 
     Args:
@@ -21,12 +21,14 @@ def progress_bar(description: str, total: int | None, unit: str, enabled: bool =
         total: number of units; None if it is not known, and neither is the time left.
         unit: what is counted, such as "B" or "shard".
         enabled: whether to show it at all.
+        delay: seconds until it is shown, for work that mostly takes less.
     """
     return tqdm(
         desc=description,
         total=total,
         unit=unit,
         unit_scale=True,
+        delay=delay,
         **width(),
         disable=not (enabled and sys.stderr.isatty()),
     )

@@ -1,4 +1,4 @@
-"""What `pip install` installs: built, installed beside the dependencies, and used away from the repository."""
+"""What `pip install` installs: built, installed with what it asks for alone, and used away from the repository."""
 
 import os
 import shutil
@@ -6,11 +6,14 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email import message_from_bytes
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from nar_scale.checkpoint import TrainingState
 from nar_scale.commands.console import COMMANDS
@@ -80,14 +83,38 @@ def test_what_is_in_the_sdist_and_the_wheel(built):
     assert not [name for name in source if name.startswith(("tests/", "launcher/", "benchmarks/"))]
 
 
+def needed_by(requirements):
+    """Distributions that `pip install` would bring for some requirements, by name; extras are followed."""
+    found, waiting = {}, [(Requirement(text), "") for text in requirements]
+    done = set()
+    while waiting:
+        requirement, extra = waiting.pop()
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+            continue
+        name = canonicalize_name(requirement.name)
+        if name not in found:
+            found[name] = distribution(name)
+        for wanted in {"", *requirement.extras}:
+            if (name, wanted) not in done:
+                done.add((name, wanted))
+                waiting += [(Requirement(text), wanted) for text in found[name].requires or ()]
+    return found
+
+
 @pytest.fixture(scope="module")
 def installed(built, tmp_path_factory):
-    """The console command of a new environment that sees the dependencies of this one, but not its nar_scale."""
+    """The console command of a new environment with what the wheel asks for alone, as links into this one."""
     directory = tmp_path_factory.mktemp("environment")
     run([sys.executable, "-m", "venv", "--without-pip", directory])
     (site_packages,) = directory.glob("lib/python*/site-packages")
-    here = Path(torch.__file__).parents[1]
-    (site_packages / "dependencies.pth").write_text(f"{here}\n")  # whose own .pth files are not read from there
+    with zipfile.ZipFile(built[1]) as archive:
+        (metadata,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        asked = message_from_bytes(archive.read(metadata)).get_all("Requires-Dist")
+    for needed in needed_by(asked).values():
+        for top in {file.parts[0] for file in needed.files} - {"..", "__pycache__"}:
+            link = site_packages / top
+            if not link.exists():
+                link.symlink_to(needed.locate_file(top))
     python = directory / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
     run([*pip, "install", "--quiet", "--no-deps", "--no-index", "--ignore-installed", built[1]])
@@ -98,6 +125,11 @@ def test_the_demo_away_from_the_repository(installed, tmp_path):
     python = installed.with_name("python")
     where = run([python, "-c", "import nar_scale; print(nar_scale.__file__)"], cwd=tmp_path).strip()
     assert where.startswith(str(installed.parents[1]))
+    here = run([python, "-c", "import sys; print(*sys.path, sep='\\n')"], cwd=tmp_path).splitlines()
+    assert not [path for path in here if path.startswith(sys.prefix)]
+    for extra in ("tokenizers", "sklearn", "matplotlib", "pyarrow", "pytest", "transformers"):
+        asked = ["-c", f"from importlib.util import find_spec; print(find_spec({extra!r}))"]
+        assert run([python, *asked], cwd=tmp_path) == "None\n"
     shown = run([installed, "--help"], cwd=tmp_path)
     assert all(f"\n  {name} " in shown for name in COMMANDS)
 
@@ -119,6 +151,10 @@ def test_the_demo_away_from_the_repository(installed, tmp_path):
     ]
     assert "[INFO]" not in trained  # nothing of the launcher's or of libraries
     run([installed, "consolidate", "--run", "runs/quickstart_nar", "--output", "exported/mine"], cwd=tmp_path)
+    measured = ["--checkpoint", "exported/mine", "--data", "data/mine", "--output", "likelihood.json", "--limit", 8]
+    assert "bits/byte" in run([installed, "evaluate", *measured], cwd=tmp_path)
+    run([installed, "report", "runs/quickstart_nar", "--output", "report.html"], cwd=tmp_path)
+    assert (tmp_path / "report.html").stat().st_size > 10_000
     asked = ["--checkpoint", "exported/mine", "--prompt", "One ", "--length", 12, "--device", "cpu"]
     generated = run([installed, "generate", *asked], cwd=tmp_path)
     assert generated.splitlines()[1].startswith("One ")

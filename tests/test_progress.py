@@ -1,97 +1,24 @@
-"""Long work on a real terminal: a bar with a rate and the time left, and one line where Ctrl-C ends it."""
+"""What Ctrl-C makes of long work: one line, which says what is kept. Bars are in test_long_work.py."""
 
-import fcntl
 import os
 import pty
 import re
 import signal
-import struct
 import subprocess
 import sys
-import termios
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from threading import Thread
 
 import pytest
-import torch
 
 from nar_scale.checkpoint.directory import written_whole
-from nar_scale.checkpoint.shards import save_weights
-from nar_scale.commands import evaluate, generate, prepare
 from nar_scale.commands.process import INTERRUPTED, exit_status
 from nar_scale.progress import kept_at_interrupt, with_progress
-from tests.data.preparation.preparing import made
 from tests.errors import assert_names
-from tests.generation.helpers import export
+from tests.terminal import set_width
 
 LAUNCHER = Path(__file__).parents[1] / "launcher"
 BAR = r"{}: .*\d.*\[.*<.*{}/s\]"  # elapsed < left, and a rate
-
-
-def set_width(terminal):
-    """Give a terminal its 24 lines of 100 letters."""
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-
-
-@contextmanager
-def standard_error_on_a_terminal(monkeypatch):
-    """A `with` block that gives what was written to a terminal, as the last item of a list, when it is over."""
-    master, slave = pty.openpty()
-    set_width(slave)
-    seen, pieces = [], []
-
-    def read():
-        with suppress(OSError):  # nothing more to come
-            while piece := os.read(master, 1 << 16):
-                pieces.append(piece)
-
-    reader = Thread(target=read)
-    reader.start()
-    with open(slave, "w") as terminal, monkeypatch.context() as patched:
-        patched.setattr("sys.stderr", terminal)
-        yield seen
-    reader.join()
-    os.close(master)
-    seen.append(b"".join(pieces).decode())
-
-
-@pytest.fixture(scope="module")
-def given(tmp_path_factory):
-    root = tmp_path_factory.mktemp("given")
-    (root / "texts").mkdir()
-    for number in range(12):
-        (root / "texts" / f"{number}.txt").write_text(f"{number} words " * 40)
-    made(root / "texts", root / "data", seq_len=24, validation=0.4)
-    export(root / "model", "non_autoregressive")
-    return root
-
-
-def jobs(given, directory):
-    """What a bar is named, what it counts, and the job that shows it, by name of the job."""
-    model = ["--checkpoint", str(given / "model")]
-    likelihood = [*model, "--data", str(given / "data"), "--output", "/dev/null"]
-    samples = [*model, "--output", str(directory / "samples"), "--num-samples", "3", "--part-size", "1"]
-    whole = ["--verify", str(given / "data"), "--workers", "1"]
-    return {
-        "evaluate": ("evaluate", "batch", lambda: evaluate.main(likelihood)),
-        "generate": ("generate", "part", lambda: generate.main(samples)),
-        "verify": ("verify", "B", lambda: prepare.main(whole)),
-        "weights": ("write model", "B", lambda: save_weights(directory, {"a": torch.ones(9)}) or 0),
-    }
-
-
-@pytest.mark.parametrize("name", ["evaluate", "generate", "verify", "weights"])
-def test_a_bar_on_a_terminal_alone(given, name, tmp_path, monkeypatch, capfd):
-    description, unit, job = jobs(given, tmp_path)[name]
-    with standard_error_on_a_terminal(monkeypatch) as seen:
-        assert job() == 0
-    pictures = re.split(r"[\r\n]", seen[-1])
-    assert any(re.search(BAR.format(re.escape(description), unit), picture) for picture in pictures), pictures
-    (tmp_path / "again").mkdir()
-    capfd.readouterr()
-    assert jobs(given, tmp_path / "again")[name][2]() == 0
-    assert capfd.readouterr().err == ""
 
 
 def test_ctrl_c_ends_preparation_in_one_line_and_it_goes_on_from_there(tmp_path):

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,14 +58,15 @@ def consolidate(
     if not (run / "checkpoints").is_dir():
         raise CheckpointError(f"{run} is not a run directory with checkpoints; give one such as runs/quickstart_nar")
     store = CheckpointStore(run / "checkpoints")
-    chosen = store.newest_good(report=_logger.warning) if step is None else step
+    verify = partial(verify_integrity, progress=progress)
+    chosen = store.newest_good(report=_logger.warning, inspect=verify) if step is None else step
     if chosen not in store.steps():
         available = ", ".join(map(str, store.steps())) or "none"
         raise CheckpointError(
             f"{run} has no checkpoint{'' if step is None else f' of step {step}'}; steps: {available}"
         )
     checkpoint = store.path(chosen)
-    if step is not None and (damage := verify_integrity(checkpoint)):
+    if step is not None and (damage := verify(checkpoint)):
         raise CheckpointError(f"{checkpoint} is damaged: {damage}")
 
     config = load_config(checkpoint / CONFIG_FILE)

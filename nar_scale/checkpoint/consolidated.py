@@ -291,7 +291,7 @@ def _describe(directory: Path, verify: bool) -> tuple[Config, ModelInfo, Objecti
         raise CheckpointError(f"{directory} {what}; make a consolidated checkpoint: {remedy}") from None
     except OSError as error:
         raise CheckpointError(f"{directory} cannot be read: {error.strerror}") from None
-    if verify and (damage := verify_integrity(directory)):
+    if verify and (damage := verify_integrity(directory, progress=True)):
         raise CheckpointError(f"{directory} is damaged: {damage}")
     config = load_config(directory / CONFIG_FILE)
     info = read_info(directory)

@@ -21,11 +21,13 @@ import xxhash
 from nar_scale.checkpoint.directory import delete_leftovers, make_writing_directory
 from nar_scale.errors import CheckpointError
 from nar_scale.files import keep_as_damaged, remedy_for, sync_directory, write_atomically
+from nar_scale.progress import progress_bar
 
 _logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 POINTER = "latest"
+BAR_DELAY = 1.0  # seconds of verification until a bar is shown
 _STEP_NAME = re.compile(r"step-(\d+)")
 _SUPERSEDED = ".superseded-"
 
@@ -208,12 +210,15 @@ def record_files(directory: Path, names: Iterable[str]) -> dict[str, FileRecord]
     return records
 
 
-def verify_integrity(path: Path, reader: tuple[int, int] = (0, 1), checksums: bool = True) -> str | None:
+def verify_integrity(
+    path: Path, reader: tuple[int, int] = (0, 1), checksums: bool = True, progress: bool = False
+) -> str | None:
     """What is wrong with a published directory, in a few words naming the file; None if nothing is.
 
     Args:
         reader: rank and number of the readers, who check the files in turn; the rank-th of each round.
         checksums: read them, and not only look at their sizes.
+        progress: show a progress bar if standard error is a terminal and this takes long.
     """
     try:
         for name in _neither_files_nor_directories(path):
@@ -228,16 +233,19 @@ def verify_integrity(path: Path, reader: tuple[int, int] = (0, 1), checksums: bo
     if outside is not None:
         return f"{path / MANIFEST} names {outside!r}, which is outside"
     rank, readers = reader
-    for file, (size, checksum) in list(expected.items())[rank::readers]:
-        try:
-            if not file.is_file():
-                return f"{file} is missing"
-            if file.stat().st_size != size:
-                return f"{file} has {file.stat().st_size} bytes instead of {size}"
-            if checksums and _checksum(file) != checksum:
-                return f"{file} has a wrong checksum"
-        except OSError as error:
-            return f"{file} cannot be read ({error.strerror})"
+    mine = list(expected.items())[rank::readers]
+    total = sum(size for _, (size, _) in mine if isinstance(size, int))
+    with progress_bar("verify", total, "B", progress and checksums, delay=BAR_DELAY) as bar:
+        for file, (size, checksum) in mine:
+            try:
+                if not file.is_file():
+                    return f"{file} is missing"
+                if file.stat().st_size != size:
+                    return f"{file} has {file.stat().st_size} bytes instead of {size}"
+                if checksums and _checksum(file, bar.update) != checksum:
+                    return f"{file} has a wrong checksum"
+            except OSError as error:
+                return f"{file} cannot be read ({error.strerror})"
     return None if records else f"{path / MANIFEST} names no file"
 
 
@@ -249,10 +257,12 @@ def _neither_files_nor_directories(path: Path) -> Iterator[str]:
             yield name
 
 
-def _checksum(path: Path) -> str:
+def _checksum(path: Path, report: Callable[[int], object] = lambda count: None) -> str:
+    """The XXH3 checksum of a file; `report` is told how many bytes were read."""
     digest = xxhash.xxh3_128()
     buffer = memoryview(bytearray(1 << 22))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
+            report(count)
     return digest.hexdigest()

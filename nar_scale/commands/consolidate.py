@@ -27,10 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
     from nar_scale.checkpoint import compared, consolidate
     from nar_scale.errors import UserError
     from nar_scale.logging_setup import report_error, set_up_logging, write_result
+    from nar_scale.progress import kept_at_interrupt
 
     set_up_logging()
     try:
-        difference = consolidate(options.run, options.output, options.step, options.license)
+        with kept_at_interrupt(f"{options.output} was not written"):
+            difference = consolidate(options.run, options.output, options.step, options.license)
     except UserError as error:
         return report_error("consolidate", error)
     write_result(f"wrote {options.output}; its logits {compared(difference, 'the trained model')}")

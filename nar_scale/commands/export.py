@@ -34,16 +34,18 @@ def main(arguments: list[str] | None = None) -> int:
     from nar_scale.errors import ConfigError, UserError
     from nar_scale.interop import export_llama, export_x_transformers
     from nar_scale.logging_setup import report_error, set_up_logging, write_result
+    from nar_scale.progress import kept_at_interrupt
 
     set_up_logging()
     try:
-        model = load_consolidated(options.checkpoint, dtype=None, weights=options.weights)
-        if options.format == "llama":
-            if options.ignore_norm_eps:
-                raise ConfigError("--ignore-norm-eps is for --format x-transformers; Llama has any norm_eps")
-            export_llama(model, options.output, license=options.license)
-        else:
-            export_x_transformers(model, options.output, ignore_norm_eps=options.ignore_norm_eps)
+        with kept_at_interrupt(f"{options.output} was not written"):
+            model = load_consolidated(options.checkpoint, dtype=None, weights=options.weights)
+            if options.format == "llama":
+                if options.ignore_norm_eps:
+                    raise ConfigError("--ignore-norm-eps is for --format x-transformers; Llama has any norm_eps")
+                export_llama(model, options.output, license=options.license)
+            else:
+                export_x_transformers(model, options.output, ignore_norm_eps=options.ignore_norm_eps)
     except UserError as error:
         return report_error("export", error)
     write_result(f"wrote {options.output}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +46,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.data_files and len(options.tasks) > 1:
         parser.error("--data-files is the data of one task; run others on their own")
 
+    if not sys.stderr.isatty():  # libraries read it while they are imported; ours know by themselves
+        os.environ |= {"TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
     # after the arguments have been checked: it takes seconds
     from nar_scale.errors import UserError
     from nar_scale.files import write_atomically
     from nar_scale.logging_setup import report_error, set_up_logging, write_result
+    from nar_scale.progress import kept_at_interrupt
 
     set_up_logging()
     try:
@@ -58,18 +64,19 @@ def main(arguments: list[str] | None = None) -> int:
             raise UserError(
                 f"the harness is an optional package ({error.name}): pip install 'nar_scale[lm-eval]'"
             ) from error
-        model = NarScaleLM(
-            options.checkpoint,
-            options.device,
-            options.weights,
-            options.batch_size,
-            options.mask_samples,
-            options.seed,
-        )
-        files = dict(text.split("=", 1) for text in options.data_files)
-        results = evaluate_tasks(
-            model, options.tasks, files, options.limit, options.num_fewshot, options.include_path, options.seed
-        )
+        with kept_at_interrupt(f"{options.output} was not written"):
+            model = NarScaleLM(
+                options.checkpoint,
+                options.device,
+                options.weights,
+                options.batch_size,
+                options.mask_samples,
+                options.seed,
+            )
+            files = dict(text.split("=", 1) for text in options.data_files)
+            results = evaluate_tasks(
+                model, options.tasks, files, options.limit, options.num_fewshot, options.include_path, options.seed
+            )
         results["checkpoint"] = options.checkpoint
         write_atomically(Path(options.output), f"{json.dumps(results, indent=2)}\n".encode())
     except UserError as error:

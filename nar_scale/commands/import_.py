@@ -31,10 +31,12 @@ def main(arguments: list[str] | None = None) -> int:
     from nar_scale.errors import UserError
     from nar_scale.interop import import_llama
     from nar_scale.logging_setup import report_error, set_up_logging, write_result
+    from nar_scale.progress import kept_at_interrupt
 
     set_up_logging()
     try:
-        difference = import_llama(options.directory, options.output, end_token=options.end_token)
+        with kept_at_interrupt(f"{options.output} was not written"):
+            difference = import_llama(options.directory, options.output, end_token=options.end_token)
     except UserError as error:
         return report_error("import", error)
     write_result(f"wrote {options.output}; its logits {compared(difference, options.directory)}")

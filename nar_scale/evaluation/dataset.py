@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from nar_scale.data import SampleFormat, ShardCache, Tokenizer, sequential_batches
+from nar_scale.data import Batch, SampleFormat, ShardCache, Tokenizer, sequential_batches
 from nar_scale.errors import DataError, UserError
 from nar_scale.evaluation.likelihood import Likelihood, evaluate_likelihood
 from nar_scale.evaluation.reencoding import ReencodedText
 from nar_scale.evaluation.split import Split, find_info
 from nar_scale.objectives import Objective
-from nar_scale.progress import with_progress
+from nar_scale.progress import progress_bar, with_progress
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def evaluate_dataset(
@@ -102,9 +107,18 @@ def evaluate_reencoded(
     if objective.num_classes is not None:
         raise UserError("a model that is conditional on a class is evaluated on data prepared with its own tokenizer")
     text = ReencodedText(split, tokenizer, objective.max_seq_len, limit)
-    batches = with_progress(text.batches(batch_size), "evaluate", "batch", enabled=progress)
-    likelihood = evaluate_likelihood(objective, batches, objective.net.token_emb.weight.device)
+    samples = min(split.index.num_samples, limit or split.index.num_samples)
+    size = None if split.bytes_per_token is None else round(samples * split.info.seq_len * split.bytes_per_token)
+    with progress_bar("evaluate", size, "B", progress) as bar:
+        batches = _counted(text, batch_size, bar)
+        likelihood = evaluate_likelihood(objective, batches, objective.net.token_emb.weight.device)
     return replace(likelihood, bytes_per_token=text.bytes / text.tokens)
+
+
+def _counted(text: ReencodedText, batch_size: int, bar: tqdm[Any]) -> Iterator[Batch]:
+    for batch in text.batches(batch_size):
+        yield batch
+        bar.update(text.bytes - bar.n)
 
 
 def _check_sizes(batch_size: int, limit: int | None) -> None:

@@ -173,7 +173,7 @@ class TransformersReference(Reference):
         except ImportError as error:
             raise UserError(
                 f"the reference model {directory} needs an optional package ({error.name}): "
-                "pip install 'nar_scale[report]'"
+                "pip install 'nar_scale[transformers]'"
             ) from error
         try:
             self._tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)

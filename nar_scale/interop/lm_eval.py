@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, cast
@@ -91,6 +92,11 @@ class NarScaleLM(TemplateLM):
         """The token ids of a text; special tokens are never added."""
         ids: list[int] = self._tokens.encode(string.encode()).tolist()
         return ids
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """The log-likelihood of each continuation, in nats, and whether it is the most probable one."""
+        # the harness shows a bar of its own wherever it writes to
+        return super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """The log-likelihood of whole texts, in nats, cut into windows that the model takes.

@@ -230,8 +230,9 @@ def _measure(
         known = set()
         for each in training:
             known |= find_words(wanted - known, each, samples.training_samples, data.progress)
-    for model, sets in zip(models, drawn):
-        model.points.extend(measure_samples(one, reference, tokenizer, known, human) for one in sets)
+    all_sets = [(model, one) for model, sets in zip(models, drawn) for one in sets]
+    for model, one in with_progress(all_sets, "score", "setting", enabled=data.progress):
+        model.points.append(measure_samples(one, reference, tokenizer, known, human))
     return measure_texts(texts, reference, tokenizer, known)
 
 

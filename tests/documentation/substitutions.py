@@ -19,6 +19,7 @@ SMALLER = {
 # Commands that are not run, by how they begin, and why.
 NOT_RUN = {
     r"make( \w|$)": "takes minutes: `make test` is this suite, and its steps are commands of their own",
+    r"pip install ": "network; tests/test_package.py does the demo with what it would install",
     r"source \.venv/bin/activate$": "the tests' Python is that of .venv",
     r"(sbatch|job=|prepare=|squeue|scontrol|scancel|touch slurm-stop) ?": "cluster; tests/slurm runs the scripts",
     r"tail -f ": "watches until it is stopped",

@@ -80,3 +80,9 @@ def test_a_directory_that_transformers_cannot_read_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with refused(UserError, tmp_path):
         TransformersReference(tmp_path)
+
+
+def test_the_extra_of_a_reference_of_transformers_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with refused(UserError, tmp_path, "'nar_scale[transformers]'"):
+        TransformersReference(tmp_path)

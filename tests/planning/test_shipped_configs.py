@@ -1,4 +1,4 @@
-"""The YAML files of configs/: each has the size that it is named after, runs dry on the ranks it is for, and fits."""
+"""The YAML files of configs/: each is built, has the size that it is named after, and fits the ranks that it is for."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,11 @@ SIZES = {
     "1.4b": Size(1.4e9, (8, 16, 32, 64)),
     "7b": Size(7e9, (16, 32, 64, 128, 256)),
 }
+WRAPPERS = {
+    "autoregressive": "AutoregressiveWrapper",
+    "non_autoregressive": "NonAutoregressiveWrapper",
+    "hybrid": "HybridWrapper",
+}
 LARGE = [f"{size}_{kind}" for size in SIZES for kind in ("ar", "nar")]
 SMALL = ["digits_nar", "quickstart_ar", "quickstart_hybrid", "quickstart_nar"]
 
@@ -64,36 +69,56 @@ def test_every_configuration_is_among_those_tested():
     assert sorted([*LARGE, *SMALL]) == sorted(CONFIGS)
 
 
-@pytest.mark.parametrize("name", LARGE)
-def test_a_large_model_has_the_size_of_its_name_and_fits_its_ranks(name):
-    size = SIZES[name.split("_")[0]]
-    config = load_config(CONFIGS[name], [ABSENT])
+def loaded(name):
+    """A configuration, without the data that it is for."""
+    vocabulary = ["data.vocabulary_size=257"] if name in SMALL else []
+    return load_config(CONFIGS[name], [ABSENT, *vocabulary])
+
+
+def built(config):
+    """The wrapper on a device that has shapes alone."""
+    with torch.device("meta"):
+        return build_wrapper(config, config.data.vocabulary_size)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_is_validated_runs_dry_and_is_planned(name):
+    config = loaded(name)
     check_run(config)
+    ranks_of, limit = (SIZES[name.split("_")[0]].ranks, 70) if name in LARGE else ((1, 2), 1)
+    for ranks in ranks_of:
+        text = describe_run(config, ranks)
+        assert f"= {ranks} rank(s) x " in line(text, "batch:")
+        assert 0 < on_device(text) < limit  # GiB, of 80 GB, that is 74.5 GiB, which the libraries share
+        assert "number of epochs is not known" in line(text, "data:")
+    terms = Terms(H100, Ceilings.of(H100), per_node=8, network_bandwidth=H100.network_bandwidth)
+    run = plan_run(built(config), config, terms, ranks_of[-1])
+    assert run.config.training.micro_batch_size * run.accumulation * ranks_of[-1] == config.training.global_batch_size
+    assert 0 < run.on_device < terms.usable_memory
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_configuration_is_built_where_there_are_shapes_alone(name):
+    config = loaded(name)
+    wrapper = built(config)
+    assert type(wrapper).__name__ == WRAPPERS[config.objective.kind]
+    assert {tensor.device.type for tensor in (*wrapper.parameters(), *wrapper.buffers())} == {"meta"}
+    embedding = wrapper.net.token_emb.weight
+    assert embedding.shape == (config.data.vocabulary_size + (wrapper.mask_id is not None), config.model.dim)
+    assert len(wrapper.net.attn_layers.blocks) == config.model.depth
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_large_model_has_the_size_of_its_name(name):
+    size = SIZES[name.split("_")[0]]
+    config = loaded(name)
     assert config.training.run_directory == f"runs/{name}"
     assert config.objective.kind == {"ar": "autoregressive", "nar": "non_autoregressive"}[name.split("_")[1]]
-    with torch.device("meta"):
-        wrapper = build_wrapper(config, config.data.vocabulary_size)
+    wrapper = built(config)
     assert wrapper.net.num_tokens == 50_304  # a multiple of 128
     assert sum(weight.numel() for weight in wrapper.parameters()) == pytest.approx(size.parameters, rel=0.03)
-    for ranks in size.ranks:
-        text = describe_run(config, ranks)
-        assert f"= {ranks} rank(s) x " in line(text, "batch:")
-        assert on_device(text) < 70  # of 80 GB, that is 74.5 GiB, which the libraries share
-        assert "number of epochs is not known" in line(text, "data:")
-    network = H100.network_bandwidth
-    run = plan_run(wrapper, config, Terms(H100, Ceilings.of(H100), per_node=8, network_bandwidth=network), 64)
-    assert run.config.training.micro_batch_size * run.accumulation * 64 == config.training.global_batch_size
-    assert 0.2 < run.mfu < 0.6
-
-
-@pytest.mark.parametrize("name", SMALL)
-def test_a_small_model_runs_dry_on_one_rank_and_two(name):
-    config = load_config(CONFIGS[name], [ABSENT, "data.vocabulary_size=257"])
-    check_run(config)
-    for ranks in (1, 2):
-        text = describe_run(config, ranks)
-        assert f"= {ranks} rank(s) x " in line(text, "batch:")
-        assert on_device(text) < 1
+    terms = Terms(H100, Ceilings.of(H100), per_node=8, network_bandwidth=H100.network_bandwidth)
+    assert 0.2 < plan_run(wrapper, config, terms, 64).mfu < 0.6
 
 
 @pytest.mark.parametrize("size", SIZES)

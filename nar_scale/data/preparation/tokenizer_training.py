@@ -9,7 +9,7 @@ from nar_scale.data.formats.inputs import is_token_file, read_piece, split_into_
 from nar_scale.data.preparation.corpus import find_corpus, leave_out_faulty
 from nar_scale.errors import DataError, UserError
 from nar_scale.files import write_atomically
-from nar_scale.progress import progress_bar
+from nar_scale.progress import kept_at_interrupt, progress_bar
 
 END_TOKEN = "<|endoftext|>"
 MIN_VOCABULARY = 257  # the bytes and the end token
@@ -79,7 +79,8 @@ def train_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size, special_tokens=[END_TOKEN], initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(texts(), trainer)
+    with kept_at_interrupt(f"{path} was not written"):
+        tokenizer.train_from_iterator(texts(), trainer)
     if tokenizer.get_vocab_size() <= MIN_VOCABULARY < vocabulary_size:
         raise DataError(f"no text to train on in {', '.join(map(str, inputs))}; give text, not tokens or binary files")
     try:

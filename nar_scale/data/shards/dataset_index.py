@@ -26,7 +26,7 @@ from nar_scale.data.storage.prefetch import ShardPrefetcher
 from nar_scale.data.storage.shard_cache import ShardCache
 from nar_scale.data.storage.urls import is_remote
 from nar_scale.errors import DataError
-from nar_scale.progress import progress_bar
+from nar_scale.progress import kept_at_interrupt, progress_bar
 from nar_scale.text import printable
 
 LOADING_THREADS = 16  # reading many small files waits for the file system, not for the processor
@@ -244,7 +244,8 @@ def _load_unchanged(task: _Task) -> ShardIndex | None:
 def _build(tasks: Sequence[_Task], workers: int, progress: bool) -> Iterator[ShardIndex]:
     if not tasks:
         return
-    with progress_bar("index", len(tasks), "shard", progress) as bar:
+    kept = kept_at_interrupt("the indices that were finished are kept, and the same command goes on from there")
+    with kept, progress_bar("index", len(tasks), "shard", progress) as bar:
         for index in ordered_map(_build_one, tasks, min(workers, len(tasks))):
             bar.set_postfix_str(f"{printable(Path(index.shard).name)}, {index.count:,} samples")
             bar.update(1)

@@ -19,6 +19,11 @@ T = TypeVar("T")
 
 CLOSING_SECONDS = 5.0
 
+_INSTALLED_BY = {
+    "http": "pip install 'nar_scale[remote]'",
+    "s3": "pip install 'nar_scale[s3]'",
+    "gs": "pip install 'nar_scale[gs]'",
+}
 _kept = threading.local()
 
 
@@ -62,7 +67,7 @@ async def connected(url: str, storage_options: Mapping[str, Any], timeout: float
         options = {**storage_options, **_default_options(protocol, storage_options)}
         file_system = _file_system_class(protocol)(**options, asynchronous=True, skip_instance_cache=True)
     except ImportError as error:
-        raise UserError(f"{redacted(url)} needs an optional package: pip install 'nar_scale[remote]'") from error
+        raise UserError(f"{redacted(url)} needs an optional package: {_INSTALLED_BY[protocol]}") from error
     except Exception as error:
         raise classified(url, error) from error
     start = file_system._set_session if protocol == "gs" else file_system.set_session

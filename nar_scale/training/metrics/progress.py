@@ -37,7 +37,7 @@ class Progress:
             step: the step that the run starts or resumes from.
         """
         if sys.stderr.isatty():
-            self._bar = tqdm(total=self._steps, initial=step, unit="step", **width())
+            self._bar = tqdm(total=self._steps, initial=step, unit="step", disable=False, **width())
             terminal_handler().beside_bar = tqdm.external_write_mode
 
     def update(self, step: int, loss: float, tokens_per_second: float) -> None:

@@ -28,6 +28,7 @@ SAMPLE_SEPARATOR = "\n\n=====\n\n"
 _LAYOUT = {
     "main": {
         "loss, training and validation": ["Multiline", ["main/loss$", "main/validation_.*nats_per_token"]],
+        "resumes, skips, roll-backs": ["Multiline", ["events/"]],
         "bits per byte": ["Multiline", ["main/validation_.*bits_per_byte"]],
         "learning rates": ["Multiline", ["main/learning_rate"]],
     },
@@ -72,14 +73,16 @@ class MetricsWriter:
         """A writer to TensorBoard, which does not show what was written after the step before."""
         from torch.utils.tensorboard import SummaryWriter
 
+        # TensorBoard reads the files by name: the second, then a counter that sorts as text, 10 before 9
+        seconds = {int(path.name.split(".")[3]) for path in self._tensorboard.glob("events.out.tfevents.*")}
+        while int(time.time()) in seconds:
+            time.sleep(0.05)
         return SummaryWriter(str(self._tensorboard), purge_step=step + 1)
 
     def rewind(self, step: int) -> None:
         """Drop what was written after a step: the run has gone back to it."""
         self._log.rewind(step)
         self._writer.close()
-        # TensorBoard reads the files by name: the second, then a counter that sorts as text, 10 before 9
-        time.sleep(1)
         self._writer = self._write_after(step)
 
     def settings(self, config: Config, resolved: Mapping[str, Any]) -> None:

@@ -134,7 +134,7 @@ def test_says_which_package_is_missing(monkeypatch):
 def test_says_which_package_is_missing_for_a_store(monkeypatch):
     monkeypatch.setattr(object_stores, "_kept", threading.local())
     monkeypatch.setitem(sys.modules, "aiobotocore.session", None)
-    with refused(UserError, "s3://bucket/a", "pip install 'nar_scale[remote]'"):
+    with refused(UserError, "s3://bucket/a", "pip install 'nar_scale[s3]'"):
         read_small("s3://bucket/a", {}, 9)
 
 

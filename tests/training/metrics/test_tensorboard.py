@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from nar_scale.config import validate_config
+from nar_scale.training.metrics.events import RESUMED, ROLLED_BACK, SKIPPED
 from nar_scale.training.metrics.writer import MetricsWriter
 from tests.browser import Watched, browser, watch
 
 from .test_writer import CONFIG
 
 GROUPS = ("checkpoint", "data", "events", "loss_by_mask", "main", "memory", "speed")
+MARKS = {RESUMED: "went on from step 5", SKIPPED: "2 since the report before", ROLLED_BACK: "back to step 9"}
 ATTACK = "<img src=x onerror='window.attacked = 1'>"
 
 
@@ -28,7 +30,11 @@ def write_run(directory: Path) -> None:
         writer.scalars(step, {**values, "memory_gib": 1.0, "checkpoint_seconds": 0.5, "samples_of_code": 8.0 * step})
         writer.scalars(step, {"validation_code_nats_per_token": 10.0 / step})
     writer.texts(9, ["a sample of step nine", ATTACK])
-    writer.event(5, "resumed", "went on from step 5")
+    writer.event(5, RESUMED, MARKS[RESUMED])
+    writer.event(8, SKIPPED, MARKS[SKIPPED])
+    writer.scalars(10, {"loss": 99.0})
+    writer.rewind(9)
+    writer.event(9, ROLLED_BACK, MARKS[ROLLED_BACK])
     writer.close()
 
 
@@ -89,6 +95,22 @@ def test_samples_come_before_settings_and_are_text(seen: Watched) -> None:
     page.get_by_text(ATTACK).first.wait_for(state="visible")
     assert page.evaluate("window.attacked") is None
     assert page.get_by_text("events", exact=True).count() == 0
+
+
+def test_resumes_skips_and_roll_backs_are_marked_on_the_steps_of_the_loss(seen: Watched, tmp_path: Path) -> None:
+    page = open_tab(seen, "custom_scalars", "loss, training and validation", "resumes, skips, roll-backs")
+    for mark in MARKS:
+        page.get_by_text(re.compile(re.escape(f"events/{mark} ("))).first.wait_for(state="attached")
+    assert abs(height(page, "loss, training and validation") - height(page, "resumes, skips, roll-backs")) < 700
+    assert len(seen.colours(tmp_path / "marks.png")) > 100
+
+
+def test_marks_say_what_has_happened(seen: Watched, tmp_path: Path) -> None:
+    page = open_tab(seen, "text", "timeline")
+    page.get_by_text("timeline", exact=True).first.click()  # unfolds it
+    for text in MARKS.values():
+        page.get_by_text(text).first.wait_for(state="visible")
+    assert len(seen.colours(tmp_path / "timeline.png")) > 10
 
 
 def test_hyperparameters_are_few_and_have_the_last_losses_beside_them(seen: Watched) -> None:

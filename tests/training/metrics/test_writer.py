@@ -116,6 +116,7 @@ def test_charts_show_training_and_validation_together_and_every_metric_that_they
     layout = Layout.FromString(event.tensor_proto.string_val[0])
     charts = {chart.title: list(chart.multiline.tag) for category in layout.category for chart in category.chart}
     tags = [tensorboard_tag(name) for name in (*METRICS, "masked_0.2_to_0.4", "validation_code_nats_per_token")]
+    tags.append("events/resumed")
     shown = {
         title: {tag for tag in tags for expression in some if re.match(expression, tag)}
         for title, some in charts.items()
