@@ -106,7 +106,8 @@ def _blame(error: ValidationError, source: str, overridden: Sequence[str]) -> st
     of_command_line: list[str] = []
     of_file: list[str] = []
     concerned: list[str] = []
-    for problem in error.errors():
+    # a key that is missing may be one that is misspelt: the unknown ones come first
+    for problem in sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden"):
         text, location = _explain(problem), ".".join(_located(problem["loc"])[1])
         if problem["type"] == "union_tag_invalid":
             location = f"{location}.{discriminator_of(location) or 'kind'}"

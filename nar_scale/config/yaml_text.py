@@ -54,12 +54,18 @@ def read_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        problem = " ".join(str(error).split()).replace(' in "<unicode string>"', "")
-        raise ConfigError(f"{source} is not valid YAML: {problem}") from None
+        raise ConfigError(f"{source} is not valid YAML: {_explain(error)}") from None
     except ValueError as error:  # a number that Python refuses, such as one of many thousand digits, or a 32nd of May
         raise ConfigError(f"{source} is not valid YAML: {str(error).split(';')[0]}") from None
     except RecursionError:
         raise ConfigError(f"{source} is nested too deeply to be a configuration") from None
+
+
+def _explain(error: yaml.YAMLError) -> str:
+    """What is wrong, and where; without the excerpt of the text that shows it in lines of its own."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and (mark := error.problem_mark):
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split()).replace(' in "<unicode string>"', "")
 
 
 def _check(root: yaml.Node) -> None:

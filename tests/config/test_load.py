@@ -226,6 +226,7 @@ def test_wrong_overrides_are_refused(yaml_file, override, named):
         ("model: !!python/object/apply:os.getcwd []", ["YAML", "python/object/apply:os.getcwd"]),
         ("model: {dim: 1}\nmodel: {depth: 2}", ["YAML", "'model'", "line 2, column 1"]),
         ("model: {dim: 1, dim: 1}", ["YAML", "'dim'"]),
+        ("model: {dim: 1, depth: 2\nobjective: {}", ["YAML", "line 2, column 10: "]),
         ("training: {batch_size_warmup: [{a: 1, a: 2}]}", ["YAML", "'a'"]),
     ],
 )
@@ -300,6 +301,15 @@ def test_a_saved_config_stays_readable_that_no_run_may_start_with(tmp_path):
         check_run(config)
 
 
+def test_a_misspelt_key_is_named_before_the_missing_one_that_it_should_be():
+    values = copy.deepcopy(VALUES)
+    values["optimizer"]["learning_rat"] = values["optimizer"].pop("learning_rate")
+    misspelt, missing = "unknown key 'optimizer.learning_rat'", "missing key 'optimizer.learning_rate'"
+    with refused(ConfigError, misspelt, missing) as caught:
+        validate_config(values, "small.yaml")
+    assert str(caught.value).index(misspelt) < str(caught.value).index(missing)
+
+
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_configs_load(path):
     config = load_config(path)
@@ -308,7 +318,8 @@ def test_shipped_configs_load(path):
 
 def test_the_quickstarts_differ_in_objective_and_decoding_alone():
     nar, ar = (yaml.safe_load((CONFIGS / f"quickstart_{kind}.yaml").read_text()) for kind in ("nar", "ar"))
-    assert nar.pop("objective") == {"kind": "non_autoregressive", "loss": "unweighted"}
+    own = {"loss": "unweighted", "training_schedule": "bell"}
+    assert nar.pop("objective") == {"kind": "non_autoregressive", **own}
     assert ar.pop("objective") == {"kind": "autoregressive"}
     assert nar.pop("decoding") == {"sampler": "random", "temperature": 0.7}
     assert ar.pop("decoding") == {"temperature": 0.7}
