@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -11,6 +12,9 @@ from typing import Any, TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
+
+# that of tqdm is shared with forked processes: one that is killed while it has it would stop all others
+tqdm.set_lock(threading.RLock())
 
 
 def progress_bar(description: str, total: int | None, unit: str, enabled: bool = True, delay: float = 0.0) -> tqdm[Any]:
