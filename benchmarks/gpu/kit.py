@@ -49,6 +49,7 @@ BUILT = "deepspeed"
 ALREADY_THERE = (
     "filelock",
     "jinja2",
+    "markupsafe",
     "msgpack",
     "ninja",
     "numpy",
