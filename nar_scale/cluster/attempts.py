@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+from nar_scale.config import Config, dump_config, steps_of_run
+
 ATTEMPTS_FILE = "attempts.jsonl"
 COMPLETE = "complete"
 """Why the attempt ended that has taken the last step of a run and done all that follows it."""
@@ -132,3 +134,24 @@ def newest_step(run_directory: Path) -> int:
         return 0
     number = name.rpartition("-")[2]
     return int(number) if number.isdecimal() else 0
+
+
+def is_complete(config: Config, run_directory: Path) -> bool:
+    """Whether an attempt has recorded that the run is complete, which had the same settings as `config` in every key.
+
+    Where a setting differs the ranks are to say what that means, and where an attempt was killed after its last
+    checkpoint they have still to do what follows it.
+
+    Args:
+        config: that the next attempt would have.
+        run_directory: of the run.
+    """
+    step = newest_step(run_directory)
+    if not step or step < steps_of_run(config):
+        return False
+    if not any(attempt.why == COMPLETE and attempt.step == step for attempt in read_attempts(run_directory)):
+        return False
+    try:
+        return (run_directory / "config.yaml").read_text() == dump_config(config)
+    except (OSError, ValueError):
+        return False

@@ -1,4 +1,4 @@
-"""How each rank of an attempt has ended, in a file a rank that the supervisor of the job reads."""
+"""How each rank or worker of an attempt has ended, in a file each that the supervisor of the job reads."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from nar_scale.files import write_atomically
 
 ATTEMPT_DIRECTORY_VARIABLE = "NAR_SCALE_ATTEMPT_DIRECTORY"
 """The environment variable with the directory, on a file system of all nodes, where the ranks report."""
+
+NO_RESULT_YET = "stopped before its first result"
+"""Why a generation worker has STOPPED that was asked to before it had made anything."""
 
 _LONGEST_WRITE_SECONDS = 10.0
 

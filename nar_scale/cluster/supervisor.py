@@ -1,4 +1,4 @@
-"""Supervises the ranks of a SLURM job from its batch script: starts them, passes requests to stop on, and decides.
+"""Supervises the ranks of a training job from its batch script: starts them, passes requests to stop on, and decides.
 
 What it does not leave to SLURM: a request to stop reaches the ranks as a file, since a signal that `srun` passes on
 gets lost at times and kills a task that is still importing; `srun` is not waited for without end; the job goes back
@@ -9,63 +9,47 @@ the run complete ends at once.
 from __future__ import annotations
 
 import logging
-import os
-import shutil
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
-from nar_scale.cluster.attempts import Attempt, newest_step, read_attempts, record, without_new_step
-from nar_scale.cluster.completion import is_complete
+from nar_scale.cluster.attempts import Attempt, is_complete, newest_step, read_attempts, record, without_new_step
 from nar_scale.cluster.decision import ATTEMPTS_WITHOUT_STEP, Decision, bounded, decide, no_progress
-from nar_scale.cluster.endings import (
-    ATTEMPT_DIRECTORY_VARIABLE,
-    Kind,
-    read_endings,
-)
+from nar_scale.cluster.endings import Ending, Kind
 from nar_scale.cluster.layout import layout_of, port_of
 from nar_scale.cluster.requeue import put_back, submit_without
 from nar_scale.cluster.slurm import SlurmJob, UnreachableError
+from nar_scale.cluster.tasks import Tasks
 from nar_scale.config import Config, load_config
 from nar_scale.errors import UserError
-from nar_scale.logging_setup import set_up_logging
-from nar_scale.processes import RESUMABLE_EXIT_STATUS, STOP_FILE_VARIABLE
+from nar_scale.processes import RESUMABLE_EXIT_STATUS
 
 _logger = logging.getLogger(__name__)
 _TRAINER = "launcher/train.py"
-_WAIT_VARIABLE = "NAR_SCALE_WAIT_SECONDS"
-_WAIT_SECONDS = 120.0
-_POLL_SECONDS = 0.25
-_LOOK_SECONDS = 2.0
 
 
-class Supervisor:
-    """One attempt of a job.
+class TrainingSupervisor:
+    """One attempt of a training job.
 
     Args:
         arguments: of `launcher/train.py`, the configuration first.
-        environment: of the batch script; completed for the tasks.
+        environment: of the batch script.
         directory: that the job was submitted from.
 
     Raises:
         UserError: the job cannot be started like this.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: MutableMapping[str, str], directory: Path) -> None:
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
         self.arguments, self.environment, self.directory = list(arguments), environment, directory
         self._check()
         self.job = SlurmJob(environment["SLURM_JOB_ID"])
         self.attempt = int(environment.get("SLURM_RESTART_COUNT") or 0)
         self.nodes = environment.get("SLURM_JOB_NODELIST", "")
-        self.wait_seconds = float(environment.get(_WAIT_VARIABLE) or _WAIT_SECONDS)
         self.layout = layout_of(environment)
-        self.stop_file = Path(environment[STOP_FILE_VARIABLE])
-        self.endings = directory / f"slurm-attempt-{self.job.job}-{self.attempt}"
         self.config = _config(self.arguments)
         self.run_directory = Path(str(self.config.training.run_directory)) if self.config else None
 
@@ -87,14 +71,7 @@ class Supervisor:
             self._record(started.ended(started.start_step, problem))
             _logger.error("%s; not tried again: see what ended them, and submit again", problem)
             return 1
-        shutil.rmtree(self.endings, ignore_errors=True)
-        self.endings.mkdir()
-        try:
-            status = self._run_tasks()
-            endings = read_endings(self.endings)
-        finally:
-            shutil.rmtree(self.endings, ignore_errors=True)
-            self.stop_file.unlink(missing_ok=True)
+        status, endings = self._run_tasks()
         decision = decide(status, endings, self._lost_nodes(status))
         if started is not None:
             decision = self._bounded(decision, started)
@@ -115,20 +92,19 @@ class Supervisor:
             _logger.info("%s is complete, nothing is left to train", self.run_directory)
         return complete
 
-    def _run_tasks(self) -> int | None:
-        """The status of `srun`; None if it had to be killed."""
-        with subprocess.Popen(self._command(), env=self._task_environment(), start_new_session=True) as srun:
-            try:
-                status = self._wait(srun)
-            except BaseException:
-                srun.kill()
-                raise
-        return status
+    def _run_tasks(self) -> tuple[int | None, list[Ending]]:
+        tasks = Tasks(self.job, self.environment, self.directory)
+        return tasks.run(
+            self._command(tasks.wait_seconds),
+            self._task_environment(),
+            lambda endings: any(ending.kind is not Kind.RUNNING for ending in endings),
+            "asked to stop; the run is saved at the next step",
+        )
 
-    def _command(self) -> list[str]:
+    def _command(self, wait_seconds: float) -> list[str]:
         # A task that ends first must not have the others killed while they still save (some sites set KillOnBadExit),
         # yet a crashed one must not leave them waiting for it until the time limit.
-        srun = ["srun", "--label", "--kill-on-bad-exit=0", f"--wait={self.wait_seconds:.0f}", *self.layout.options]
+        srun = ["srun", "--label", "--kill-on-bad-exit=0", f"--wait={wait_seconds:.0f}", *self.layout.options]
         return [*srun, sys.executable, _TRAINER, "--config", *self.arguments]
 
     def _task_environment(self) -> dict[str, str]:
@@ -138,45 +114,12 @@ class Supervisor:
         with suppress(KeyError, ValueError):  # "Unknown" without a time limit
             end = {"SLURM_JOB_END_TIME": f"{datetime.fromisoformat(self._described()['EndTime']).timestamp():.0f}"}
         return {
-            "OMP_NUM_THREADS": cpus,
-            **self.environment,
+            "OMP_NUM_THREADS": self.environment.get("OMP_NUM_THREADS", cpus),
             **end,
             "SRUN_CPUS_PER_TASK": cpus,  # since SLURM 22.05 srun does not take it over from sbatch
             "MASTER_ADDR": first,
             "MASTER_PORT": str(port_of(self.job.job)),
-            ATTEMPT_DIRECTORY_VARIABLE: str(self.endings),
         }
-
-    def _wait(self, srun: subprocess.Popen[bytes]) -> int | None:
-        """Wait for `srun`, and after the first task has ended not much longer than `srun` itself would."""
-        first_end: float | None = None
-        looked = 0.0
-        asked = False
-        while (status := srun.poll()) is None:
-            time.sleep(_POLL_SECONDS)
-            now = time.monotonic()
-            if not asked and self.stop_file.exists():
-                asked = True
-                _logger.info("asked to stop; the run is saved at the next step")
-            if first_end is None and now - looked > _LOOK_SECONDS:
-                looked = now
-                if any(ending.kind is not Kind.RUNNING for ending in read_endings(self.endings)):
-                    first_end = now
-            if first_end is not None and now - first_end > 1.5 * self.wait_seconds:
-                self._give_up(srun, now - first_end)
-                return None
-        return status
-
-    def _give_up(self, srun: subprocess.Popen[bytes], seconds: float) -> None:
-        _logger.warning("srun has not returned %.0f s after the first task ended; it is killed", seconds)
-        try:
-            self.job.end_step()
-        except (UserError, UnreachableError) as error:
-            _logger.warning("the tasks cannot be killed: %s", error)
-        with suppress(subprocess.TimeoutExpired):
-            srun.wait(timeout=min(self.wait_seconds / 2, 30.0))
-        with suppress(ProcessLookupError):
-            os.killpg(srun.pid, signal.SIGKILL)
 
     def _lost_nodes(self, status: int | None) -> list[str]:
         if status in (0, RESUMABLE_EXIT_STATUS):
@@ -252,17 +195,3 @@ def _config(arguments: Sequence[str]) -> Config | None:
         return load_config(arguments[0], overrides)
     except (UserError, OSError):
         return None
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Supervise the attempt of the SLURM job that this process belongs to; returns the exit status of the job."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # which the batch script turns into the stop file
-        signal.signal(number, lambda number, frame: None)
-    set_up_logging()
-    for handler in logging.getLogger("nar_scale").handlers:
-        handler.setFormatter(logging.Formatter("train.sbatch: %(message)s"))
-    try:
-        return Supervisor(arguments, os.environ, Path.cwd()).run()
-    except UserError as error:
-        _logger.error("%s", error)
-        return 2

@@ -287,6 +287,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
 
     # after the arguments have been checked: it takes time
+    from nar_scale.cluster.endings import NO_RESULT_YET, Kind, report
     from nar_scale.errors import UserError
     from nar_scale.fleet import Stopped, StopSignals
     from nar_scale.logging_setup import report_error, set_up_logging
@@ -301,15 +302,23 @@ def main(arguments: list[str] | None = None) -> int:
         if options.output is None:
             show(options, *what_to_generate(options))
             return 0
+        report(Kind.RUNNING)
         with StopSignals() as stop:  # from now on: loading the model takes seconds
             write(options, *what_to_generate(options), stop)
-    except Stopped:
+        report(Kind.COMPLETE)
+    except Stopped as stopped:
+        report(Kind.STOPPED, "" if stopped.made else NO_RESULT_YET)
         logging.getLogger(__name__).warning("generate: stopped; the same command goes on")
         return RESUMABLE_EXIT_STATUS
     except UserError as error:
+        report(Kind.USER_ERROR, str(error))
         return report_error("generate", error)
     except OSError as error:
+        report(Kind.ERROR, str(error))
         return report_error("generate", f"cannot write the standard output: {error.strerror}")
+    except Exception as error:
+        report(Kind.ERROR, f"{type(error).__name__}: {error}".splitlines()[0])
+        raise
     return 0
 
 

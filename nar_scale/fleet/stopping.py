@@ -14,7 +14,15 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Stopped(Exception):
-    """A worker was asked to stop, has committed what it had made, and given back what it held."""
+    """A worker was asked to stop, has committed what it had made, and given back what it held.
+
+    Args:
+        made: results that it has made.
+    """
+
+    def __init__(self, made: int) -> None:
+        super().__init__(made)
+        self.made = made
 
 
 class StopSignals:

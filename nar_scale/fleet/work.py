@@ -170,7 +170,7 @@ class Worker:
 
     def _check_stop(self) -> None:
         if self._stop():
-            raise Stopped
+            raise Stopped(self.made)
 
     def _report_failed(self) -> None:
         unit, reason = next(iter(self._units.failed.items()))

@@ -21,6 +21,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from nar_scale.config import DataConfig
 from nar_scale.errors import UserError
 from nar_scale.training.distributed import World, on_main
 from nar_scale.training.first_exchange import first_exchange
@@ -40,28 +41,34 @@ class NodeReport:
     Attributes:
         host: its name.
         rank: of the process that has measured.
+        devices: those of its ranks, such as `8 x NVIDIA H100 80GB HBM3`.
         product_seconds: for a matrix product on the device of this rank.
         neighbour_seconds: for an all-reduce with each node beside it in the ring of nodes, on the devices.
         all_reduce_seconds: for one over all ranks, on the devices.
         free_memory_gib: of the host.
         free_space_gib: of the file system of the run directory.
+        free_cache_gib: of that of the copies of remote shards, those that are there already counted as free; None
+            without `data.cache_directory`.
     """
 
     host: str
     rank: int
+    devices: str
     product_seconds: float
     neighbour_seconds: tuple[float, ...]
     all_reduce_seconds: float
     free_memory_gib: float
     free_space_gib: float
+    free_cache_gib: float | None = None
 
 
-def check_nodes(world: World, directory: Path) -> list[NodeReport]:
+def check_nodes(world: World, directory: Path, data: DataConfig) -> list[NodeReport]:
     """Check the nodes of a job of several, and log what they are like; a collective. Empty for a single node.
 
     Args:
         world: this process and its peers.
         directory: of the run, which exists.
+        data: of the run.
 
     Raises:
         UserError: on every rank, where a node has another run directory than rank 0; names its host.
@@ -71,15 +78,15 @@ def check_nodes(world: World, directory: Path) -> list[NodeReport]:
     start = time.monotonic()
     with first_exchange("the check of the nodes", world.size):
         _check_same_directory(world, directory)
-        reports = _measure(world, directory)
+        reports = _measure(world, directory, data)
     if world.is_main:
         _logger.info("%s; measured in %.1f s", describe_nodes(reports, world.size), time.monotonic() - start)
-        for warning in outliers(reports):
+        for warning in [*unlike(reports), *short_of_cache(reports, data.cache_gib), *outliers(reports)]:
             _logger.warning("%s", warning)
     return reports
 
 
-def _measure(world: World, directory: Path) -> list[NodeReport]:
+def _measure(world: World, directory: Path, data: DataConfig) -> list[NodeReport]:
     """What each node is like; a collective."""
     firsts = [rank for rank, local_rank in enumerate(world.gather(world.local_rank)) if local_rank == 0]
     mine = None
@@ -90,11 +97,13 @@ def _measure(world: World, directory: Path) -> list[NodeReport]:
         mine = NodeReport(
             host=socket.gethostname(),
             rank=world.rank,
+            devices=f"{world.local_size} x {_device_name(world.device)}",
             product_seconds=product,
             neighbour_seconds=neighbours,
             all_reduce_seconds=all_reduce,
             free_memory_gib=psutil.virtual_memory().available / 2**30,
             free_space_gib=shutil.disk_usage(directory).free / 2**30,
+            free_cache_gib=None if data.cache_directory is None else _free_for_cache(Path(data.cache_directory)),
         )
     return [report for report in world.gather(mine) if report is not None]
 
@@ -110,8 +119,8 @@ def describe_nodes(reports: Sequence[NodeReport], ranks: int) -> str:
     scarce = min(reports, key=lambda report: report.free_memory_gib)
     pairs = [_bus_speed(seconds, 2) for report in reports for seconds in report.neighbour_seconds]
     return (
-        f"{len(reports)} nodes: a matrix product takes {min(products):.1f} to {max(products):.1f} ms, an all-reduce of "
-        f"{_MESSAGE_BYTES >> 20} MiB has {min(pairs):.2f} to {max(pairs):.2f} GB/s between two neighbours and takes "
+        f"{len(reports)} nodes, the first with {reports[0].devices}: a matrix product takes {min(products):.1f} to "
+        f"{max(products):.1f} ms, an all-reduce of {_MESSAGE_BYTES >> 20} MiB has {min(pairs):.2f} to {max(pairs):.2f} GB/s between two neighbours and takes "
         f"{1000 * all_reduce:.1f} ms ({_bus_speed(all_reduce, ranks):.2f} GB/s) over {ranks} ranks, free memory is at "
         f"least {scarce.free_memory_gib:.1f} GiB (on {scarce.host}), free space of the run directory "
         f"{min(report.free_space_gib for report in reports):.1f} GiB"
@@ -120,6 +129,27 @@ def describe_nodes(reports: Sequence[NodeReport], ranks: int) -> str:
 
 def _bus_speed(seconds: float, ranks: int) -> float:
     return 2 * (ranks - 1) / ranks * _MESSAGE_BYTES / seconds / 1e9
+
+
+def unlike(reports: Sequence[NodeReport]) -> list[str]:
+    """A line for each node that has other devices than most."""
+    usual = statistics.mode(report.devices for report in reports)
+    return [
+        f"{report.host} has {report.devices}, most nodes have {usual}: the slowest device sets the pace of all; leave "
+        f"it out with sbatch --exclude={report.host}"
+        for report in reports
+        if report.devices != usual
+    ]
+
+
+def short_of_cache(reports: Sequence[NodeReport], cache_gib: float) -> list[str]:
+    """A line for each node whose disk cannot hold as many copies of remote shards as the run may keep."""
+    return [
+        f"the disk of {report.host} has {report.free_cache_gib:.1f} GiB for data.cache_directory, less than "
+        f"data.cache_gib ({cache_gib:g}): unless the shards are smaller, free some space or lower data.cache_gib"
+        for report in reports
+        if report.free_cache_gib is not None and report.free_cache_gib < cache_gib
+    ]
 
 
 def outliers(reports: Sequence[NodeReport]) -> list[str]:
@@ -145,6 +175,17 @@ def _far_above_median(what: str, seconds: Mapping[str, float]) -> list[str]:
         for host, own in seconds.items()
         if median > 0 and own > _SLOW * median
     ]
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _free_for_cache(directory: Path) -> float:
+    """GiB that copies of shards in a directory can take, which need not exist yet."""
+    there = next(path for path in (directory.absolute(), *directory.absolute().parents) if path.exists())
+    copies = sum(path.stat().st_size for path in directory.glob("*") if path.is_file())
+    return (shutil.disk_usage(there).free + copies) / 2**30
 
 
 def _check_same_directory(world: World, directory: Path) -> None:

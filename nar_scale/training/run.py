@@ -155,7 +155,7 @@ def _run_directory(config: Config, world: World) -> Iterator[CheckpointStore]:
 
         on_main(world, hold)
         check_writable(store)
-        check_nodes(world, directory)
+        check_nodes(world, directory, config.data)
         yield store
 
 

@@ -1,7 +1,6 @@
 import pytest
 
-from nar_scale.cluster.attempts import Attempt, record
-from nar_scale.cluster.completion import is_complete
+from nar_scale.cluster.attempts import Attempt, is_complete, record
 from nar_scale.config import dump_config, load_config
 
 CONFIG = load_config("configs/quickstart_nar.yaml", ["training.steps=12"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from nar_scale.cluster.supervisor import Supervisor
+from nar_scale.cluster.supervisor import TrainingSupervisor
 from nar_scale.errors import UserError
 from tests.errors import refused
 
@@ -11,7 +11,7 @@ ENVIRONMENT = {"SLURM_JOB_ID": "7", "NAR_SCALE_STOP_FILE": "slurm-stop-7"}
 
 def test_a_job_that_is_submitted_elsewhere_is_refused(tmp_path):
     with refused(UserError, f"no launcher/train.py in {tmp_path}"):
-        Supervisor(["config.yaml"], ENVIRONMENT, tmp_path)
+        TrainingSupervisor(["config.yaml"], ENVIRONMENT, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -22,4 +22,4 @@ def test_a_job_without_a_configuration_is_refused(tmp_path, monkeypatch, argumen
     (tmp_path / "launcher").mkdir()
     (tmp_path / "launcher" / "train.py").touch()
     with refused(UserError, named):
-        Supervisor(arguments, ENVIRONMENT, tmp_path)
+        TrainingSupervisor(arguments, ENVIRONMENT, tmp_path)

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from nar_scale.cluster.generation import ATTEMPTS_WITHOUT_RESULT
 from nar_scale.commands.generate import main as generate_command
 from nar_scale.fleet import read_status
 from tests.generation.helpers import export
@@ -16,17 +18,26 @@ from .cluster import Cluster, eventually
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "slurm" / "generate.sbatch"
-# waits for the stop file in its first attempt, and ends with the status of a worker that was asked to stop
+# "wait": waits for the stop file in its first attempt, and ends like a worker that was asked to stop; "slow": in every
+# attempt, before it has made anything; "kill": the second of several tasks is killed in the first attempt
 STAND_IN = """\
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
+from nar_scale.cluster.endings import NO_RESULT_YET, Kind, report
+report(Kind.RUNNING)
 task, attempt = os.environ.get("SLURM_PROCID", "0"), os.environ.get("SLURM_RESTART_COUNT", "0")
 name = f"{os.environ.get('SLURM_ARRAY_TASK_ID', 'job')}-{task}-{attempt}"
 pathlib.Path(f"worker-{name}.json").write_text(json.dumps(sys.argv[1:]))
-if "wait" in sys.argv and attempt == "0":
+if "kill" in sys.argv and (task, attempt) == ("1", "0"):
+    os.kill(os.getpid(), signal.SIGKILL)
+if "slow" in sys.argv or ("wait" in sys.argv and attempt == "0"):
     while not os.path.exists(os.environ["NAR_SCALE_STOP_FILE"]):
         time.sleep(0.1)
+    report(Kind.STOPPED, NO_RESULT_YET if "slow" in sys.argv else "")
     sys.exit(85)
-sys.exit(3 if "crash" in sys.argv else 0)
+if "crash" in sys.argv:
+    report(Kind.ERROR, "a crash")
+    sys.exit(3)
+report(Kind.COMPLETE)
 """
 ARGUMENTS = ("--checkpoint", "a checkpoint", "--output", "samples", "--num-samples", "6")
 
@@ -95,9 +106,11 @@ def test_of_an_array_the_task_that_is_asked_is_requeued(cluster: Cluster, submis
 
 
 def test_a_controller_that_does_not_answer_at_once_is_asked_again(cluster: Cluster, submission: Path) -> None:
-    squeue = submission / "squeue"
-    squeue.write_text(f'#!/bin/sh\n[ -e asked ] && exec {shutil.which("squeue")} "$@"\ntouch asked\nexit 1\n')
-    squeue.chmod(0o755)
+    scontrol = submission / "scontrol"
+    answer = f'exec {shutil.which("scontrol")} "$@"'
+    problem = 'echo "slurm_load_jobs error: Unable to contact slurm controller (connect failure)" >&2'
+    scontrol.write_text(f"#!/bin/sh\n[ -e asked ] && {answer}\ntouch asked\n{problem}\nexit 1\n")
+    scontrol.chmod(0o755)
     job = submit(cluster, submission, more=("wait",), path=f"{submission}:{os.environ['PATH']}")
     eventually("worker", lambda: len(started(submission)) == 1)
     cluster.run("scancel", "--batch", "--signal=USR1", job)
@@ -111,6 +124,35 @@ def test_a_failure_is_not_requeued(cluster: Cluster, submission: Path) -> None:
     cluster.wait(job, ("FAILED",))
     assert cluster.show(job)["ExitCode"] == "3:0"
     assert cluster.show(job)["Restarts"] == "0"
+    assert "worker 0 on n" in cluster.output(job)
+    assert "a crash" in cluster.output(job)
+
+
+def test_attempts_without_a_result_are_bounded(cluster: Cluster, submission: Path) -> None:
+    job = submit(cluster, submission, more=("slow",))
+    for attempt in range(ATTEMPTS_WITHOUT_RESULT):
+        eventually("worker", lambda attempt=attempt: f"job-0-{attempt}" in started(submission), timeout=180)
+        cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait(job, ("FAILED",))
+    assert len(started(submission)) == ATTEMPTS_WITHOUT_RESULT
+    assert cluster.output(job).count("attempt(s) in a row without a result") == ATTEMPTS_WITHOUT_RESULT
+    assert not list(submission.glob("slurm-attempt*"))
+
+
+def test_a_killed_worker_does_not_keep_the_others_from_going_on(cluster: Cluster, submission: Path) -> None:
+    job = submit(cluster, submission, "--nodes=2", "--ntasks-per-node=1", more=("kill", "wait"))
+    eventually("two workers", lambda: started(submission) == ["job-0-0", "job-1-0"])
+    cluster.run("scancel", "--batch", "--signal=USR1", job)
+    cluster.wait(job)
+    assert cluster.show(job)["Restarts"] == "1"
+    assert re.search(r"worker 1 on n\d: was killed", cluster.output(job))
+
+
+def test_work_that_the_others_have_finished_is_done(cluster: Cluster, submission: Path) -> None:
+    job = submit(cluster, submission, "--nodes=2", "--ntasks-per-node=1", more=("kill",))
+    cluster.wait(job)
+    assert cluster.show(job)["ExitCode"] == "0:0"
+    assert re.search(r"worker 1 on n\d: was killed", cluster.output(job))
 
 
 def test_submitted_elsewhere_is_one_clear_line(cluster: Cluster, tmp_path: Path) -> None:
