@@ -122,8 +122,8 @@ def describe_nodes(reports: Sequence[NodeReport], ranks: int) -> str:
         f"{len(reports)} nodes, the first with {reports[0].devices}: a matrix product takes {min(products):.1f} to "
         f"{max(products):.1f} ms, an all-reduce of {_MESSAGE_BYTES >> 20} MiB has {min(pairs):.2f} to {max(pairs):.2f} "
         f"GB/s between two neighbours and takes {1000 * all_reduce:.1f} ms ({_bus_speed(all_reduce, ranks):.2f} GB/s) "
-        f"over {ranks} ranks, free memory is at least {scarce.free_memory_gib:.1f} GiB (on {scarce.host}), free space of "
-        f"the run directory {min(report.free_space_gib for report in reports):.1f} GiB"
+        f"over {ranks} ranks, free memory is at least {scarce.free_memory_gib:.1f} GiB (on {scarce.host}), free space "
+        f"of the run directory {min(report.free_space_gib for report in reports):.1f} GiB"
     )
 
 
