@@ -23,6 +23,11 @@ def quoted(text: str, longest: int) -> str:
     return shortener.repr(text)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return how many there are, such as "1 shard" or "2,000 shards", of a noun in the singular."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def integer_ranges(numbers: Iterable[int]) -> list[str]:
     """Return integers as ranges in ascending order, such as ["0-9", "13"] for 0 to 9 and 13; each counts once."""
     ranges: list[list[int]] = []

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from nar_scale.text import integer_ranges, printable
+from nar_scale.text import counted, integer_ranges, printable
 
 
 @pytest.mark.parametrize(
@@ -12,6 +12,10 @@ from nar_scale.text import integer_ranges, printable
 def test_integers_are_shown_as_ranges(numbers, ranges):
     assert integer_ranges(numbers) == ranges
     assert integer_ranges(iter(numbers)) == ranges
+
+
+def test_one_is_counted_in_the_singular():
+    assert [counted(n, "shard") for n in (0, 1, 2, 12345)] == ["0 shards", "1 shard", "2 shards", "12,345 shards"]
 
 
 def test_control_characters_are_escaped():

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from io import TextIOWrapper
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 OLDEST_PYTHON = (3, 10)
 INTERRUPTED = 130  # the exit status of what Ctrl-C has ended, as shells have it
@@ -24,9 +26,36 @@ _PACKAGE = Path(__file__).absolute().parents[1]
 class Parser(argparse.ArgumentParser):
     """The parser of a command's arguments, which answers a wrong one in a single line, without the usage."""
 
+    _words: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As the original; notes what was given."""
+        self._words = list(sys.argv[1:] if args is None else args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong and end with status 2."""
-        self.exit(2, f"{command_name(self.prog)}: error: {message}; see --help\n")
+        self.exit(2, f"{command_name(self.prog)}: error: {self.problem(message)}; see --help\n")
+
+    def problem(self, message: str) -> str:
+        """What is wrong, with the nearest name to one that does not exist.
+
+        An option that does not exist is named rather than the one that it may have stood for, which is missing then.
+        """
+        options = re.findall(r"--[a-z][\w-]*", self.format_help())
+        given = [word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--"]
+        unknown = [word for word in given if not any(option.startswith(word) for option in options)]
+        if unknown and "required" in message:
+            message = f"unrecognized arguments: {' '.join(unknown)}"
+        if unknown and message.startswith("unrecognized arguments"):
+            return message + _nearest(unknown[0], options)
+        choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        return message + (_nearest(choice[1], re.findall(r"[\w.-]+", choice[2])) if choice else "")
+
+
+def _nearest(word: str, words: Iterable[str]) -> str:
+    found = get_close_matches(word, words, 1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 def command_name(program: str) -> str:

@@ -16,28 +16,29 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from nar_scale.commands.process import Parser
 from nar_scale.processes import free_port, run_until_stopped
 
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch reads it while it is imported
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """Tells what is wrong in one line, which one of the ranks writes."""
 
     def error(self, message: str) -> NoReturn:
-        sys.exit(f"{message}; see --help")
+        sys.exit(f"{self.problem(message)}; see --help")
 
 
 class _Explain(argparse.Action):
     """Prints what a key means, and exits."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, key: Any, option: str | None = None) -> None:
-        from nar_scale.config.reference import explain
+        from nar_scale.config.reference import explain, section_names
         from nar_scale.errors import ConfigError
         from nar_scale.logging_setup import write_result
 
         try:
-            write_result(explain(key))
+            write_result(explain(key) if key else section_names())
         except ConfigError as error:
             parser.error(str(error))
         parser.exit()
@@ -81,8 +82,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--explain",
         action=_Explain,
+        nargs="?",
         metavar="KEY",
-        help="print what a key of the YAML file means, such as optimizer.kind, or all keys of a section, and exit",
+        help="print what a key of the YAML file means, such as optimizer.kind, or all keys of a section, or (without "
+        "KEY) the sections, and exit",
     )
     parser.add_argument("--verbose", action="store_true", help="show the libraries' warnings and logs as well")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
@@ -93,15 +96,17 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--ranks takes a number from 1 on, not {options.ranks}")
     if options.dry_run and options.resume != "auto":
         parser.error("--dry-run does not look at checkpoints to resume; leave --resume out")
-    if options.ranks is not None and not options.dry_run:
-        if "RANK" in os.environ:
-            parser.error("--ranks starts processes, but a launcher has started this one already; leave it out")
-        if options.ranks > 1:
-            return run_ranks(options)
-    from nar_scale.training import dry_run, launch  # after the arguments have been checked: it takes seconds
-
     if options.dry_run:
+        from nar_scale.training import dry_run
+
         return dry_run(options.config, options.overrides, options.ranks, options.init_from)
+    if options.ranks is not None and "RANK" in os.environ:
+        parser.error("--ranks starts processes, but a launcher has started this one already; leave it out")
+    check_settings(options)
+    if (options.ranks or 1) > 1:
+        return run_ranks(options)
+    from nar_scale.training import launch  # after arguments and settings have been checked: it takes seconds
+
     return launch(
         options.config,
         options.overrides,
@@ -110,6 +115,19 @@ def main(arguments: list[str] | None = None) -> int:
         options.init_from,
         preflight=options.preflight,
     )
+
+
+def check_settings(options: argparse.Namespace) -> None:
+    """Tell what is wrong in the configuration before libraries are imported and processes started, which takes long."""
+    from nar_scale.cluster.endings import Kind, report
+    from nar_scale.config import check_run, load_config
+    from nar_scale.errors import UserError
+
+    try:
+        check_run(load_config(options.config, options.overrides))
+    except UserError as error:
+        report(Kind.USER_ERROR, str(error))
+        sys.exit(str(error))
 
 
 def run_ranks(options: argparse.Namespace) -> int:
@@ -125,4 +143,6 @@ def run_ranks(options: argparse.Namespace) -> int:
         arguments += ["--init-from", str(options.init_from)]
     arguments += ["--verbose"] * options.verbose + ["--preflight"] * options.preflight
     command = ["-m", "deepspeed.launcher.runner", *launcher, *arguments, *options.overrides]
+    sys.stdout.write(f"starting {options.ranks} processes\n")
+    sys.stdout.flush()
     return run_until_stopped([sys.executable, *command])

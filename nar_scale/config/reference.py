@@ -45,6 +45,12 @@ def explain(key: str) -> str:
     return "\n\n".join(_entry(each) for each in found)
 
 
+def section_names() -> str:
+    """The sections of a YAML file and what is in each, to be printed on a terminal."""
+    sections = [key for key in config_reference() if "." not in key.path]
+    return "\n".join([*(f"{key.path:12} {key.description}" for key in sections), "", "explain SECTION.KEY says more"])
+
+
 def reference_page() -> str:
     """All keys as a Markdown page, a table for each section."""
     return _HEAD + "".join(_sections())

@@ -488,7 +488,7 @@ def test_shares_by_epochs_and_by_temperature(data: Data, way: str) -> None:
     opened = open_alone(data.config(f"shares-{way}", settings))
     assert opened.summary == (
         f"prose {prose} sequences in {opened.sources['prose'].num_shards} shards, {share:.2%} at first; "
-        f"code {code} sequences in 1 shards, {1 - share:.2%} at first"
+        f"code {code} sequences in 1 shard, {1 - share:.2%} at first"
     )
     taken = opened.consumed(1 << 16)
     assert taken["prose"] == pytest.approx(share * 2**16, abs=1)

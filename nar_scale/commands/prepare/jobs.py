@@ -164,13 +164,15 @@ def shard_cache(arguments: argparse.Namespace) -> ShardCache | None:
 
 def summary(output: Path, make: Callable[[], DatasetInfo]) -> str:
     """Make a data set, and describe it in a few lines."""
+    from nar_scale.text import counted
+
     before, start = written_at(output), time.perf_counter()
     info = make()
     seconds = time.perf_counter() - start
     total_bytes = sum(split.bytes for split in info.splits.values())
     lines = [
-        f"{name}: {split.documents:,} documents, {split.samples:,} samples, {split.tokens:,} tokens, "
-        f"{split.shards:,} shards"
+        f"{name}: {counted(split.documents, 'document')}, {counted(split.samples, 'sample')}, "
+        f"{counted(split.tokens, 'token')}, {counted(split.shards, 'shard')}"
         for name, split in info.splits.items()
     ]
     text = f"{total_bytes / 1e6:.1f} MB of text in {seconds:.1f} s, {total_bytes / 1e6 / seconds:.1f} MB/s"

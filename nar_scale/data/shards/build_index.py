@@ -12,6 +12,7 @@ from nar_scale.data.shards.shard_files import COMPRESSED_SUFFIXES
 from nar_scale.data.storage.shard_cache import ShardCache
 from nar_scale.data.storage.urls import is_remote
 from nar_scale.errors import DataError, UserError
+from nar_scale.text import counted
 
 
 class IndexedShards(NamedTuple):
@@ -62,7 +63,9 @@ def index_shards(
             faults.append(str(error))
             continue
         whole = f"{len(index.damages):,} damaged" if index.damages else "all indexed"
-        lines.append(f"{location}: {index.num_samples:,} samples in {index.num_shards:,} shards, {whole}")
+        lines.append(
+            f"{location}: {counted(index.num_samples, 'sample')} in {counted(index.num_shards, 'shard')}, {whole}"
+        )
         faults += [f"{damage}; copy or write it again" for damage in index.damages]
     return IndexedShards(lines, faults)
 

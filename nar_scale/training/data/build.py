@@ -43,6 +43,7 @@ from nar_scale.planning.data_sets import (
     padding_warnings,
     vocabulary_of,
 )
+from nar_scale.text import counted
 from nar_scale.training.agreement import check_shards_alike
 from nar_scale.training.data.validation import ValidationData
 from nar_scale.training.distributed import World, on_main
@@ -285,7 +286,7 @@ def _try_tokenizer(tokenizer: str, end_token: int | None) -> None:
 
 def _describe(index: DatasetIndex) -> str:
     damaged = f" ({len(index.damages)} damaged)" if index.damages else ""
-    return f"{index.num_samples:,} sequences in {index.num_shards:,} shards{damaged}"
+    return f"{counted(index.num_samples, 'sequence')} in {counted(index.num_shards, 'shard')}{damaged}"
 
 
 def _describe_mixture(indexes: Mapping[str, DatasetIndex], mixture: MixedOrder) -> str:

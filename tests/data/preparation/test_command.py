@@ -35,7 +35,7 @@ def test_launcher(corpus, tmp_path, capsys):
     arguments = ["--input", str(corpus), "--output", str(tmp_path / "data"), "--seq-len", "64", "--validation", "0.3"]
     assert launcher.main(arguments) == 0
     printed = capsys.readouterr()
-    assert re.search(r"^train: \d+ documents, \d+ samples, [\d,]+ tokens, 1 shards$", printed.out, re.M)
+    assert re.search(r"^train: \d+ documents, \d+ samples, [\d,]+ tokens, 1 shard$", printed.out, re.M)
     for kind, name in (("hidden", ".hidden.txt"), ("binary", "binary.txt"), ("empty", "empty.txt")):
         assert f"1 {kind} (such as {corpus}/{name})" in printed.out
     assert re.search(rf"^wrote {tmp_path}/data: 0\.0 MB of text in [\d.]+ s, [\d.]+ MB/s$", printed.out, re.M)
@@ -206,7 +206,7 @@ def test_damaged_shards_do_not_keep_others_from_their_indices(tmp_path, capsys, 
     said = capsys.readouterr()
     assert said.out.splitlines() == [
         f"{folder}: 5 samples in 3 shards, 2 damaged",
-        f"{folder}/2.tar: 3 samples in 1 shards, all indexed",
+        f"{folder}/2.tar: 3 samples in 1 shard, all indexed",
     ]
     assert [line.partition(" is ")[0] for line in said.err.splitlines()] == [
         f"prepare: error: shard {folder}/0.tar",
