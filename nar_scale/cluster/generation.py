@@ -18,7 +18,6 @@ from nar_scale.cluster.endings import NO_RESULT_YET, Ending, Kind
 from nar_scale.cluster.requeue import put_back
 from nar_scale.cluster.slurm import SlurmJob
 from nar_scale.cluster.tasks import Tasks
-from nar_scale.errors import UserError
 from nar_scale.processes import RESUMABLE_EXIT_STATUS
 
 ATTEMPTS_WITHOUT_RESULT = 3
@@ -64,14 +63,9 @@ class GenerationSupervisor:
         arguments: of `launcher/generate.py`.
         environment: of the batch script.
         directory: that the job was submitted from.
-
-    Raises:
-        UserError: the job cannot be started like this.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str], directory: Path) -> None:
-        if not (directory / _WORKER).is_file():
-            raise UserError(f"no {_WORKER} in {directory}: submit from the repository root")
         self.arguments, self.environment, self.directory = list(arguments), environment, directory
         array = environment.get("SLURM_ARRAY_JOB_ID")
         # the number of one task of an array is that of the whole array as well

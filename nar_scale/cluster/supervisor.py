@@ -54,8 +54,6 @@ class TrainingSupervisor:
         self.run_directory = Path(str(self.config.training.run_directory)) if self.config else None
 
     def _check(self) -> None:
-        if not (self.directory / _TRAINER).is_file():
-            raise UserError(f"no {_TRAINER} in {self.directory}: submit from the repository root")
         if not self.arguments:
             raise UserError("no configuration given: sbatch slurm/train.sbatch CONFIG [section.key=value ...]")
         if not Path(self.arguments[0]).is_file():

@@ -4,9 +4,7 @@ import pytest
 
 from nar_scale.cluster.endings import NO_RESULT_YET, Ending, Kind
 from nar_scale.cluster.generation import ATTEMPTS_WITHOUT_RESULT, GenerationSupervisor, decide_generation
-from nar_scale.errors import UserError
 from nar_scale.processes import RESUMABLE_EXIT_STATUS
-from tests.errors import refused
 
 COMPLETE = Ending(0, "n1", Kind.COMPLETE)
 COMMITTED = Ending(0, "n1", Kind.STOPPED)
@@ -47,17 +45,10 @@ def test_the_worker_that_failed_is_named():
     assert decide_generation(2, [WRONG], 0).why == "worker 3 on n4: no such device: cuda"
 
 
-def test_a_job_that_is_submitted_elsewhere_is_refused(tmp_path):
-    with refused(UserError, f"no launcher/generate.py in {tmp_path}"):
-        GenerationSupervisor([], {"SLURM_JOB_ID": "7"}, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("environment", "job"),
     [({}, "9"), ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "7_3")],
     ids=["a job", "a task of an array"],
 )
 def test_the_job_as_slurm_knows_it(tmp_path, environment, job):
-    (tmp_path / "launcher").mkdir()
-    (tmp_path / "launcher" / "generate.py").touch()
     assert GenerationSupervisor([], {"SLURM_JOB_ID": "9", **environment}, tmp_path).job.job == job

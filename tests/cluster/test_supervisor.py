@@ -9,17 +9,10 @@ from tests.errors import refused
 ENVIRONMENT = {"SLURM_JOB_ID": "7", "NAR_SCALE_STOP_FILE": "slurm-stop-7"}
 
 
-def test_a_job_that_is_submitted_elsewhere_is_refused(tmp_path):
-    with refused(UserError, f"no launcher/train.py in {tmp_path}"):
-        TrainingSupervisor(["config.yaml"], ENVIRONMENT, tmp_path)
-
-
 @pytest.mark.parametrize(
     ("arguments", "named"), [([], "no configuration given"), (["missing.yaml"], "no configuration file missing.yaml")]
 )
 def test_a_job_without_a_configuration_is_refused(tmp_path, monkeypatch, arguments, named):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "launcher").mkdir()
-    (tmp_path / "launcher" / "train.py").touch()
     with refused(UserError, named):
         TrainingSupervisor(arguments, ENVIRONMENT, tmp_path)
