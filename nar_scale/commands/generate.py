@@ -75,8 +75,7 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     settings = decoding_settings()
     samplers = settings.pop("sampler")["samplers"]
     group = parser.add_argument_group("decoding", "default of each: what the run says, or the sampler's own default")
-    names = ["auto", *samplers]
-    group.add_argument("--sampler", metavar="NAME", choices=names, help=f"one of {', '.join(names)}")
+    group.add_argument("--sampler", metavar="NAME", choices=samplers, help=f"one of {', '.join(samplers)}")
     for name, setting in settings.items():
         kinds = [setting, *setting.get("anyOf", [])]
         kind = next(each["type"] for each in kinds if "type" in each)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster import test_supervisor
 from tests.distributed import test_faults
-from tests.slurm import test_nodes, test_time_limit, test_train
+from tests.slurm import test_generate_array, test_nodes, test_time_limit, test_train
 from tests.slurm import test_run_lease as lease_on_slurm
 from tests.slurm import test_supervisor as supervisor_on_slurm
 from tests.training import test_first_exchange, test_preflight, test_rendezvous
@@ -21,7 +20,7 @@ MESSAGES = [match[1] if (match := re.match(r"\| `(.+?)` \| .+ \|$", row)) else r
 
 # in the order of the table, without hosts, numbers and what is left out
 TESTS: dict[str, Callable[..., None]] = {
-    "no launcher/train.py in": test_supervisor.test_a_job_that_is_submitted_elsewhere_is_refused,
+    "no launcher/train.py in": test_generate_array.test_submitted_elsewhere_is_one_clear_line,
     ": waiting for | port": test_rendezvous.test_ranks_wait_for_each_other_and_say_for_whom,
     ": waiting for": test_nodes.test_a_node_that_does_not_know_the_first_one_is_named,
     "knows no host of the name": test_nodes.test_a_node_that_does_not_know_the_first_one_is_named,
@@ -33,8 +32,12 @@ TESTS: dict[str, Callable[..., None]] = {
     "does not see what | has written to the run directory": (
         test_nodes.test_a_node_with_a_run_directory_of_its_own_is_named
     ),
+    "has | most nodes have": test_preflight.test_a_node_with_other_devices_is_named,
+    "GiB for data.cache_directory": test_preflight.test_a_disk_without_room_for_the_copies_of_shards_is_named,
     "is slow:": test_preflight.test_slow_nodes_are_named,
     "attempt(s) in a row without a new checkpoint": test_time_limit.test_a_start_that_takes_too_long_ends_the_job,
+    "attempt(s) in a row without a result": test_generate_array.test_attempts_without_a_result_are_bounded,
+    "was killed": test_generate_array.test_a_killed_worker_does_not_keep_the_others_from_going_on,
     "is in use by": lease_on_slurm.test_of_two_jobs_the_second_is_refused,
     "has been taken over by": (
         lease_on_slurm.test_a_requeued_job_takes_over_from_the_attempt_on_a_node_that_was_cut_off

@@ -76,7 +76,7 @@ def test_a_disk_without_room_for_the_copies_of_shards_is_named():
     assert short_of_cache(ALIKE, 100.0) == []
     with_cache = [replace(report, free_cache_gib=200.0 - 60 * n) for n, report in enumerate(ALIKE)]
     (line,) = short_of_cache(with_cache, 60.0)
-    assert_names(line, "n3", "20.0 GiB", "data.cache_directory", "data.cache_gib (60)")
+    assert_names(line, "n3", "20.0 GiB for data.cache_directory", "data.cache_gib (60)")
 
 
 def test_copies_that_are_there_need_no_more_room(tmp_path):
