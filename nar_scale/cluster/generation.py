@@ -33,27 +33,26 @@ def decide_generation(status: int | None, endings: Sequence[Ending], in_vain: in
     Args:
         status: of the workers, the highest of all; None where `srun` had to be killed.
         endings: what the workers have reported last.
-        in_vain: attempts of the job in a row that have ended without a result, before this one.
+        in_vain: attempts of the job in a row, this one included, in which workers were stopped before a result.
     """
     if status == 0 or any(ending.kind is Kind.COMPLETE for ending in endings):  # which each worker waits for
         return Decision(False, 0, "all results are there")
-    stopped = [ending for ending in endings if ending.kind is Kind.STOPPED]
-    if stopped and all(ending.why == NO_RESULT_YET for ending in stopped):
-        why = no_result(in_vain + 1)
-        again = in_vain + 1 < ATTEMPTS_WITHOUT_RESULT
-        return Decision(again, RESUMABLE_EXIT_STATUS if again else 1, why)
-    if stopped or status == RESUMABLE_EXIT_STATUS:
-        return Decision(True, RESUMABLE_EXIT_STATUS, "committed")
+    no_result = (
+        f"{in_vain} attempt(s) in a row without a result; after {ATTEMPTS_WITHOUT_RESULT} the job ends: its time limit "
+        "must be longer than loading the model and a batch take, with the seconds of --signal"
+    )
+    if in_vain >= ATTEMPTS_WITHOUT_RESULT:
+        return Decision(False, 1, no_result)
+    if status == RESUMABLE_EXIT_STATUS or any(ending.kind is Kind.STOPPED for ending in endings):
+        return Decision(True, RESUMABLE_EXIT_STATUS, no_result if in_vain else "committed")
     status = 1 if status is None else status
     return Decision(False, status, _worker(endings[0]) if endings else f"a worker ended with status {status}")
 
 
-def no_result(attempts: int) -> str:
-    """Says that attempts of a job have made no results, and what to do about it."""
-    return (
-        f"{attempts} attempt(s) in a row without a result; after {ATTEMPTS_WITHOUT_RESULT} the job ends: ask for more "
-        "time than loading the model and a batch take and the seconds of --signal"
-    )
+def stopped_too_early(endings: Sequence[Ending]) -> bool:
+    """Whether workers were asked to stop, and none of them had made a result."""
+    stopped = [ending for ending in endings if ending.kind is Kind.STOPPED]
+    return bool(stopped) and all(ending.why == NO_RESULT_YET for ending in stopped)
 
 
 class GenerationSupervisor:
@@ -81,10 +80,10 @@ class GenerationSupervisor:
             lambda endings: len(endings) == workers and all(ending.kind is not Kind.RUNNING for ending in endings),
             "asked to stop; the workers commit what they have made",
         )
-        in_vain = self._in_vain()
+        in_vain = self._in_vain() + 1 if stopped_too_early(endings) else 0
         decision = decide_generation(status, endings, in_vain)
-        if decision.requeue and decision.why != "committed":
-            self.count_in_vain.write_text(f"{in_vain + 1}\n")
+        if decision.requeue and in_vain:
+            self.count_in_vain.write_text(f"{in_vain}\n")
         else:
             self.count_in_vain.unlink(missing_ok=True)
         if decision.requeue or decision.status == 0:
