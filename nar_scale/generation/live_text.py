@@ -38,7 +38,7 @@ class LiveText:
 
     def __call__(self, request: Request, tokens: list[int], call: int) -> None:
         """Show a sequence after a network call; see `nar_scale.generation.sampling.Watch`."""
-        text = self._text(request, tokens)
+        text = self._text(tokens)
         if self._in_place:
             self._redraw(text)
         else:
@@ -51,11 +51,9 @@ class LiveText:
             self._output.write(self._home())
             self._rows = 0
 
-    def _text(self, request: Request, tokens: list[int]) -> str:
+    def _text(self, tokens: list[int]) -> str:
         parts = groupby(tokens, key=lambda token: token == self._mask_id)
-        shown = [self._shown(list(group), masked) for masked, group in parts]
-        before = request.prompt or "" if self._mask_id is None else ""
-        return before + "".join(shown)
+        return "".join(self._shown(list(group), masked) for masked, group in parts)
 
     def _shown(self, tokens: list[int], masked: bool) -> str:
         return PLACEHOLDER * len(tokens) if masked else self._tokenizer.decode(tokens)

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from nar_scale.checkpoint import LoadedModel
-from nar_scale.config import SAMPLERS_OF_KIND, SamplerConfig
+from nar_scale.config import SAMPLERS_OF_KIND, LeftToRightDecoding, SamplerConfig, SelfSpeculativeDecoding
 from nar_scale.data import Tokenizer
 from nar_scale.decoding import SamplingOptions
 from nar_scale.errors import UserError
@@ -25,8 +25,8 @@ from nar_scale.generation.requests import Request
 from nar_scale.masking import Noise
 
 Watch = Callable[[Request, list[int], int], None]
-"""Is called after each network call with a request, its tokens so far and the number of the call, from 1: the tokens of
-the whole sequence with mask tokens in it, or of a model that generates left to right those that follow the prompt."""
+"""Is called after each network call with a request, its tokens so far, those of the prompt included, and the number of
+the call, from 1. Samplers that fill in masks give the whole sequence, with mask tokens in it."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ def _generate_batch(
     lengths = torch.tensor(sizes, device=device) if min(sizes) < max(sizes) else None
     noise = Noise.of_requests(seed, torch.tensor([item.request.number for item in batch], device=device))
     classes = [item.request.class_id for item in batch]
+    continued = isinstance(decoding, (LeftToRightDecoding, SelfSpeculativeDecoding))
     samples = model.wrapper.sample(
         given,
         decoding,
@@ -178,16 +179,25 @@ def _generate_batch(
         lengths=lengths,
         classes=None if None in classes else torch.tensor(classes, device=device),
         end_token=model.info.decode.end_token,
-        callback=None if watch is None else partial(_show, watch, batch, model.wrapper.mask_id is not None),
+        callback=None if watch is None else partial(_show, watch, batch, model.wrapper.fills_gaps, continued),
     )
     for item, tokens, network_calls in zip(batch, *samples):
         tokens, text = _until_stop(item.request, tokens, model.tokenizer, decoding.stop)
         yield Sample(item.request, tokens, text, network_calls)
 
 
-def _show(watch: Watch, batch: Sequence[_Encoded], whole: bool, tokens: Tensor, call: int) -> None:
+def _show(
+    watch: Watch, batch: Sequence[_Encoded], fills_gaps: bool, continued: bool, tokens: Tensor, call: int
+) -> None:
+    """Let `watch` see the rows of a batch, which are `continued` if they are only what follows the prompts."""
     for item, row in zip(batch, tokens.tolist()):
-        watch(item.request, row[: len(item.tokens)] if whole else row, call)
+        size = len(item.tokens)
+        if fills_gaps:
+            shown = row[:size]
+        else:
+            prompt = item.tokens if item.request.prompt else []  # from scratch it is what a document begins after
+            shown = prompt + (row if continued else row[size:])
+        watch(item.request, shown, call)
 
 
 def _until_stop(

@@ -160,7 +160,7 @@ class HybridWrapper(Objective):
             noise: the source of all randomness; if None, it is drawn from torch's default generator.
             return_network_calls: also return the network calls in which each sequence grew.
             callback: is called after each network call with what has been generated so far, int64
-                `[batch, seq_len]`, and the number of the call, from 1.
+                `[batch, longest]`, and the number of the call, from 1.
 
         Returns:
             int64 `[batch, n + seq_len]`, without the prompt `[batch, seq_len]`; with `return_network_calls`

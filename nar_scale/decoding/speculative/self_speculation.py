@@ -53,7 +53,7 @@ def self_speculate(
         shared_calls: whether a call verifies a draft and makes the next one, instead of one after another.
         filters: are applied to the logits one after another, unless the temperature is 0.
         eos_token: ends a sequence, which leaves the batch.
-        callback: is called after each call with the tokens so far, int64 `[batch, seq_len]`, and its number.
+        callback: is called after each call with the tokens so far, int64 `[batch, longest]`, and its number.
     """
     batch, device = len(prompts.tokens), prompts.tokens.device
     limits = torch.full((batch,), seq_len, device=device) if seq_lens is None else seq_lens.to(device)
@@ -81,7 +81,7 @@ def self_speculate(
         lengths[rows] += gained
         calls[rows] += 1
         if callback is not None:
-            callback(_only_first(generated[:, :seq_len], lengths, pad_value), int(calls.max()))
+            callback(_only_first(generated[:, : int(lengths.max())], lengths, pad_value), int(calls.max()))
         going_on = (~ended & (lengths[rows] < limits[rows])).nonzero()[:, 0]
         if not len(going_on):
             break
