@@ -39,12 +39,12 @@ def progress_bar(description: str, total: int | None, unit: str, enabled: bool =
 
 
 def width() -> dict[str, Any]:
-    """The arguments of tqdm for the width of a bar: that of the terminal as it changes, or 80 where it has none."""
+    """The arguments of tqdm for the size of its terminal as it changes, or of 80 columns where it does not say."""
     try:
         columns = os.get_terminal_size(sys.stderr.fileno()).columns
     except (OSError, ValueError):  # no terminal
         columns = 0
-    return {"dynamic_ncols": True} if columns else {"ncols": 80}
+    return {"dynamic_ncols": True} if columns else {"ncols": 80, "nrows": 24}
 
 
 def with_progress(

@@ -20,9 +20,14 @@ def test_an_example_is_written_and_never_over_another(tmp_path, capsys, name):
     assert (tmp_path / "new" / f"{name}.prompts.jsonl").exists() == (CONFIGS / f"{name}.prompts.jsonl").exists()
     printed = capsys.readouterr().out
     config = load_config(written)
-    job = "digits" if name.startswith("digits") else f"corpus TEXT_FILES --seq-len {config.model.max_seq_len}"
-    assert f"  nar-scale prepare {job} --output {config.data.directory}\n" in printed
-    assert f"  nar-scale train --config {written} " in printed
+    if name.startswith("digits"):
+        job, override = f"digits --output {config.data.directory}", ""
+    else:
+        tokenizer = "--tokenizer data/new.tokenizer.json --train-tokenizer 2048"
+        job = f"corpus TEXT_FILES --seq-len {config.model.max_seq_len} {tokenizer} --output data/new"
+        override = " data.directory=data/new"
+    assert f"  nar-scale prepare {job}\n" in printed
+    assert f"  nar-scale train --config {written}{override} " in printed
 
     written.write_text("mine")
     assert main(arguments) == 2

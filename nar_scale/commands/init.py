@@ -10,8 +10,12 @@ import argparse
 from itertools import dropwhile, takewhile
 from pathlib import Path
 from textwrap import shorten
+from typing import TYPE_CHECKING
 
 from nar_scale.commands.process import Parser
+
+if TYPE_CHECKING:
+    from nar_scale.config import Config
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "configs"
 
@@ -53,16 +57,27 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         return report_error("init", error)
     path = next(iter(written))
-    config = load_config(path)
-    corpus = f"corpus TEXT_FILES --seq-len {config.model.max_seq_len}"
+    prepare, override = _data(load_config(path), options.directory.name)
     lines = [
         f"wrote {', '.join(map(str, written))}",
         "next:",
-        f"  nar-scale prepare {'digits' if config.data.class_field else corpus} --output {config.data.directory}",
-        f"  nar-scale train --config {path}   (--ranks N: in N processes)",
+        f"  nar-scale prepare {prepare}",
+        f"  nar-scale train --config {path}{override}   (--ranks N: in N processes)",
     ]
     write_result("\n".join(lines))
     return 0
+
+
+def _data(config: Config, name: str) -> tuple[str, str]:
+    """How `prepare` makes the data of an example, and the override with which the example takes data of one's own."""
+    if config.data.class_field:
+        return f"digits --output {config.data.directory}", ""
+    tokens = 2048 if config.model.dim < 512 else 32_768
+    tokenizer = f"--tokenizer data/{name}.tokenizer.json --train-tokenizer {tokens}"
+    return (
+        f"corpus TEXT_FILES --seq-len {config.model.max_seq_len} {tokenizer} --output data/{name}",
+        f" data.directory=data/{name}",
+    )
 
 
 def _about(name: str) -> str:
@@ -70,4 +85,4 @@ def _about(name: str) -> str:
     lines = (EXAMPLES / f"{name}.yaml").read_text().splitlines()
     comment = takewhile(lambda line: line.startswith("# "), dropwhile(lambda line: "yaml-language" in line, lines))
     sentence = " ".join(line[2:] for line in comment).split(". ")[0].rstrip(".")
-    return shorten(sentence, 96, placeholder=" ...")
+    return shorten(sentence, 130, placeholder=" ...")

@@ -66,7 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print the resolved configuration, the size of the model, and the memory and length of the run, and exit",
+        help="print the size of the model, and the memory and length of the run, and exit; with --verbose all "
+        "settings, DeepSpeed's too",
     )
     parser.add_argument(
         "--preflight",
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry_run:
         from nar_scale.training import dry_run
 
-        return dry_run(options.config, options.overrides, options.ranks, options.init_from)
+        return dry_run(options.config, options.overrides, options.ranks, options.init_from, options.verbose)
     if options.ranks is not None and "RANK" in os.environ:
         parser.error("--ranks starts processes, but a launcher has started this one already; leave it out")
     check_settings(options)

@@ -23,7 +23,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: the YAML file.
-        overrides: `section.key=value` strings, applied over the file; values are YAML.
+        overrides: `section.key=value` strings, applied over the file; values are YAML. Where they choose another kind,
+            such as `optimizer.kind=adamw`, the keys of the file that this kind does not have are left out.
 
     Raises:
         ConfigError: the file cannot be read, or a key or value is wrong; one line for each problem.
@@ -40,6 +41,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(f"{path}: expected sections such as 'model:' and 'training:', found {values!r:.60}")
     values = _with_present_keys(values, str(path))
     keys = [apply_override(values, override) for override in overrides]
+    _leave_out_other_kinds(values, keys)
     return validate_config(values, str(path), f"runs/{path.stem}", keys)
 
 
@@ -92,6 +94,18 @@ def validate_config(
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML text that `load_config` reads back unchanged."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _leave_out_other_kinds(values: dict[str, Any], overridden: Sequence[str]) -> None:
+    """Remove what the file says of other kinds from sections whose kind is from the command line."""
+    for section in {key.partition(".")[0] for key in overridden}:
+        discriminator = f"{section}.{discriminator_of(section)}"
+        if discriminator in overridden:
+            kind = values[section][discriminator_of(section)]
+            for name in [name for name in values[section] if f"{section}.{name}" not in overridden]:
+                owners = [owner for key in keys_at([section, str(name)])[:1] for owner in key.kinds]
+                if owners and kind not in owners:
+                    del values[section][name]
 
 
 def _with_present_keys(values: dict[str, Any], source: str) -> dict[str, Any]:

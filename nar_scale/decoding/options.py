@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from typing import Annotated, Any, cast
 
 from pydantic import Field, ValidationError
@@ -148,9 +149,14 @@ def resolve_decoding(default: SamplerConfig, sampler: str | None, settings: Mapp
     foreign = next((setting for setting in settings if setting not in own), None)
     if foreign is not None:
         owners = [other for other, section in SAMPLERS.items() if foreign in section.model_fields]
-        belongs = f"belongs to the sampler {' or '.join(owners)}" if owners else "is no setting of any sampler"
+        if owners:
+            raise UserError(
+                f"{foreign} belongs to the sampler {' or '.join(owners)}, not to {name}; leave it out or choose that "
+                "sampler"
+            )
+        near = get_close_matches(foreign, [*own, "length", "seed"], 1)
         raise UserError(
-            f"{foreign} {belongs}, not to {name}; leave it out{' or choose that sampler' if owners else ''}"
+            f"{foreign} is no setting of any sampler; {f'did you mean {near[0]}?' if near else 'leave it out'}"
         )
     kept = default.model_dump() if name == default.sampler else {each: getattr(default, each) for each in _COMMON}
     try:

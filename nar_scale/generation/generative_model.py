@@ -25,6 +25,13 @@ class GenerativeModel(LoadedModel):
     not depend on the batch size.
     """
 
+    def __repr__(self) -> str:
+        parameters = sum(weight.numel() for weight in self.wrapper.parameters())
+        return (
+            f"<nar_scale model: {self.config.objective.kind}, {parameters:,} parameters, {self.wrapper.max_seq_len} "
+            f"tokens, sampler {self.info.decode.decoding.sampler}>"
+        )
+
     def generate(
         self,
         prompts: str | Sequence[str] | None = None,

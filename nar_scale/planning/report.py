@@ -30,13 +30,14 @@ from nar_scale.planning.flops import flops_per_token
 from nar_scale.planning.memory_estimate import GIBIBYTE, estimate_memory
 
 
-def describe_run(config: Config, ranks: int, init_from: Path | None = None) -> str:
-    """Everything that follows from a config and a number of ranks; nothing is written, no weight is made.
-
-    The summary comes first, then the settings in full.
+def describe_run(config: Config, ranks: int, init_from: Path | None = None, in_full: bool = True) -> str:
+    """What follows from a config and a number of ranks; nothing is written, no weight is made.
 
     Args:
+        config: of the run.
+        ranks: how many processes there would be.
         init_from: a checkpoint whose weights the run is to start from, of which names and shapes are read.
+        in_full: show all settings after the summary, DeepSpeed's too.
 
     Raises:
         ConfigError: the batch does not divide, or the vocabulary is not known.
@@ -54,8 +55,7 @@ def describe_run(config: Config, ranks: int, init_from: Path | None = None) -> s
             "memory of a rank, estimated, without the libraries' own:",
             *(f"  {part}" for part in memory if part.size),
             f"  {'on the device':<18}{on_device / GIBIBYTE:>10.3f} GiB",
-            "",
-            settings_in_full(config, ranks),
+            *(("", settings_in_full(config, ranks)) if in_full else ()),
         )
     )
 

@@ -76,6 +76,8 @@ def launch(
             complete = train(config, connect(), resume, init_from, callbacks)
     except StoppedError:
         report(Kind.STOPPED, "asked to stop before its ranks had met")
+        if os.environ["RANK"] == "0":
+            _logger.warning("asked to stop before the ranks had met; nothing has begun")
         return RESUMABLE_EXIT_STATUS
     except UserError as error:
         report(Kind.USER_ERROR, str(error))
@@ -96,13 +98,18 @@ def launch(
 
 
 def dry_run(
-    config_file: str, overrides: Sequence[str] = (), ranks: int | None = None, init_from: Path | None = None
+    config_file: str,
+    overrides: Sequence[str] = (),
+    ranks: int | None = None,
+    init_from: Path | None = None,
+    verbose: bool = False,
 ) -> int:
     """Log what `launch` would do, once, and write nothing.
 
     Args:
         ranks: how many processes there would be; as many as there are now if not given.
         init_from: see `train`.
+        verbose: show all settings after the summary, DeepSpeed's too.
 
     Returns:
         the exit status: 0, or 2 for a `UserError`.
@@ -118,7 +125,7 @@ def dry_run(
         check_run(config)
         if config.deepspeed:
             silence_libraries()  # DeepSpeed is asked whether it knows the keys
-        _logger.info(describe_run(config, ranks or int(environment["WORLD_SIZE"]), init_from))
+        _logger.info(describe_run(config, ranks or int(environment["WORLD_SIZE"]), init_from, verbose))
     except UserError as error:
         report_error_once(str(error))
         return 2

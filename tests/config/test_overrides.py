@@ -50,6 +50,38 @@ def test_what_is_wrong_with_an_override_is_not_blamed_on_the_file(yaml_file, ove
 
 
 @pytest.mark.parametrize(
+    ("of_file", "overrides", "left_out"),
+    [
+        ({"optimizer": {"kind": "muon", "muon_momentum": 0.9}}, ["optimizer.kind=adamw"], "muon_momentum"),
+        (
+            {"objective": {"kind": "non_autoregressive", "loss": "unweighted"}},
+            ["objective.kind=autoregressive"],
+            "loss",
+        ),
+        ({"decoding": {"sampler": "threshold", "threshold": 0.7}}, ["decoding.sampler=confidence"], "threshold"),
+    ],
+)
+def test_another_kind_leaves_out_what_the_file_says_of_its_own(tmp_path, of_file, overrides, left_out):
+    path = tmp_path / "small.yaml"
+    (section,) = of_file
+    kept = {key: value for key, value in VALUES[section].items() if key != "kind"} if section in VALUES else {}
+    path.write_text(yaml.safe_dump({**VALUES, section: {**kept, **of_file[section]}}))
+    assert left_out in load_config(path).model_dump()[section]
+    assert left_out not in load_config(path, overrides).model_dump()[section]
+
+
+def test_a_key_of_another_kind_on_the_command_line_is_refused(yaml_file):
+    message = refusal(yaml_file, "optimizer.kind=adamw", "optimizer.muon_momentum=0.9")
+    assert_names(message, "command line", "optimizer.muon_momentum", "muon", "adamw")
+
+
+def test_a_misspelt_key_of_the_file_stays_one_with_another_kind(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump({**VALUES, "optimizer": {"kind": "muon", "learning_rte": 0.9}}))
+    assert_names(refusal(path, "optimizer.kind=adamw"), "'optimizer.learning_rte'", "'optimizer.learning_rate'")
+
+
+@pytest.mark.parametrize(
     ("override", "meant"),
     [
         ("steps=5", ["'training.steps=5'", "'decoding.steps=5'"]),

@@ -6,7 +6,7 @@ import nar_scale
 from nar_scale.checkpoint import LoadedModel
 from nar_scale.errors import UserError
 from nar_scale.generation import Request, SamplingOptions, generate, read_results
-from tests.errors import refused
+from tests.errors import assert_names, refused
 from tests.generation.helpers import KINDS, export
 
 PROMPTS = ["ab", "c"]
@@ -116,6 +116,12 @@ def test_models_without_a_tokenizer_say_what_to_use(checkpoints):
 def test_arguments_that_do_not_fit_are_named(checkpoints, arguments, named):
     with refused(UserError, *named):
         nar_scale.load(checkpoints["autoregressive"]).generate(**arguments)
+
+
+def test_a_model_is_shown_in_a_line(checkpoints):
+    shown = repr(nar_scale.load(checkpoints["hybrid"]))
+    assert "\n" not in shown
+    assert_names(shown, "hybrid", "self_speculative", "parameters")
 
 
 def test_a_text_ends_before_a_stop(checkpoints):

@@ -52,8 +52,9 @@ def test_a_dry_run_of_the_launcher_writes_nothing(prepared):
     config.write_text(yaml.safe_dump({**VALUES, "data": {"directory": str(prepared / "some")}}))
     before = sorted(prepared.rglob("*"))
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
+    command = [sys.executable, "-X", "importtime", str(TRAIN), "--config", str(config), "--dry-run", "--verbose"]
     result = subprocess.run(
-        [sys.executable, "-X", "importtime", str(TRAIN), "--config", str(config), "--dry-run", "training.zero_stage=3"],
+        [*command, "training.zero_stage=3"],
         capture_output=True,
         text=True,
         cwd=prepared,
@@ -68,6 +69,19 @@ def test_a_dry_run_of_the_launcher_writes_nothing(prepared):
     assert result.stdout.startswith("model: ")
     deepspeed = section(result.stdout, "DeepSpeed configuration for 2 rank(s)")
     assert json.loads(deepspeed) == resolve_deepspeed_config(resolved, 2)
+
+
+def test_a_dry_run_shows_all_settings_only_if_asked(prepared, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    config = prepared / "small.yaml"
+    config.write_text(yaml.safe_dump({**VALUES, "data": {"directory": str(prepared / "some")}}))
+    assert launch(["--config", str(config), "--dry-run"]) == 0
+    short = capsys.readouterr().out
+    assert launch(["--config", str(config), "--dry-run", "--verbose"]) == 0
+    assert capsys.readouterr().out.startswith(short.rstrip("\n"))
+    assert "# resolved configuration" not in short
+    assert "memory of a rank" in short
 
 
 def test_sizes_are_those_of_the_model_and_the_data(prepared):
