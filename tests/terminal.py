@@ -12,9 +12,9 @@ from threading import Thread
 import pytest
 
 
-def set_width(terminal: int) -> None:
-    """Give a terminal its 24 lines of 100 letters."""
-    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+def set_width(terminal: int, lines: int = 24, columns: int = 100) -> None:
+    """Give a terminal its lines and their letters; 0 of both for one that does not say."""
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
 
 
 @contextmanager

@@ -13,9 +13,9 @@ import pytest
 
 from nar_scale.checkpoint.directory import written_whole
 from nar_scale.commands.process import INTERRUPTED, exit_status
-from nar_scale.progress import kept_at_interrupt, with_progress
+from nar_scale.progress import kept_at_interrupt, progress_bar, with_progress
 from tests.errors import assert_names
-from tests.terminal import set_width
+from tests.terminal import set_width, standard_error_on_a_terminal
 
 LAUNCHER = Path(__file__).parents[1] / "launcher"
 BAR = r"{}: .*\d.*\[.*<.*{}/s\]"  # elapsed < left, and a rate
@@ -92,6 +92,16 @@ def test_an_interruption_is_one_line_and_a_status(kept, capsys, monkeypatch):
     line = capsys.readouterr().err.removesuffix("\n")
     assert line.startswith("prepare: ")
     assert_names(line, "interrupted", *kept)
+
+
+@pytest.mark.parametrize("size", [(24, 100), (0, 0)], ids=["with a size", "without"])
+def test_a_terminal_has_a_bar(monkeypatch, size):
+    with standard_error_on_a_terminal(monkeypatch) as seen:
+        set_width(sys.stderr.fileno(), *size)
+        with progress_bar("work", 10, "B") as bar:
+            bar.update(5)
+            bar.refresh()
+    assert "50%" in seen[0]
 
 
 def test_items_come_through_as_they_are():
