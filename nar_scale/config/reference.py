@@ -24,7 +24,8 @@ Made by `python -m nar_scale.config.reference > docs/config.md` from `nar_scale/
 A key is written `section.key` on the command line (`training.steps=200`) and below its section in a YAML file. `*` is
 the name of a source or the position in a list. A run cannot be resumed from a checkpoint with another value of a key
 that is marked as fixed. A kind that the command line chooses, such as `optimizer.kind=adamw`, leaves out the keys of
-the file that it does not have. `launcher/train.py --explain KEY` prints the entry of a key or of a section. With the line
+the file that it does not have. `launcher/train.py --explain KEY` prints the entry of a key or of a section. With the
+line
 
     # yaml-language-server: $schema=PATH/TO/configs/schema.json
 
