@@ -4,6 +4,7 @@ import json
 import math
 import re
 import sys
+from itertools import combinations
 
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from nar_scale.commands.evaluate import main
 from nar_scale.data import ByteTokenizer
 from nar_scale.evaluation import Likelihood
 from nar_scale.evaluation.likelihood import MeanLoss
-from nar_scale.reporting import Report
+from nar_scale.reporting import Report, picture
 from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy, measure_samples, typical_point
 from nar_scale.reporting.markdown import render_markdown
 from nar_scale.reporting.report import ModelReport
@@ -295,3 +296,45 @@ def test_no_sample_ends_its_block_or_controls_the_terminal():
     ((heading, block),) = samples_in(render_markdown(report_of(point(2.0, "random", 8, sample=sample))))
     assert heading == "**mine**, random, 8 steps, temperature 1:"
     assert block == "text\n```\n# a heading\n````\n    tab\\x1b[2J\\x0d\\x202e\n   `````"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that have been drawn."""
+    figures, figure_of = [], picture.import_figure()
+
+    def keep(**options):
+        figures.append(figure_of(**options))
+        return figures[-1]
+
+    monkeypatch.setattr(picture, "import_figure", lambda: keep)
+    return figures
+
+
+def test_the_numbers_of_steps_do_not_lie_over_each_other(drawn):
+    points = [
+        point(entropy, "random", steps, temperature, known_words=0.5 + place / 1000)
+        for place, steps in enumerate((128, 64, 32, 8))
+        for entropy, temperature in ((1.0, 0.5), (2.0, 1.0))
+    ]
+    picture.draw_picture(report_of(*points, known_words=0.9))
+    (figure,) = drawn
+    for axes in figure.axes[2:]:
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text().isdigit()]
+        assert len(boxes) == 4
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    (calls,) = [axes for axes in figure.axes if axes.get_xlabel() == "tokens a network call"]
+    low, high = calls.get_xlim()
+    assert [tick for tick in calls.get_xticks() if low <= tick <= high] == [0.5, 1, 2, 4, 8]
+
+
+def test_a_chart_that_is_alone_in_its_row_takes_all_of_it(drawn):
+    report = report_of(point(2.0, "random", 8, known_words=0.5), known_words=0.9)
+    picture.draw_picture(report)
+    for model in report.models:
+        model.likelihood.by_masked_fraction.clear()
+    picture.draw_picture(report)
+    assert [[axes.get_position().width > 0.7 for axes in figure.axes] for figure in drawn] == [
+        [False, False, True, False, False],
+        [True, True, False, False],
+    ]
