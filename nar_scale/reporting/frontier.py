@@ -14,6 +14,7 @@ from nar_scale.reporting.mauve import measure_mauve
 from nar_scale.reporting.sampling import SampleSet, Setting
 
 Encode = Callable[[Sequence[str]], list[int]]
+_BEGINNING = 400  # characters of a sample
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class FrontierPoint:
         calls_per_sample: mean number of forward passes that a sample took.
         tokens_per_call: generated tokens, in the model's own, over forward passes.
         tokens_per_second: generated tokens, in the model's own, over wall time.
+        sample: the beginning of the first sample, which was not chosen by its quality; a line for each document.
     """
 
     setting: Setting
@@ -65,6 +67,7 @@ class FrontierPoint:
     calls_per_sample: float
     tokens_per_call: float
     tokens_per_second: float
+    sample: str
 
 
 def words_in(texts: Sequence[Sequence[str]]) -> list[str]:
@@ -133,6 +136,7 @@ def measure_samples(
         samples.network_calls / len(samples.documents),
         samples.tokens / samples.network_calls,
         samples.tokens / samples.seconds,
+        "\n".join(samples.documents[0])[:_BEGINNING],
     )
 
 
@@ -145,3 +149,17 @@ def at_entropy(points: Sequence[FrontierPoint], entropy: float) -> list[Frontier
     for point in points:
         groups.setdefault((point.setting.sampler, point.setting.steps), []).append(point)
     return [min(group, key=lambda point: abs(point.quality.entropy - entropy)) for group in groups.values()]
+
+
+def typical_point(points: Sequence[FrontierPoint], entropy: float) -> FrontierPoint | None:
+    """The setting whose sample stands for a model: of those `at_entropy`, the one with the best perplexity.
+
+    Without a reference model it is the one with the most network calls, which is the least hurried; None if there are
+    no points.
+    """
+
+    def rank(point: FrontierPoint) -> float:
+        perplexity = point.quality.generative_perplexity
+        return -point.calls_per_sample if perplexity is None else perplexity
+
+    return min(at_entropy(points, entropy), key=rank, default=None)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 
-from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy
+from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy, typical_point
 from nar_scale.reporting.report import ModelReport, Report
+from nar_scale.text import printable
 
 
 def render_markdown(report: Report, picture: str | None = None) -> str:
@@ -31,6 +33,8 @@ def _lines(report: Report, picture: str | None) -> Iterator[str]:
         yield from _by_fraction(report.models)
     if report.validation_text is not None:
         yield from ("", "## Samples", "")
+        yield from _beginnings(report, report.validation_text)
+        yield from ("", "## Quality and cost of the samples", "")
         yield from _samples(report, report.validation_text)
 
 
@@ -73,6 +77,25 @@ def _by_fraction(models: Sequence[ModelReport]) -> Iterator[str]:
 def fraction_label(name: str) -> str:
     """A range of masked fractions, such as "0.2 to 0.4", from the name `masked_0.2_to_0.4`."""
     return name.removeprefix("masked_").replace("_", " ")
+
+
+def _beginnings(report: Report, text: TextQuality) -> Iterator[str]:
+    """The beginning of one sample of each model."""
+    chosen = "most network calls" if report.reference is None else "best generative perplexity"
+    yield (
+        "The beginning of each model's first sample with one setting: of those near the entropy of the evaluated text, "
+        f"the one with the {chosen}."
+    )
+    for model in report.models:
+        if (point := typical_point(model.points, text.entropy)) is not None:
+            yield from ("", f"**{model.name}**, {point.setting}:", "")
+            yield from _code_block(point.sample)
+
+
+def _code_block(text: str) -> Iterator[str]:
+    """A block with a fence that the text does not have; control characters other than line breaks are escaped."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    yield from (fence, *(printable(line.expandtabs(4)) for line in text.split("\n")), fence)
 
 
 def _samples(report: Report, text: TextQuality) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,11 +15,13 @@ from nar_scale.reporting.report import Report
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.transforms import Bbox
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
 _MARKERS = "osD^vP*X"
 _ROW = (10.5, 4.3)  # inches
 _SMALL = 10  # points
+_POINTS_OF_INCH = 72
 _LOGARITHMIC_FROM, _DECADE = 3.0, 20.0  # largest over smallest value
 _EVALUATED_TEXT = "evaluated text"
 _Cost = Callable[[FrontierPoint], float]
@@ -35,7 +37,7 @@ def draw_picture(report: Report) -> bytes:
     figure_of = import_figure()
     from matplotlib import rc_context
 
-    rows = 1 if report.validation_text is None else 3
+    layout = _layout(report)
     with rc_context(
         {
             "font.size": 12,
@@ -46,16 +48,27 @@ def draw_picture(report: Report) -> bytes:
             "lines.linewidth": 1.6,
         }
     ):
-        figure = figure_of(figsize=(_ROW[0], _ROW[1] * rows), layout="constrained", dpi=110)
-        axes = figure.subplots(rows, 2, squeeze=False)
-        _draw_likelihoods(axes[0, 0], report)
-        _draw_by_fraction(axes[0, 1], report)
+        figure = figure_of(figsize=(_ROW[0], _ROW[1] * len(layout)), layout="constrained", dpi=110)
+        axes = figure.subplot_mosaic(layout)
+        _draw_likelihoods(axes["likelihood"], report)
+        if "by fraction" in axes:
+            _draw_by_fraction(axes["by fraction"], report)
         if report.validation_text is not None:
-            _draw_samples(axes[1:].flatten(), report, report.validation_text)
+            _draw_samples(axes, report, report.validation_text)
         _add_legend(figure)
+        _part_numbers(figure)
         stream = io.BytesIO()
         figure.savefig(stream, format="png")
     return stream.getvalue()
+
+
+def _layout(report: Report) -> list[list[str]]:
+    """The names of the charts in each row of two; one that is alone takes the whole row."""
+    masked = any(model.likelihood.by_masked_fraction for model in report.models)
+    rows = [["likelihood", "by fraction"] if masked else ["likelihood"]]
+    if report.validation_text is not None:
+        rows += [list(_measured(report, report.validation_text)), ["calls", "time"]]
+    return [[row[0], row[-1]] for row in rows]
 
 
 def import_figure() -> Any:
@@ -119,34 +132,29 @@ def _draw_by_fraction(axes: Axes, report: Report) -> None:
             # of samples, the legend has the names from their charts
             label = model.name if report.validation_text is None else None
             axes.plot(labels, nats, marker="o", color=colour, label=label)
-    if not axes.lines:
-        axes.set_axis_off()
-        return
     axes.set_xlabel("tokens that are masked, %")
     axes.set_ylabel("nats/token")
     axes.set_title("cross-entropy of masked tokens")
 
 
-def _draw_samples(axes: Sequence[Axes], report: Report, text: TextQuality) -> None:
-    measured = _measured(report, text)
-    frontiers, (by_calls, by_time, *empty) = axes[: len(measured)], axes[len(measured) :]
-    for each, (label, quality) in zip(frontiers, measured.items()):
-        _draw_frontier(each, report, quality, text)
-        each.set_ylabel(label)
-        each.set_title(f"{label} and diversity,\nalong temperatures (numbers: steps)")
-    for each in empty:
-        each.set_axis_off()
+def _draw_samples(axes: Mapping[str, Axes], report: Report, text: TextQuality) -> None:
+    measured, by_calls, by_time = _measured(report, text), axes["calls"], axes["time"]
+    for label, quality in measured.items():
+        _draw_frontier(axes[label], report, quality, text)
+        axes[label].set_ylabel(label)
+        axes[label].set_title(f"{label} and diversity,\nalong temperatures (numbers: steps)")
     label, quality = next(iter(measured.items()))
     _draw_cost(by_calls, report, lambda point: point.tokens_per_call, quality, text)
     by_calls.set_xlabel("tokens a network call")
     _draw_cost(by_time, report, lambda point: point.tokens_per_second, quality, text)
     by_time.set_xlabel(f"tokens/s ({report.machine})")
+    _spread(by_calls, "x", base=2)
+    _spread(by_time, "x")
     for each, cost in ((by_calls, "network calls"), (by_time, "time")):
-        _spread(each, "x")
         each.set_ylabel(label)
         each.set_title(f"{label} and {cost},\nat the text's entropy (numbers: steps)")
     if report.reference is not None:
-        for each in (frontiers[0], by_calls, by_time):
+        for each in (axes[label], by_calls, by_time):
             _spread(each, "y")
 
 
@@ -160,8 +168,11 @@ def _measured(report: Report, text: TextQuality) -> dict[str, _Quality]:
     return measured or {"repetition": lambda text: text.repetition}
 
 
-def _spread(axes: Axes, which: Literal["x", "y"]) -> None:
-    """A logarithmic axis with plain numbers, where the values differ by more than a few times."""
+def _spread(axes: Axes, which: Literal["x", "y"], base: int = 10) -> None:
+    """A logarithmic axis with plain numbers, where the values differ by more than a few times.
+
+    With base 2 the numbers are powers of two, as those of steps and of the tokens of a call are.
+    """
     from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     low, high = axes.dataLim.intervalx if which == "x" else axes.dataLim.intervaly
@@ -169,7 +180,8 @@ def _spread(axes: Axes, which: Literal["x", "y"]) -> None:
         return
     axes.set(**{f"{which}scale": "log"})
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7) if high < _DECADE * low else (1, 2, 5)))
+    digits = (1,) if base == 2 else (1, 2, 3, 5) if high < _DECADE * low else (1, 2, 5)
+    axis.set_major_locator(LogLocator(base, digits))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
@@ -223,6 +235,22 @@ def _write_beside(axes: Axes, place: tuple[float, float], text: str, colour: str
     axes.annotate(
         text, place, offset, textcoords="offset points", ha=horizontal, va=vertical, color=colour, fontsize=_SMALL
     )
+
+
+def _part_numbers(figure: Figure) -> None:
+    """Move the numbers of steps upwards, from the lowest on, until none lies over another one."""
+    figure.draw_without_rendering()  # gives everything its place
+    for axes in figure.axes:
+        placed: list[Bbox] = []
+        numbers = [text for text in axes.texts if text.get_text().isdigit()]
+        for text in sorted(numbers, key=lambda text: text.get_window_extent().y0):
+            box = text.get_window_extent()
+            for other in sorted(placed, key=lambda other: other.y0):
+                if box.overlaps(other):
+                    box = box.translated(0, other.y1 - box.y0 + 1)
+            placed.append(box)
+            x, y = text.get_position()
+            text.set_position((x, y + (box.y0 - text.get_window_extent().y0) * _POINTS_OF_INCH / figure.dpi))
 
 
 def _label(model: str, sampler: str | None) -> str:

@@ -2,14 +2,23 @@
 
 import json
 import math
+import re
 import sys
+from itertools import combinations
 
 import pytest
 from PIL import Image
 
 from nar_scale.commands.evaluate import main
-from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy
-from nar_scale.reporting.sampling import Setting
+from nar_scale.data import ByteTokenizer
+from nar_scale.evaluation import Likelihood
+from nar_scale.evaluation.likelihood import MeanLoss
+from nar_scale.reporting import Report, picture
+from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy, measure_samples, typical_point
+from nar_scale.reporting.markdown import render_markdown
+from nar_scale.reporting.report import ModelReport
+from nar_scale.reporting.sampling import SampleSet, Setting
+from nar_scale.text import printable
 from tests.data.preparation.preparing import made, write_tokenizer
 from tests.errors import assert_names
 from tests.generation.helpers import export, export_with_tokenizer
@@ -113,11 +122,26 @@ def test_the_text_and_the_picture_show_all_models(report):
         assert rows.count(name) >= 3  # likelihoods, and samples twice
     assert "(report.png)" in text
     assert " generative perplexity | entropy |" in text
+    for model in json.loads((report / "report.json").read_text())["models"]:
+        ((heading, sample),) = [part for part in samples_in(text) if part[0].startswith(f"**{model['name']}**")]
+        described = {str(Setting(**point["setting"])): shown(point["sample"]) for point in model["points"]}
+        assert described[heading.partition(", ")[2].removesuffix(":")] == sample
     widths = {len(line.split(" | ")) for line in text.splitlines() if line.startswith(("| ar ", "| evaluated text "))}
     assert len(widths) == 2  # of the table of likelihoods and that of samples
     with Image.open(report / "report.png") as picture:
         assert min(picture.size) > 600
         assert len(picture.convert("L").getcolors(256)) > 20
+
+
+def samples_in(text):
+    """The line above each code block, and the block."""
+    return [
+        (heading, block) for heading, _, block in re.findall(r"^([^\n]+)\n\n(`{3,})\n(.*?)\n\2$", text, re.M | re.S)
+    ]
+
+
+def shown(sample):
+    return "\n".join(printable(line.expandtabs(4)) for line in sample.split("\n"))
 
 
 def test_samplers_have_settings_and_those_without_a_schedule_no_steps(given, tmp_path):
@@ -234,9 +258,10 @@ def test_an_output_is_about_one_checkpoint(given, capsys):
         assert "--report" in capsys.readouterr().err
 
 
-def point(entropy, sampler=None, steps=None, temperature=1.0):
-    quality = TextQuality(1, 1, None, None, None, entropy, {}, 0.0, None, 0)
-    return FrontierPoint(Setting(temperature, sampler, steps), quality, 1, 1, 1)
+def point(entropy, sampler=None, steps=None, temperature=1.0, perplexity=None, sample="", known_words=None):
+    quality = TextQuality(1, 1, perplexity, perplexity and 1.0, None, entropy, {}, 0.0, known_words, 0)
+    calls = steps or 10
+    return FrontierPoint(Setting(temperature, sampler, steps), quality, calls, 64 / calls, 64 / calls, sample)
 
 
 def test_samplers_are_compared_at_the_entropy_of_the_text():
@@ -244,3 +269,72 @@ def test_samplers_are_compared_at_the_entropy_of_the_text():
     chosen = at_entropy(points, 1.9)
     assert chosen == points[1:]
     assert at_entropy([], 1.0) == []
+
+
+def test_the_sample_that_is_shown_is_of_the_best_setting_at_the_entropy_of_the_text():
+    cold, fast, slow = point(1.0, "random", 8, 0.5), point(2.1, "random", 4), point(2.1, "random", 8)
+    assert typical_point([cold, fast, slow], 2.0) is slow
+    scored = [point(1.0, "random", 8, 0.5, 3.0), point(2.1, "random", 4, 1.0, 5.0), point(2.1, "random", 8, 1.0, 9.0)]
+    assert typical_point(scored, 2.0) is scored[1]
+    assert typical_point([], 2.0) is None
+
+
+def test_the_beginning_of_the_first_sample_is_kept():
+    samples = SampleSet(Setting(1.0), [["one", "two " * 200], ["another"]], 300, 300, 1.0)
+    assert measure_samples(samples, None, ByteTokenizer(), None).sample == ("one\n" + "two " * 200)[:400]
+
+
+def report_of(*points, known_words=None):
+    likelihood = Likelihood(2.0, 0.1, 10, 1, "bound", 1.0, "", {"masked_0.0_to_0.2": MeanLoss(1.0, 5)})
+    model = ModelReport("mine", "exported/mine", "non_autoregressive", 1, 1, likelihood, {}, False, list(points))
+    text = point(2.0, known_words=known_words).quality
+    return Report({"prose": "data/prose"}, "validation", None, 0, "a machine", [model], text)
+
+
+def test_no_sample_ends_its_block_or_controls_the_terminal():
+    sample = "text\n```\n# a heading\n````\n\ttab\x1b[2J\r\u202e\n   `````"
+    ((heading, block),) = samples_in(render_markdown(report_of(point(2.0, "random", 8, sample=sample))))
+    assert heading == "**mine**, random, 8 steps, temperature 1:"
+    assert block == "text\n```\n# a heading\n````\n    tab\\x1b[2J\\x0d\\x202e\n   `````"
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that have been drawn."""
+    figures, figure_of = [], picture.import_figure()
+
+    def keep(**options):
+        figures.append(figure_of(**options))
+        return figures[-1]
+
+    monkeypatch.setattr(picture, "import_figure", lambda: keep)
+    return figures
+
+
+def test_the_numbers_of_steps_do_not_lie_over_each_other(drawn):
+    points = [
+        point(entropy, "random", steps, temperature, known_words=0.5 + place / 1000)
+        for place, steps in enumerate((128, 64, 32, 8))
+        for entropy, temperature in ((1.0, 0.5), (2.0, 1.0))
+    ]
+    picture.draw_picture(report_of(*points, known_words=0.9))
+    (figure,) = drawn
+    for axes in figure.axes[2:]:
+        boxes = [text.get_window_extent() for text in axes.texts if text.get_text().isdigit()]
+        assert len(boxes) == 4
+        assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    (calls,) = [axes for axes in figure.axes if axes.get_xlabel() == "tokens a network call"]
+    low, high = calls.get_xlim()
+    assert [tick for tick in calls.get_xticks() if low <= tick <= high] == [0.5, 1, 2, 4, 8]
+
+
+def test_a_chart_that_is_alone_in_its_row_takes_all_of_it(drawn):
+    report = report_of(point(2.0, "random", 8, known_words=0.5), known_words=0.9)
+    picture.draw_picture(report)
+    for model in report.models:
+        model.likelihood.by_masked_fraction.clear()
+    picture.draw_picture(report)
+    assert [[axes.get_position().width > 0.7 for axes in figure.axes] for figure in drawn] == [
+        [False, False, True, False, False],
+        [True, True, False, False],
+    ]

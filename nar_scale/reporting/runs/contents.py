@@ -23,8 +23,12 @@ _COLOURS, _FIRST_BIN_COLOUR = 8, 10  # of the page
 _EVENTS_IN_A_ROW = 4
 _END_OF_SENTENCE = re.compile(r"(?<=\.) ")
 _RULED = (RESUMED, ROLLED_BACK, SKIPPED)
-_BESIDE = {"checkpoint": "checkpoint_seconds", "evaluation": "evaluation_seconds", "sampling": "sampling_seconds"}
-_FRACTIONS = {"waiting for data": "data_wait_fraction", "MFU": "mfu"}
+_STANDSTILLS = {
+    "to save checkpoints": "checkpoint_seconds",
+    "to evaluate": "evaluation_seconds",
+    "to draw samples": "sampling_seconds",
+}
+_MEMORY = {"peak": "memory_gib", "now": "memory_now_gib"}
 _ENVIRONMENT = {
     "cpu_cores": "CPU cores",
     "host_memory_gib": "memory of the host, GiB",
@@ -60,12 +64,13 @@ def charts_of_run(run: RunFiles) -> list[Chart]:
         draw_chart("Loss, training and validation", lines, "nats/token", note, wide=True, happenings=happened),
         draw_chart("Loss by the fraction that is masked", bins, "nats per masked token", "Means of reports around."),
         _chart(run, "Throughput", {"": "tokens_per_second"}, "tokens/s", from_zero=True),
-        _chart(run, "Waiting, and use of the device", _FRACTIONS, "fraction"),
+        _chart(run, "Share of the time spent waiting for data", {"": "data_wait_fraction"}),
+        _chart(run, "Model FLOPs utilisation (MFU)", {"": "mfu"}),
         _chart(run, "Learning rate", {"": "learning_rate"}, from_zero=True),
         _chart(run, "Gradient norm before clipping", {"": "gradient_norm"}),
-        _chart(run, "Update over weights, 2-norms", {"": "update_ratio"}),
-        _chart(run, "Time beside the steps", _BESIDE, "s", from_zero=True, dots=True),
-        _chart(run, "Memory of rank 0", {"peak": "memory_gib", "now": "memory_now_gib"}, "GiB", from_zero=True),
+        _chart(run, "Change of the weights in a step, relative to their size", {"": "update_ratio"}),
+        _chart(run, "Time for which training stood still", _STANDSTILLS, "s", from_zero=True, dots=True),
+        _chart(run, "Memory of the first process", _MEMORY, "GiB", from_zero=True),
     )
 
 
@@ -103,7 +108,7 @@ def final_values(run: RunFiles) -> dict[str, str]:
     values = {
         "steps": f"{run.step:,} of {steps_of_run(run.config):,}",
         "parameters": _format(run.environment.get("parameters")),
-        "training loss, nats/token": _nats(_last_tenth(run, "loss", mean)),
+        "training loss, nats/token": _rounded(_last_tenth(run, "loss", mean)),
     }
     for source, name in validations(run):
         prefix = name.removesuffix("nats_per_token")
@@ -113,15 +118,15 @@ def final_values(run: RunFiles) -> dict[str, str]:
         spread = "" if error is None else f" ± {error:.4f}"
         values[f"validation{of_source}, nats/token"] = f"{run.last(name):.4f}{spread} ({exact})"
         values[f"validation{of_source}, bits/byte"] = "" if bits is None else f"{bits:.3f}"
-        values[f"validation{of_source}, diffusion bound"] = _nats(run.last(f"{prefix}bound_nats_per_token"))
+        values[f"validation{of_source}, diffusion bound"] = _rounded(run.last(f"{prefix}bound_nats_per_token"))
     for name, found in _masked(run):
         share = f"{100 * float(found[1]):.0f}-{100 * float(found[2]):.0f} %"
-        values[f"loss where {share} are masked"] = _nats(_last_tenth(run, name, mean))
+        values[f"loss where {share} are masked"] = _rounded(_last_tenth(run, name, mean))
     return {
         **values,
         "tokens/s": "" if tokens is None else f"{tokens:,.0f}",
         "MFU": _format(_last_tenth(run, "mfu", median)),
-        "memory of rank 0, GiB": _format(run.last("memory_gib")),
+        "memory of the first process, GiB": _rounded(run.last("memory_gib")),
         "time": _duration(run.elapsed_seconds),
     }
 
@@ -236,7 +241,7 @@ def _format(value: Any) -> str:
     return format_value(value) if isinstance(value, (int, float)) else ""
 
 
-def _nats(value: float | None) -> str:
+def _rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -18,6 +19,7 @@ from nar_scale.reporting.runs.run_files import RunFiles
 from nar_scale.reporting.runs.samples import samples_over_time
 
 _TEMPLATE = "page.html"
+_BEHIND_A_MARK = re.compile(r"(?<=[_/])(?=\w)")
 
 
 def write_page(runs: Sequence[RunFiles], output: str | Path) -> None:
@@ -46,15 +48,18 @@ def render_page(runs: Sequence[RunFiles]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["with_code"] = _with_code
+    environment.filters["breakable"] = _breakable
     alone = len(runs) == 1
     values = [contents.final_values(run) for run in runs]
+    evaluated = [run for run in runs if run.evaluation is not None]
     return environment.get_template(_TEMPLATE).render(
         runs=runs,
         layout=charts,
         charts=contents.charts_of_run(runs[0]) if alone else contents.charts_of_runs(runs),
         values=contents.rows_of(values),
         cards=_cards(values[0]) if alone else [],
-        evaluations=contents.rows_of([rows_of_evaluation(run.evaluation) for run in runs]),
+        evaluated=evaluated,
+        evaluations=contents.rows_of([rows_of_evaluation(run.evaluation) for run in evaluated]),
         settings=contents.settings_of_run(runs[0]) if alone else contents.differing_settings(runs),
         samples=[(run, samples_over_time(run) if alone else samples_over_time(run, 1)) for run in runs],
         events=[(run, contents.rows_of_events(run.events)) for run in runs],
@@ -69,6 +74,11 @@ def _with_code(text: str) -> Markup:
     """A text whose parts in backticks are shown as code."""
     parts = text.split("`")
     return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else part for n, part in enumerate(parts))
+
+
+def _breakable(text: str) -> Markup:
+    """A text such as a path or a name, which a narrow column breaks behind `_` and `/` rather than within a word."""
+    return Markup("<wbr>").join(_BEHIND_A_MARK.split(text))
 
 
 def _cards(values: dict[str, str]) -> list[tuple[str, str]]:

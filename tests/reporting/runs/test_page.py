@@ -180,8 +180,12 @@ def test_an_evaluation_beside_the_run_is_shown(tmp_path, opened):
     ):
         assert row in text
     assert main([str(directory), str(other), "--output", str(tmp_path / "both.html")]) == 0
-    both = watch(opened, f"file://{tmp_path / 'both.html'}").page.inner_text("body")
+    page = watch(opened, f"file://{tmp_path / 'both.html'}").page
+    both = page.inner_text("body")
     assert "code, bits/byte\t0.361" in both
+    assert page.locator("h2:has-text('Evaluation') + .box thead th").all_inner_texts() == ["", "run"]
+    assert "No evaluation of other." in both
+    assert "No evaluation of" not in text
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"nats_per_token": "much"}', "\udcff"])
@@ -242,6 +246,54 @@ def test_final_values_are_of_the_last_reports(tmp_path):
     assert values["validation, nats/token"] == "2.4283 ± 0.0100 (upper bound)"
     assert values["loss where 40-60 % are masked"] == "2.750"
     assert values["tokens/s"] == "1,195"
+
+
+def test_numbers_of_runs_have_the_same_digits_and_gaps_a_dash(tmp_path):
+    def memory(gib):
+        return lambda writer: writer.scalars(200, {"memory_gib": gib})
+
+    directories = [run_directory(tmp_path / "a", memory(0.48)), run_directory(tmp_path / "b", memory(0.51578))]
+    directories.append(run_directory(tmp_path / "c"))
+    page = render_page([read_run(directory) for directory in directories])
+    row = page.partition("memory of the first process, GiB")[2].partition("</tr>")[0]
+    assert re.findall("<td>(.*?)</td>", row) == ["0.480", "0.516", "\N{EN DASH}"]
+
+
+def test_what_is_not_there_is_not_named(tmp_path):
+    def waiting(writer):
+        writer.scalars(200, {"data_wait_fraction": 0.1})
+
+    def both(writer):
+        writer.scalars(200, {"data_wait_fraction": 0.1, "mfu": 0.4})
+
+    without, with_mfu = (
+        render_page([read_run(run_directory(tmp_path / more.__name__, more))]) for more in (waiting, both)
+    )
+    assert "MFU" not in without
+    assert "training losses and tokens/s over the last tenth" in without
+    assert "training losses, tokens/s and MFU over the last tenth" in with_mfu
+    for page, charts in ((without, 0), (with_mfu, 1)):
+        assert page.count("<figcaption>Share of the time spent waiting for data") == 1
+        assert page.count("<figcaption>Model FLOPs utilisation (MFU)") == charts
+
+
+def test_names_break_at_underscores_alone(tmp_path, opened):
+    directory = run_directory(tmp_path / "run")
+    assert main(["--run", str(directory)]) == 0
+    page = watch(opened, f"file://{directory / 'report.html'}", width=500).page
+    value = page.locator("tr", has_text="objective.kind").locator("td").nth(1).locator("code")
+    lines = value.evaluate("""element => {
+        const letters = [...element.childNodes].filter(node => node.nodeType == Node.TEXT_NODE).flatMap(node =>
+            [...node.data].map((letter, place) => {
+                const range = document.createRange();
+                range.setStart(node, place); range.setEnd(node, place + 1);
+                return [Math.round(range.getBoundingClientRect().top), letter];
+            }));
+        return [...new Set(letters.map(([top]) => top))].map(
+            line => letters.filter(([top]) => top == line).map(([, letter]) => letter).join(""));
+    }""")
+    assert lines == ["non_", "autoregressive"]
+    assert value.inner_text().replace("\n", "") == "non_autoregressive"
 
 
 def test_many_checkpoints_in_a_row_are_folded(tmp_path):
