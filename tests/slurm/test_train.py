@@ -172,7 +172,7 @@ class TestTraining:
 
         shutil.copytree(REPOSITORY / "slurm", submission / "slurm")
         output = preflight("COMPLETED")
-        assert "2 nodes: " in output
+        assert "2 nodes, the first with 1 x cpu: " in output
         assert "nothing is in the way of a run on 2 rank(s)" in output
         assert not (submission / "checked").exists()
         cluster.run("mount", "-t", "tmpfs", "none", submission / "corpus" / "train", node="n2")
