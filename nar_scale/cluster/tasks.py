@@ -63,7 +63,10 @@ class Tasks:
         self._directory.mkdir()
         environment = {**self._environment, **environment, ATTEMPT_DIRECTORY_VARIABLE: str(self._directory)}
         try:
-            with subprocess.Popen(command, env=environment, start_new_session=True) as process:
+            # srun has a helper process that is to be killed with it; a worker without srun stays in the process group of
+            # the batch script, by which some sites find what is left of a job
+            own_group = command[0] == "srun"
+            with subprocess.Popen(command, env=environment, start_new_session=own_group) as process:
                 try:
                     status = self._wait(process, about_to_end, when_asked)
                 except BaseException:
@@ -103,5 +106,7 @@ class Tasks:
             _logger.warning("the tasks cannot be killed: %s", error)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=min(self.wait_seconds / 2, 30.0))
+        process.kill()
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            if os.getpgid(process.pid) == process.pid:
+                os.killpg(process.pid, signal.SIGKILL)
