@@ -63,8 +63,8 @@ class Tasks:
         self._directory.mkdir()
         environment = {**self._environment, **environment, ATTEMPT_DIRECTORY_VARIABLE: str(self._directory)}
         try:
-            # srun has a helper process that is to be killed with it; a worker without srun stays in the process group of
-            # the batch script, by which some sites find what is left of a job
+            # srun has a helper process, to be killed with it; a worker without srun stays in the process group of the
+            # batch script, by which some sites find what is left of a job
             own_group = command[0] == "srun"
             with subprocess.Popen(command, env=environment, start_new_session=own_group) as process:
                 try:
