@@ -22,7 +22,7 @@ REPOSITORY = Path(__file__).parents[1]
 CONFIGS = {f"nar_scale/configs/{path.name}" for path in (REPOSITORY / "configs").iterdir()}
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_{}(sys.argv[1]))"
 SMALL = (
-    *("model.max_seq_len=32", "model.dim=32", "model.depth=1", "model.heads=2"),
+    *("model.max_seq_len=32", "model.dim=32", "model.depth=1", "model.heads=2", "optimizer.kind=adamw"),
     *("training.steps=4", "schedule.warmup_steps=1", "logging.evaluate_every=4", "logging.evaluation_samples=8"),
     *("logging.every=2", "logging.sample_every=0", "data.directory=data/mine", "data.loader_workers=0"),
 )

@@ -103,10 +103,10 @@ def main(arguments: list[str] | None = None) -> int:
         return dry_run(options.config, options.overrides, options.ranks, options.init_from, options.verbose)
     if options.ranks is not None and "RANK" in os.environ:
         parser.error("--ranks starts processes, but a launcher has started this one already; leave it out")
-    check_settings(options)
     if (options.ranks or 1) > 1:
+        check_settings(options)
         return run_ranks(options)
-    from nar_scale.training import launch  # after arguments and settings have been checked: it takes seconds
+    from nar_scale.training import launch  # after the arguments have been checked: it takes seconds
 
     return launch(
         options.config,
@@ -119,15 +119,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_settings(options: argparse.Namespace) -> None:
-    """Tell what is wrong in the configuration before libraries are imported and processes started, which takes long."""
-    from nar_scale.cluster.endings import Kind, report
+    """End with what is wrong in the configuration, before processes are started to find it out."""
     from nar_scale.config import check_run, load_config
     from nar_scale.errors import UserError
 
     try:
         check_run(load_config(options.config, options.overrides))
     except UserError as error:
-        report(Kind.USER_ERROR, str(error))
         sys.exit(str(error))
 
 
