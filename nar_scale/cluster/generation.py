@@ -77,7 +77,7 @@ class GenerationSupervisor:
         status, endings = Tasks(self.job, self.environment, self.directory).run(
             self._command(workers),
             self._worker_environment(),
-            lambda endings: len(endings) == workers and all(ending.kind is not Kind.RUNNING for ending in endings),
+            lambda endings: _all_have_ended(endings, workers),
             "asked to stop; the workers commit what they have made",
         )
         in_vain = self._in_vain() + 1 if stopped_too_early(endings) else 0
@@ -110,6 +110,11 @@ class GenerationSupervisor:
         with suppress(OSError, ValueError):
             return int(self.count_in_vain.read_text())
         return 0
+
+
+def _all_have_ended(endings: Sequence[Ending], workers: int) -> bool:
+    """Whether all tasks of `srun` have ended; a single worker is started without it."""
+    return workers > 1 and len(endings) == workers and all(ending.kind is not Kind.RUNNING for ending in endings)
 
 
 def _worker(ending: Ending) -> str:

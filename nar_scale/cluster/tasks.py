@@ -52,8 +52,8 @@ class Tasks:
         Args:
             command: starts them.
             environment: of the command, beside that of the batch script.
-            about_to_end: tells from what the tasks have reported whether the command is to return soon. It is killed
-                where it has not done so 1.5 times `wait_seconds` later.
+            about_to_end: tells from what the tasks have reported whether `srun` is to return soon. It is killed where
+                it has not done so 1.5 times `wait_seconds` later.
             when_asked: a line to log when the stop file appears.
 
         Returns:
@@ -106,7 +106,5 @@ class Tasks:
             _logger.warning("the tasks cannot be killed: %s", error)
         with suppress(subprocess.TimeoutExpired):
             process.wait(timeout=min(self.wait_seconds / 2, 30.0))
-        process.kill()
         with suppress(ProcessLookupError):
-            if os.getpgid(process.pid) == process.pid:
-                os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL)
