@@ -41,6 +41,7 @@ class Parser(argparse.ArgumentParser):
         """What is wrong, with the nearest name to one that does not exist.
 
         An option that does not exist is named rather than the one that it may have stood for, which is missing then.
+        Those that exist are those of the help.
         """
         options = re.findall(r"--[a-z][\w-]*", self.format_help())
         given = [word.partition("=")[0] for word in self._words if word.startswith("--") and word != "--"]

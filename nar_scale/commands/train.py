@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
         "KEY) the sections, and exit",
     )
     parser.add_argument("--verbose", action="store_true", help="show the libraries' warnings and logs as well")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # given by the deepspeed launcher
+    parser.add_argument("--local_rank", type=int, metavar="N", help="given by the deepspeed launcher")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that win over the file")
     options = parser.parse_intermixed_args(arguments)
 

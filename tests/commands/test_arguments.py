@@ -55,6 +55,14 @@ def test_a_mistyped_option_is_named_rather_than_the_one_that_is_missing(capsys, 
     assert "required" not in told
 
 
+def test_what_a_launcher_gives_is_not_taken_for_a_mistyped_option(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train"])
+    assert exit_status(lambda: train.main(["--local_rank=1"]), ranks=True) == 2
+    told = capsys.readouterr().err
+    assert "required: --config" in told
+    assert "--local_rank" not in told
+
+
 def test_wrong_settings_start_no_processes(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["train"])
     monkeypatch.setattr(train, "run_ranks", lambda options: pytest.fail("processes were started"))
