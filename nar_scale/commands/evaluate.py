@@ -88,9 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     samples.add_argument(
         "--samplers",
         nargs="+",
-        default=["random"],
         metavar="NAME[:KEY=VALUE,...]",
-        help="that fill in masks, such as threshold:threshold=0.6 (default: random)",
+        help="that fill in masks, such as threshold:threshold=0.6 (default: each checkpoint's own)",
     )
     samples.add_argument(
         "--steps", type=int, nargs="+", metavar="N", help="that fill in masks (default: 1/8, 1/4, 1/2, 1 of the tokens)"

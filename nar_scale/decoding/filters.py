@@ -25,6 +25,9 @@ def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) ->
         logits: `[..., num_tokens]`.
         frac_num_tokens: keeps `ceil(frac_num_tokens * num_tokens)` logits where `k` is not given.
         k: number of tokens to keep.
+
+    Raises:
+        ConfigError: `k` is below 1, or `frac_num_tokens` outside (0, 1].
     """
     k = kept_by_top_k(logits.shape[-1], frac_num_tokens, k)
     if k == logits.shape[-1]:
@@ -34,7 +37,11 @@ def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) ->
 
 
 def kept_by_top_k(num_tokens: int, frac_num_tokens: float = 0.1, k: int | None = None) -> int:
-    """How many of the logits `top_k` keeps, at least one; arguments as there."""
+    """How many of the logits `top_k` keeps, at least one; arguments and errors as there."""
+    if k is None:
+        _check("frac_num_tokens of top_k", 0 < frac_num_tokens <= 1, frac_num_tokens, "above 0 and at most 1")
+    else:
+        _check("k of top_k", k >= 1, k, "at least 1")
     return max(1, min(k or math.ceil(frac_num_tokens * num_tokens), num_tokens))
 
 
@@ -42,7 +49,11 @@ def top_p(logits: Tensor, thres: float = 0.9) -> Tensor:
     """Keep the smallest set of most probable tokens whose total probability reaches `thres` (arXiv:1904.09751).
 
     The token whose probability crosses the threshold is kept.
+
+    Raises:
+        ConfigError: `thres` is outside (0, 1].
     """
+    _check("thres of top_p", 0 < thres <= 1, thres, "above 0 and at most 1")
     ordered, indices = logits.sort(descending=True, dim=-1)
     probabilities = ordered.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
@@ -52,16 +63,33 @@ def top_p(logits: Tensor, thres: float = 0.9) -> Tensor:
 
 
 def min_p(logits: Tensor, min_p: float = 0.1) -> Tensor:
-    """Keep the tokens that are at least `min_p` times as probable as the most probable one (arXiv:2407.01082)."""
+    """Keep the tokens that are at least `min_p` times as probable as the most probable one (arXiv:2407.01082).
+
+    Raises:
+        ConfigError: `min_p` is outside [0, 1].
+    """
+    _check("min_p", 0 <= min_p <= 1, min_p, "from 0 to 1")
     probabilities = logits.softmax(dim=-1)
     return logits.masked_fill(probabilities < min_p * probabilities.amax(dim=-1, keepdim=True), -math.inf)
 
 
 def top_a(logits: Tensor, min_p_pow: float = 2.0, min_p_ratio: float = 0.02) -> Tensor:
-    """Keep the tokens whose probability is at least `min_p_ratio * p_max ** min_p_pow`, p_max being the largest."""
+    """Keep the tokens whose probability is at least `min_p_ratio * p_max ** min_p_pow`, p_max being the largest.
+
+    Raises:
+        ConfigError: `min_p_pow` is below 1, so that not even the most probable token might be kept, or `min_p_ratio`
+            outside [0, 1].
+    """
+    _check("min_p_pow of top_a", min_p_pow >= 1, min_p_pow, "at least 1")
+    _check("min_p_ratio of top_a", 0 <= min_p_ratio <= 1, min_p_ratio, "from 0 to 1")
     probabilities = logits.softmax(dim=-1)
     limit = probabilities.amax(dim=-1, keepdim=True) ** min_p_pow * min_p_ratio
     return logits.masked_fill(probabilities < limit, -math.inf)
+
+
+def _check(name: str, fits: bool, value: float, allowed: str) -> None:
+    if not fits:
+        raise ConfigError(f"{name} cannot be {value}; give a number {allowed}")
 
 
 FILTERS: dict[str, LogitFilter] = {"top_k": top_k, "top_p": top_p, "min_p": min_p, "top_a": top_a}

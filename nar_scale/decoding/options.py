@@ -164,5 +164,6 @@ def resolve_decoding(default: SamplerConfig, sampler: str | None, settings: Mapp
     except ValidationError as error:
         problem = error.errors()[0]
         setting = ".".join(map(str, problem["loc"]))
-        message = problem["msg"][0].lower() + problem["msg"][1:]
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message[0].lower() + message[1:]
         raise UserError(f"{setting} of the sampler {name}: {message}, not {problem['input']!r:.60}") from None

@@ -24,7 +24,12 @@ class Prompts:
 
     @classmethod
     def of(
-        cls, prompts: Tensor | ListOf[Tensor], lengths: Tensor | None, num_tokens: int, device: torch.device
+        cls,
+        prompts: Tensor | ListOf[Tensor],
+        lengths: Tensor | None,
+        num_tokens: int,
+        device: torch.device,
+        mask_id: int | None = None,
     ) -> Prompts:
         """Check prompts and bring them together.
 
@@ -33,9 +38,11 @@ class Prompts:
             lengths: int64 `[batch]`, true lengths of a tensor's rows; None for whole rows.
             num_tokens: size of the vocabulary.
             device: where the network is.
+            mask_id: a token that stands for an unknown one, which cannot be continued; None if there is none.
 
         Raises:
-            ValueError: there is no prompt, one is empty, a token is not in the vocabulary, or lengths do not fit.
+            ValueError: there is no prompt, one is empty, a token is not in the vocabulary or the mask token, or lengths
+                do not fit.
         """
         if isinstance(prompts, Tensor):
             tokens = prompts[None] if prompts.ndim == 1 else prompts
@@ -64,6 +71,8 @@ class Prompts:
         if low < 0 or high >= num_tokens:
             wrong = low if low < 0 else high
             raise ValueError(f"token {wrong} of a prompt is outside the vocabulary 0..{num_tokens - 1}")
+        if mask_id is not None and bool((tokens == mask_id).any()):
+            raise ValueError(f"a prompt has the mask token {mask_id}; only texts without gaps can be continued")
         return cls(tokens.to(device), lengths)
 
 

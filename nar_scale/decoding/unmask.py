@@ -90,11 +90,15 @@ def unmask(
         noise: the source of all randomness, so that a sequence comes out the same in any batch.
         temperature: divides the logits, at least 0.
         callback: watches; masked tokens are the mask token.
+
+    Raises:
+        ValueError: what the network computes is not finite, so that no token can be drawn.
     """
     tokens, mask_id = tokens.clone(), filters.mask_id
     generated = tokens == mask_id
     masked, calls = generated.clone(), torch.zeros_like(tokens[:, 0])
     active = torch.arange(len(tokens), device=tokens.device)
+    finite = torch.ones((), dtype=torch.bool, device=tokens.device)
     for number in count():
         unfinished = masked[active].any(dim=1)
         left = int(unfinished.sum())
@@ -106,18 +110,21 @@ def unmask(
             active, unfinished = active[rows], unfinished[rows]
         own = Noise(noise.keys[active], noise.strata[active])
         call = Call(number, tokens[active], masked[active], generated[active], own, own.derive(number))
-        tokens[active], masked[active] = _reveal(network, call, sampler, filters, temperature)
+        embeddings = network.embed(call.tokens, sampler.shadows)
+        finite &= embeddings.isfinite().all()
+        tokens[active], masked[active] = _reveal(network, embeddings, call, sampler, filters, temperature)
         calls[active] += unfinished
         if callback is not None:
             callback(tokens, number + 1)
+    if not finite:
+        raise ValueError("the network computes numbers that are not finite; look for NaN or infinity in its weights")
     return Unmasked(tokens, calls)
 
 
 def _reveal(
-    network: Network, call: Call, sampler: Sampler, filters: Filters, temperature: float
+    network: Network, embeddings: Tensor, call: Call, sampler: Sampler, filters: Filters, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """One network call: the tokens after it, and which of them are masked."""
-    embeddings = network.embed(call.tokens, sampler.shadows)
+    """What a network call shows: the tokens after it, and which of them are masked."""
     decided = sampler.statistic is None and not sampler.uses_critic  # without having seen what the network says
     if decided:
         after = sampler.masked_after(call)

@@ -126,6 +126,8 @@ class GenerativeModel(LoadedModel):
         elif num_samples is not None:
             raise UserError("num_samples counts samples from scratch; for several of a prompt, give it several times")
         else:
+            if not isinstance(prompts, Sequence) or not all(isinstance(each, str) for each in prompts):
+                raise UserError("prompts are a text or a list of texts; wrapper.generate takes token ids")
             texts = [prompts] if isinstance(prompts, str) else list(prompts)
             if self.tokenizer is None:
                 raise UserError(

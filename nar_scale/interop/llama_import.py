@@ -41,7 +41,8 @@ def import_llama(
 
     It is the inverse of `export_llama`. The weights keep their dtype and their values, and are read, checked and
     written one at a time. `config.yaml` is that of a run that fine-tunes the model; its `data.directory` is still to be
-    made. The tokenizer is that of `tokenizer.json`, where there is one.
+    made, and its `decoding` is what `generation_config.json` says. The tokenizer is that of `tokenizer.json`, where
+    there is one.
 
     Args:
         directory: with `config.json` and `model.safetensors`, or several files of weights and their index.
@@ -101,6 +102,7 @@ def _describe_run(llama: LlamaConfig, directory: Path, output: Path, dtype: torc
         "objective": {"kind": "autoregressive"},
         # the table may have more rows than the tokenizer has ids
         "data": {"directory": f"data/{output.name}", "vocabulary_size": llama.vocab_size},
+        "decoding": _decoding(directory / "generation_config.json"),
         **_FINE_TUNING,
         "training": training,
     }
@@ -138,6 +140,20 @@ def _end_token_id(tokenizer: Tokenizer | None, llama: LlamaConfig, wanted: str |
     if end_token is not None and end_token >= llama.vocab_size:
         raise UserError(f"the end token {end_token} is outside the vocabulary of {llama.vocab_size}; see --end-token")
     return end_token
+
+
+def _decoding(path: Path) -> dict[str, Any]:
+    """The section `decoding` that says what a file of transformers says, as `export_llama` writes it."""
+    try:
+        described = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}; fetch it anew, or remove it") from None
+    if not described.get("do_sample"):
+        return {"temperature": 0.0} if "do_sample" in described else {}
+    filters = {"top_k": described.get("top_k") or None, "top_p": described.get("top_p")}
+    return {"temperature": float(described.get("temperature", 1.0)), **filters}
 
 
 def _special_tokens(path: Path) -> SpecialTokens:

@@ -86,7 +86,8 @@ class NarScaleLM(TemplateLM):
         """What log-likelihoods are estimated with, in words."""
         if self._model.wrapper.net.causal:
             return "exact NLL, left to right"
-        return f"NELBO, exact-count masking, {self._mask_samples} stratified mask counts, seed {self._seed}"
+        sets = f"{self._mask_samples} stratified mask counts, or all sets of masks if they are no more"
+        return f"NELBO, exact-count masking, {sets}, seed {self._seed}"
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         """The token ids of a text; special tokens are never added."""

@@ -169,11 +169,12 @@ class HybridWrapper(Objective):
         Raises:
             ValueError: an empty prompt, or one that leaves no room for `seq_len` tokens.
         """
-        given = Prompts.of(prompts, prompt_lens, self.net.num_tokens, self.net.token_emb.weight.device)
+        device = self.net.token_emb.weight.device
+        given = Prompts.of(prompts, prompt_lens, self.net.num_tokens, device, self.mask_id)
         most, seq_lens = limits_of(seq_len, len(given.tokens))
         draft_temperature = temperature if draft_temperature is None else draft_temperature
-        check_sampling(most, temperature)
-        check_sampling(most, draft_temperature)
+        check_sampling(most, temperature, eos_token, self.net.num_tokens)
+        check_sampling(most, draft_temperature, eos_token, self.net.num_tokens)
         sizes = given.tokens.shape[1] if given.lengths is None else given.lengths
         longest = int(torch.as_tensor(sizes + (most if seq_lens is None else seq_lens.to(given.tokens.device))).max())
         if longest > self.max_seq_len:

@@ -102,7 +102,7 @@ class LeftToRightGenerator(Objective):
         _check_combination(compile, cache_kv, draft is not None, bool(amateurs))
         given = self._prompts(prompts, prompt_lens)
         longest, seq_lens = limits_of(seq_len, len(given.tokens), compile)
-        check_sampling(longest, temperature)
+        check_sampling(longest, temperature, eos_token, self.net.num_tokens)
         settings: dict[str, Any] = {
             "noise": noise or Noise.draw(len(given.tokens), given.tokens.device),
             "temperature": temperature,
@@ -158,7 +158,7 @@ class LeftToRightGenerator(Objective):
             ConfigError: more beams than tokens in the vocabulary.
             ValueError: an empty prompt.
         """
-        check_sampling(seq_len, temperature)
+        check_sampling(seq_len, temperature, eos_token, self.net.num_tokens)
         given = self._prompts(prompts, prompt_lens)
         with evaluating(self):
             tokens, scores = search_beams(
@@ -220,7 +220,8 @@ class LeftToRightGenerator(Objective):
         return Samples(ended, calls.clamp(max=room).tolist())
 
     def _prompts(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> Prompts:
-        return Prompts.of(prompts, lengths, self.net.num_tokens, self.net.token_emb.weight.device)
+        net = self.net
+        return Prompts.of(prompts, lengths, net.num_tokens, net.token_emb.weight.device, net.to_logits.excluded)
 
     def _from_drafts(
         self, given: Prompts, seq_len: int, draft: nn.Module | str, draft_tokens: int, settings: dict[str, Any]
@@ -283,16 +284,19 @@ def limits_of(seq_len: int | Tensor, batch: int, compile: bool = False) -> tuple
     return int(seq_len.max()), seq_len
 
 
-def check_sampling(seq_len: int, temperature: float) -> None:
+def check_sampling(seq_len: int, temperature: float, end_token: int | None, num_tokens: int) -> None:
     """Refuse what no sequence can be sampled with.
 
     Raises:
-        ValueError: a negative number of tokens, or a temperature that is negative or not finite.
+        ValueError: a negative number of tokens, a temperature that is negative or not finite, or an end token that is
+            not in the vocabulary.
     """
     if seq_len < 0:
         raise ValueError(f"seq_len {seq_len} is negative; give the number of tokens to generate")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature cannot be {temperature}; give 0 for the most probable tokens, or more")
+    if end_token is not None and not 0 <= end_token < num_tokens:
+        raise ValueError(f"eos_token {end_token} is outside the vocabulary 0..{num_tokens - 1}")
 
 
 def _lengths(generated: Tensor, end_token: int | None) -> Tensor:

@@ -105,11 +105,28 @@ def _samples(report: Report, text: TextQuality) -> Iterator[str]:
         "perplexity with low entropy is no quality: compare perplexities at equal entropy, with that of the evaluated "
         "text as the mark. Entropy grows with length, so mind the tokens of a sample."
     )
+    yield from _own_settings(report.models)
     yield from ("", "At the temperature whose entropy is nearest to that of the evaluated text:", "")
     near = [(model, point) for model in report.models for point in at_entropy(model.points, text.entropy)]
     yield from _points(near, text)
     yield from ("", "All settings:", "")
     yield from _points([(model, point) for model in report.models for point in model.points], text)
+
+
+def _own_settings(models: Sequence[ModelReport]) -> Iterator[str]:
+    """What the samples have of their checkpoints' own decoding, if it is more than the defaults."""
+    own = {model.name: _filters(model) for model in models}
+    if not any(own.values()):
+        return
+    described = "; ".join(f"{name} {settings or 'nothing'}" for name, settings in own.items())
+    differ = " They differ, so that the samples compare settings too." if len(set(own.values())) > 1 else ""
+    yield from ("", f"From the `decoding` of their checkpoints the samples have: {described}.{differ}")
+
+
+def _filters(model: ModelReport) -> str:
+    fields = type(model.decoding).model_fields
+    values = {name: getattr(model.decoding, name) for name in ("top_k", "top_p", "guidance", "stop")}
+    return ", ".join(f"{name} {value!r}" for name, value in values.items() if value != fields[name].default)
 
 
 def _points(points: Sequence[tuple[ModelReport, FrontierPoint]], text: TextQuality) -> Iterator[str]:

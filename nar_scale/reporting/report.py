@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from nar_scale.checkpoint import LoadedModel, WeightKind, load_consolidated
-from nar_scale.checkpoint.consolidated import MODEL_FILE
+from nar_scale.checkpoint.consolidated import MODEL_FILE, describe_consolidated
+from nar_scale.config import SamplerConfig
 from nar_scale.errors import UserError
 from nar_scale.evaluation import (
     CheckpointReference,
@@ -41,7 +42,7 @@ class SampleOptions:
     Attributes:
         count: samples of each setting; 0 for none.
         temperatures: of all samplers.
-        samplers: of models that fill in masks.
+        samplers: of models that fill in masks; each checkpoint's own if None.
         steps: network calls for a sequence of models that fill in masks; parts of their length if None.
         seed: of all randomness.
         reference: directory of the model that scores the samples: a consolidated checkpoint, or one of the Hugging Face
@@ -53,7 +54,7 @@ class SampleOptions:
 
     count: int = 64
     temperatures: Sequence[float] = (0.5, 0.7, 0.85, 1.0)
-    samplers: Sequence[str] = ("random",)
+    samplers: Sequence[str] | None = None
     steps: Sequence[int] | None = None
     seed: int = 0
     reference: str | None = None
@@ -74,6 +75,8 @@ class ModelReport:
         likelihood: of all sources together.
         sources: of each source.
         reencoded: whether the data was encoded anew with the checkpoint's tokenizer.
+        decoding: the checkpoint's own settings of decoding; samples have those of them that their setting does not
+            name, such as `top_p`.
         points: one for each setting of the samples.
     """
 
@@ -85,6 +88,7 @@ class ModelReport:
     likelihood: Likelihood
     sources: dict[str, Likelihood]
     reencoded: bool
+    decoding: SamplerConfig
     points: list[FrontierPoint]
 
 
@@ -115,6 +119,7 @@ class Report:
         result = asdict(self)
         for model, described in zip(self.models, result["models"]):
             described["likelihood"] = describe_likelihood(model.likelihood)
+            described["decoding"] = model.decoding.model_dump(mode="json")
             described["sources"] = {name: describe_likelihood(each) for name, each in model.sources.items()}
         return result
 
@@ -138,7 +143,7 @@ def make_report(
     Raises:
         UserError: a checkpoint, a data set or an option that cannot be used.
     """
-    _check(samples)
+    _check(samples, checkpoints)
     reference = None
     if samples.reference is not None and samples.count:
         reference = load_reference(samples.reference, device, data.batch_size)
@@ -162,6 +167,7 @@ def make_report(
                 likelihood,
                 sources,
                 reencoded,
+                model.info.decode.decoding,
                 [],
             )
         )
@@ -243,15 +249,19 @@ def _pieces(split: Split, count: int) -> Iterator[list[list[int]]]:
         yield cut_documents(split.read(number).tolist(), split.info.end_token)
 
 
-def _check(samples: SampleOptions) -> None:
+def _check(samples: SampleOptions, checkpoints: Sequence[str]) -> None:
+    """Refuse what cannot be drawn, before anything that takes long."""
     if samples.count < 0 or samples.training_samples < 0:
         raise UserError("the numbers of samples cannot be negative; 0 leaves them out")
     if samples.mauve and samples.reference is None:
         raise UserError("MAUVE is measured under a reference model; name one with --reference-checkpoint")
     if samples.mauve:
         import_mauve()
-    if not samples.temperatures or not samples.samplers:
+    if not samples.temperatures or (samples.samplers is not None and not samples.samplers):
         raise UserError("samples need at least one temperature and one sampler")
+    for checkpoint in checkpoints if samples.count else ():
+        model = describe_consolidated(checkpoint, verify=False)
+        settings_of(model, samples.temperatures, samples.samplers, samples.steps)
 
 
 def _names(checkpoints: Sequence[str]) -> list[str]:

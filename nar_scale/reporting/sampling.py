@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import yaml
 
 from nar_scale.checkpoint import LoadedModel
-from nar_scale.config import SAMPLERS_OF_KIND, UNSCHEDULED_SAMPLERS
+from nar_scale.config import SAMPLERS_OF_KIND, UNMASKING_SAMPLERS, UNSCHEDULED_SAMPLERS
 from nar_scale.errors import UserError
 from nar_scale.evaluation.reencoding import cut_documents
 from nar_scale.generation import SamplingOptions, check_requests, generate_samples, samples_from_scratch
+from nar_scale.generation.sampling import check_options
 
 
 @dataclass(frozen=True)
@@ -55,18 +56,34 @@ class SampleSet:
 
 
 def settings_of(
-    model: LoadedModel, temperatures: Sequence[float], samplers: Sequence[str], steps: Sequence[int] | None
+    model: LoadedModel, temperatures: Sequence[float], samplers: Sequence[str] | None, steps: Sequence[int] | None
 ) -> list[Setting]:
     """The grid of settings that make sense for a model.
 
     Args:
-        model: of any kind.
+        model: of any kind; its weights are not looked at, so that it may be on the meta device.
         temperatures: of all samplers.
-        samplers: of models that fill in masks, as `Setting.sampler`; a hybrid has `self_speculative` in addition.
+        samplers: of models that fill in masks, as `Setting.sampler`; if None the checkpoint's own, or `random` where
+            that is none of them. A hybrid has `self_speculative` in addition.
         steps: network calls of samplers that have a schedule; an eighth, a quarter, a half and all tokens if None.
+
+    Raises:
+        UserError: a setting is unknown, out of range or not for this model.
     """
+    grid = _grid(model, temperatures, samplers, steps)
+    for setting in grid:
+        check_options(_options(setting, 0), model)
+    return grid
+
+
+def _grid(
+    model: LoadedModel, temperatures: Sequence[float], samplers: Sequence[str] | None, steps: Sequence[int] | None
+) -> list[Setting]:
     if model.wrapper.mask_id is None:
         return [Setting(temperature) for temperature in temperatures]
+    if samplers is None:
+        own = model.info.decode.decoding.sampler
+        samplers = [own if own in UNMASKING_SAMPLERS else "random"]
     n = model.wrapper.max_seq_len
     steps = steps or sorted({max(1, n // 8), max(1, n // 4), max(1, n // 2), n})
     grid = [

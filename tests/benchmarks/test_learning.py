@@ -1,41 +1,11 @@
-"""The measurement of what a setting learns of one text file, and the text that it was made with."""
+"""The measurement of what a setting learns of one text file."""
 
 import random
 import sys
 
 import pytest
 
-from benchmarks import learning, shakespeare
-
-PLAY = """THE TEMPEST
-
-ARIEL, an airy spirit
-
-ACT 1
-
-SCENE 1
-
-[Enter ARIEL and
-others.]
-
-ARIEL.
-All _hail_, great master! [Aside.] grave sir, hail!
-  I come.
-
-DUKE OF YORK.
-Well done.
-
-[Exit.]
-
-SCENE II.
-"""
-
-
-def test_a_play_becomes_speeches_without_headings_and_directions():
-    assert shakespeare.speeches(PLAY) == [
-        "Ariel:\nAll hail, great master!  grave sir, hail!\nI come.",
-        "Duke Of York:\nWell done.",
-    ]
+from benchmarks import learning
 
 
 @pytest.mark.parametrize("settings", [[], ["objective.loss=unweighted"], ["objective.kind=autoregressive"]])

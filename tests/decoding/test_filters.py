@@ -67,6 +67,25 @@ def test_filters_by_name():
         get_filter("nucleus")
 
 
+@pytest.mark.parametrize(
+    ("use", "named"),
+    [
+        (lambda: top_k(LOGITS, k=0), ["k of top_k", "0"]),
+        (lambda: top_k(LOGITS, frac_num_tokens=-1.0), ["frac_num_tokens", "-1.0"]),
+        (lambda: top_k(LOGITS, frac_num_tokens=1.5), ["frac_num_tokens", "1.5"]),
+        (lambda: top_p(LOGITS, 0.0), ["top_p", "0.0"]),
+        (lambda: top_p(LOGITS, 1.5), ["top_p", "1.5"]),
+        (lambda: min_p(LOGITS, 2.0), ["min_p", "2.0"]),
+        (lambda: min_p(LOGITS, -0.1), ["min_p", "-0.1"]),
+        (lambda: top_a(LOGITS, min_p_ratio=5.0), ["min_p_ratio", "5.0"]),
+        (lambda: top_a(LOGITS, min_p_pow=0.5), ["min_p_pow", "0.5"]),
+    ],
+)
+def test_settings_that_could_exclude_every_token_are_refused(use, named):
+    with refused(ConfigError, *named):
+        use()
+
+
 def test_contrastive_by_formula():
     """(1 + beta) e - beta a where e >= log(alpha) + max e (arXiv:2309.09117)."""
     amateur, (alpha, beta) = LOGITS.roll(1, dims=0), (0.2, 0.7)

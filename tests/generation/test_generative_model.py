@@ -1,5 +1,7 @@
 """A loaded model generates what a worker writes."""
 
+import math
+
 import pytest
 
 import nar_scale
@@ -102,6 +104,9 @@ def test_models_without_a_tokenizer_say_what_to_use(checkpoints):
         ({"prompts": "a<mask>"}, ["autoregressive", "gaps"]),
         ({"prompts": "ab", "num_samples": 2}, ["num_samples"]),
         ({"prompts": []}, ["num_samples", "prompt"]),
+        ({"prompts": 5}, ["text", "wrapper.generate"]),
+        ({"prompts": [5]}, ["text", "wrapper.generate"]),
+        ({"prompts": "ab", "temperature": math.inf}, ["temperature", "inf"]),
         ({"num_samples": 0}, ["num_samples"]),
         ({"batch_size": 0}, ["batch_size", 0]),
         ({"length": 25}, ["length", 25, 24]),

@@ -134,6 +134,29 @@ def test_it_is_the_inverse_of_the_export(tmp_path, settings):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "llama" / file).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("described", "expected"),
+    [
+        (None, (1.0, None, None)),
+        ({"do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 0.9}, (0.5, 3, 0.9)),
+        ({"do_sample": True, "temperature": 1, "top_k": 0}, (1.0, None, None)),
+        ({"do_sample": False, "temperature": 0.5}, (0.0, None, None)),
+    ],
+)
+def test_how_samples_are_drawn_comes_along(tmp_path, described, expected):
+    saved(tmp_path / "llama")
+    file = tmp_path / "llama" / "generation_config.json"
+    file.unlink(missing_ok=True)
+    if described is not None:
+        file.write_text(json.dumps(described))
+    import_llama(tmp_path / "llama", tmp_path / "ours")
+    decoding = load_consolidated(tmp_path / "ours").info.decode.decoding
+    assert (decoding.temperature, decoding.top_k, decoding.top_p) == expected
+    file.write_text("{")
+    with refused(DataError, file.name):
+        import_llama(tmp_path / "llama", tmp_path / "damaged")
+
+
 @pytest.mark.parametrize("split", [True, False])
 def test_the_tokenizer_comes_along(tmp_path, split):
     saved(tmp_path / "llama")

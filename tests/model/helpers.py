@@ -39,6 +39,8 @@ def small_net(
 class TableHead(nn.Module):
     """Stands in for a `Head`: the embeddings are the logits."""
 
+    excluded: int | None = None
+
     def forward(self, embeddings: Tensor, reduce: Callable[..., Tensor] | None = None, *per_token: Tensor) -> Tensor:
         return embeddings if reduce is None else reduce(embeddings.clone(), *per_token)
 

@@ -204,4 +204,10 @@ def test_contradictions_are_refused():
         hybrid()(torch.full((1, N), MASK_ID))
     with refused(ValueError, "max_seq_len is 12", "14"):
         hybrid().generate(random_tokens(1, 4), 10)
+    with_gap = torch.tensor([[1, MASK_ID]])
+    for generate in (hybrid().generate, hybrid().autoregressive.generate):
+        with refused(ValueError, "mask token 10"):
+            generate(with_gap, 3)
+    with refused(ValueError, "eos_token 11"):
+        hybrid().generate(random_tokens(1, 4), 3, eos_token=11)
     assert math.isfinite(hybrid()(random_tokens(2, N)).loss.item())

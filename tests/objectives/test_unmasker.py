@@ -1,5 +1,7 @@
 """What `generate` of a non-autoregressive model takes and refuses."""
 
+import math
+
 import pytest
 import torch
 
@@ -81,7 +83,7 @@ def test_adaptive_samplers_take_as_many_calls_as_they_need(sampler):
     ("options", "named"),
     [
         ({"sampler": "best"}, ["'best'", "confidence", "wino"]),
-        ({"sampler": "left_to_right"}, ["steps", "confidence", "left_to_right"]),
+        ({"sampler": "left_to_right"}, ["left_to_right", "confidence", "wino"]),
         ({"sampler": "entropy", "sampler_options": {"threshold": 0.5}}, ["threshold", "entropy"]),
         ({"sampler": "threshold", "sampler_options": {"threshold": 0.0}}, ["threshold", "0.0"]),
         ({"sampler": "threshold", "sampler_options": {"threshold": 1.5}}, ["threshold", "1.5"]),
@@ -92,6 +94,10 @@ def test_adaptive_samplers_take_as_many_calls_as_they_need(sampler):
         ({"sampler": "random", "sampler_options": {"top_p": 1.2}}, ["top_p", "1.2"]),
         ({"sampler": "random", "sampler_options": {"top_k": 0}}, ["top_k", "0"]),
         ({"start_temperature": -1.0}, ["temperature", "-1.0"]),
+        ({"start_temperature": math.inf}, ["temperature", "inf"]),
+        ({"start_temperature": math.nan}, ["temperature", "nan"]),
+        ({"start_temperature": 1e39}, ["temperature", "1e+39"]),  # infinite in float32
+        ({"sampler": "factor", "sampler_options": {"factor": math.inf}}, ["factor", "inf"]),
         ({"steps": 0}, ["steps", "0"]),
         ({"guidance_scale": -2.0}, ["guidance", "-2.0"]),
     ],
@@ -107,6 +113,7 @@ def test_settings_that_a_sampler_does_not_take_are_refused(options, named):
         ({"batch_size": 0}, ["nothing", "(0, 12)"]),
         ({"prompts": torch.zeros(0, 5, dtype=torch.int64)}, ["nothing", "(0, 5)"]),
         ({"prompts": torch.zeros(0, dtype=torch.int64)}, ["nothing", "(1, 0)"]),
+        ({"prompts": []}, ["prompts", "[batch, n]", "list"]),
         ({"prompts": torch.full((2, 13), 1)}, ["13", "max_seq_len", 12]),
         ({"prompts": torch.tensor([[1, 11]])}, ["id 11", "0..10"]),
         ({"prompts": torch.tensor([1, -1])}, ["id -1", "0..10"]),
@@ -118,6 +125,21 @@ def test_settings_that_a_sampler_does_not_take_are_refused(options, named):
 def test_bad_input_is_refused(options, named):
     with refused(ValueError, *named):
         small_nar().generate(**options)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("sampler", ["random", "confidence", "wino"])
+def test_a_network_without_finite_numbers_draws_no_tokens(sampler, value):
+    broken = small_nar()
+    broken.net.token_emb.weight.data.fill_(value)
+    with refused(ValueError, "not finite"):
+        broken.generate(2, sampler=sampler)
+
+
+@pytest.mark.parametrize("sampler", ["random", "confidence", "first_hitting", "threshold", "wino"])
+def test_the_hottest_temperature_draws_every_token_but_the_mask(sampler):
+    drawn = small_nar().generate(60, sampler=sampler, filter_thres=0.0, start_temperature=10_000.0)
+    assert drawn.unique().tolist() == list(range(MASK_ID))
 
 
 def test_samplers_of_other_models_are_refused():

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from nar_scale.commands.evaluate import main
+from nar_scale.config import RandomDecoding
 from nar_scale.data import ByteTokenizer
 from nar_scale.evaluation import Likelihood
 from nar_scale.evaluation.likelihood import MeanLoss
@@ -163,9 +164,26 @@ def test_samplers_have_settings_and_those_without_a_schedule_no_steps(given, tmp
 
 @pytest.mark.parametrize("sampler", ["threshold:treshold=0.5", "threshold:threshold=2", "random:threshold=0.5", "no"])
 def test_settings_that_a_sampler_does_not_have_are_named(given, tmp_path, capsys, sampler):
-    command = [*arguments(given, "nar"), "--report", str(tmp_path), "--samples", "2", "--samplers", sampler]
+    # of several checkpoints, that of the last one is refused before the first is evaluated, too
+    command = [*arguments(given, "ar", "nar"), "--report", str(tmp_path), "--samples", "2", "--samplers", sampler]
     assert main(command) == 2
-    assert_names(capsys.readouterr().err.splitlines()[-1], sampler.partition(":")[2].partition("=")[0] or "no")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert_names(line, sampler.partition(":")[2].partition("=")[0] or "no")
+
+
+def test_what_a_setting_does_not_name_is_that_of_the_checkpoint_and_said(given, tmp_path):
+    own = {"sampler": "threshold", "threshold": 0.0005, "top_p": 0.05, "steps": None}
+    export(tmp_path / "narrow", "non_autoregressive", decoding=own)
+    samples = ["--samples", "2", "--temperatures", "1", "--training-samples", "0"]
+    checkpoints = arguments(given, "nar", str(tmp_path / "narrow"))
+    assert main([*checkpoints, "--report", str(tmp_path / "report"), *samples]) == 0
+    wide, narrow = json.loads((tmp_path / "report" / "report.json").read_text())["models"]
+    assert {point["setting"]["sampler"] for point in wide["points"]} == {"random"}
+    (point,) = narrow["points"]
+    assert (point["setting"]["sampler"], point["calls_per_sample"]) == ("threshold", 1)
+    assert (wide["decoding"]["top_p"], narrow["decoding"]["top_p"]) == (None, 0.05)
+    (line,) = [line for line in (tmp_path / "report" / "report.md").read_text().splitlines() if "`decoding`" in line]
+    assert_names(line, "nar nothing", "narrow top_p 0.05", "differ")
 
 
 def test_likelihoods_alone_need_no_samples(given, tmp_path):
@@ -284,9 +302,12 @@ def test_the_beginning_of_the_first_sample_is_kept():
     assert measure_samples(samples, None, ByteTokenizer(), None).sample == ("one\n" + "two " * 200)[:400]
 
 
+OWN = RandomDecoding(sampler="random")
+
+
 def report_of(*points, known_words=None):
     likelihood = Likelihood(2.0, 0.1, 10, 1, "bound", 1.0, "", {"masked_0.0_to_0.2": MeanLoss(1.0, 5)})
-    model = ModelReport("mine", "exported/mine", "non_autoregressive", 1, 1, likelihood, {}, False, list(points))
+    model = ModelReport("mine", "exported/mine", "non_autoregressive", 1, 1, likelihood, {}, False, OWN, list(points))
     text = point(2.0, known_words=known_words).quality
     return Report({"prose": "data/prose"}, "validation", None, 0, "a machine", [model], text)
 

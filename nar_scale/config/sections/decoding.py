@@ -6,22 +6,40 @@ they are told otherwise.
 
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from nar_scale.config.sections.section import Section, Unit
 
 Threshold = Annotated[float, Field(gt=0.0, le=1.0)]
+Temperature = Annotated[float, Field(ge=0.0, le=10_000.0)]  # there all tokens are as probable
 
 
 def _as_tuple(values: Any) -> Any:
     return tuple(values) if isinstance(values, list) else values
 
 
+def _not_empty(texts: tuple[str, ...]) -> tuple[str, ...]:
+    if "" in texts:
+        raise ValueError("an empty text would end every text at once; leave it out")
+    return texts
+
+
 class _Decoding(Section):
     """What all samplers have; a subclass narrows `sampler`, its first field, to its name."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     sampler: str
-    temperature: NonNegativeFloat = Field(
+    temperature: Temperature = Field(
         default=1.0,
         description="Divides the logits; 0 takes the most probable token. With `confidence` it falls linearly to 0.",
     )
@@ -38,7 +56,7 @@ class _Decoding(Section):
         default=1.0,
         description="Strength of classifier-free guidance (arXiv:2207.12598); 1 for none.",
     )
-    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
+    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_not_empty)] = Field(
         default=(),
         description="A text that continues a prompt, or begins from scratch, ends before the first of these.",
     )
@@ -54,7 +72,8 @@ class AutoDecoding(_Decoding):
     )
     steps: Annotated[PositiveInt | None, Unit("network calls")] = Field(
         default=None,
-        description="Network calls for a sequence at most; null for the sampler's own number.",
+        description="Network calls for a sequence at most, beside one that caches each finished block; a "
+        "block takes at least one; null for the sampler's own number.",
     )
 
 
@@ -63,7 +82,8 @@ class _Unmasking(_Decoding):
 
     steps: Annotated[PositiveInt | None, Unit("network calls")] = Field(
         default=None,
-        description="Network calls for a sequence at most; null for as many as there are tokens to fill in.",
+        description="Network calls for a sequence at most, beside one that caches each finished block; a "
+        "block takes at least one; null for as many as there are tokens to fill in.",
     )
 
 
@@ -72,7 +92,8 @@ class _FewSteps(_Decoding):
 
     steps: Annotated[PositiveInt | None, Unit("network calls")] = Field(
         default=18,
-        description="Network calls for a sequence at most; null for as many as there are tokens to fill in.",
+        description="Network calls for a sequence at most, beside one that caches each finished block; a "
+        "block takes at least one; null for as many as there are tokens to fill in.",
     )
 
 

@@ -11,8 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nar_scale.config import SAMPLERS, UNSCHEDULED_SAMPLERS, ConfidenceDecoding, SamplerConfig
+from nar_scale.config import (
+    SAMPLERS,
+    UNMASKING_SAMPLERS,
+    UNSCHEDULED_SAMPLERS,
+    ConfidenceDecoding,
+    SamplerConfig,
+)
 from nar_scale.decoding import Filters, Sampler, StepCallback, Unmasked, make_sampler, resolve_decoding, unmask
+from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise, Schedule
 from nar_scale.objectives.denoising.denoiser import Denoiser
 from nar_scale.objectives.denoising.guided_network import GuidedNetwork
@@ -97,8 +104,8 @@ class Unmasker(Denoiser):
         asked = {"temperature": start_temperature, "guidance": guidance_scale, "steps": steps}
         decoding = self._decoding(sampler, asked, filter_thres, sampler_options or {})
         device = self.net.token_emb.weight.device
-        single = batch_size is None if prompts is None else prompts.ndim == 1
         tokens = self._to_fill(prompts, seq_len, 1 if batch_size is None else batch_size).to(device)
+        single = batch_size is None if prompts is None else prompts.ndim == 1
         classes = None if classes is None else classes.to(device).view(-1)
         documents = None if documents is None else documents.to(device).view(-1, documents.shape[-1])
         settings = {"compile": compile, "noise_level_scale": noise_level_scale, "callback": callback, **net_kwargs}
@@ -187,6 +194,8 @@ class Unmasker(Denoiser):
             if options or asked["steps"] is not None:
                 raise ValueError(f"steps and sampler_options are for samplers by name; put them into {sampler!r}")
             return sampler
+        if sampler in SAMPLERS and sampler not in UNMASKING_SAMPLERS:
+            raise ConfigError(f"sampler {sampler} fills in no masks; use one of {', '.join(UNMASKING_SAMPLERS)}")
         if not 0 <= filter_thres <= 1:
             raise ValueError(f"filter_thres must be in 0..1, not {filter_thres}")
         if asked["steps"] is None:
@@ -204,6 +213,8 @@ class Unmasker(Denoiser):
             if seq_len is not None:
                 raise ValueError("seq_len counts the tokens after prompts; give prompts too")
             return torch.full((batch_size, self.max_seq_len), self.mask_id)
+        if not isinstance(prompts, Tensor):
+            raise ValueError(f"prompts are a tensor [batch, n] of token ids, not a {type(prompts).__name__}")
         tokens = prompts[None] if prompts.ndim == 1 else prompts
         if tokens.ndim != 2:
             return tokens  # to be refused
