@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.scaling import CASES, Measured, planned
+from tests.distributed.jobs import environment
 
 REPOSITORY = Path(__file__).parents[2]
 CASE = {case.name: case for case in CASES}
@@ -20,7 +21,7 @@ SMALL = 24_000
 def measured(ranks: int) -> dict[str, list[Measured]]:
     """By case what each rank has measured, in one start of so many processes."""
     command = [sys.executable, "-m", "benchmarks.scaling", "--ranks", str(ranks), "--json", "/dev/stdout"]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, timeout=500)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, env=environment(), timeout=500)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout[result.stdout.index("\n{") :])
     return {name.split(" x ", 1)[1]: [Measured(**each) for each in case["measured"]] for name, case in found.items()}
