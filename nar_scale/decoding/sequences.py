@@ -76,6 +76,16 @@ class Prompts:
         return cls(tokens.to(device), lengths)
 
 
+def check_finite(finite: Tensor) -> None:
+    """Refuse what was drawn if a network has computed NaN or infinity; the host waits.
+
+    Raises:
+        ValueError: `finite`, bool `[]`, is false.
+    """
+    if not finite:
+        raise ValueError("the network computes numbers that are not finite; look for NaN or infinity in its weights")
+
+
 class Sequences:
     """A batch of sequences of different lengths, in a buffer that is allocated once.
 

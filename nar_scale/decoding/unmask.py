@@ -13,6 +13,7 @@ from torch import Tensor
 from nar_scale.decoding.categorical import Filters, answer
 from nar_scale.decoding.options import StepCallback
 from nar_scale.decoding.samplers import Call, Sampler
+from nar_scale.decoding.sequences import check_finite
 from nar_scale.masking import Noise
 
 _TILE = 16  # rows; matrix products of fewer than 12 rows are rounded in another way on CPUs
@@ -116,8 +117,7 @@ def unmask(
         calls[active] += unfinished
         if callback is not None:
             callback(tokens, number + 1)
-    if not finite:
-        raise ValueError("the network computes numbers that are not finite; look for NaN or infinity in its weights")
+    check_finite(finite)
     return Unmasked(tokens, calls)
 
 

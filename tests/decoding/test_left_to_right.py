@@ -322,6 +322,7 @@ def test_several_filters_apply_one_after_another():
         (torch.tensor([[1, 2]]), {"prompt_lens": torch.tensor([3])}, ["prompt_lens", [3]]),
         (torch.tensor([[1, 2]]), {"prompt_lens": torch.tensor([1, 1])}, ["prompt_lens", [1, 1]]),
         ([torch.tensor([1])], {"prompt_lens": torch.tensor([1])}, ["prompt_lens"]),
+        (torch.tensor([[1]]), {"eos_token": 11}, ["eos_token", 11, "0..10"]),
         (torch.tensor([[1]]), {"temperature": -0.5}, ["temperature", -0.5]),
         (torch.tensor([[1]]), {"temperature": math.nan}, ["temperature", "nan"]),
         (torch.tensor([[1]]), {"seq_len": -1}, ["seq_len", -1]),
@@ -332,6 +333,15 @@ def test_several_filters_apply_one_after_another():
 def test_prompts_and_options_that_make_no_sense_are_refused(prompts, options, named):
     with refused(ValueError, *named):
         small_ar().generate(prompts, **{"seq_len": 2, **options})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_network_without_finite_numbers_draws_no_tokens(value, temperature):
+    broken = small_ar()
+    broken.net.token_emb.weight.data.fill_(value)
+    with refused(ValueError, "not finite"):
+        broken.generate(torch.tensor([[1]]), 2, temperature=temperature)
 
 
 def test_padding_of_prompts_may_be_any_number():
