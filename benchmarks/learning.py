@@ -6,7 +6,7 @@
 The setting is benchmarks/learning.yaml, changed by `section.key=value`: a character-level model of the first 90 % of
 the text, judged by the last 10 %. It prints one line for each seed: the negative log-likelihood in nats per character
 (exact for autoregressive models, an upper bound for others), its standard error, and the processor seconds of training.
-Any text file does. EXPERIMENTS.md holds what was found, and says where Tiny Shakespeare is to be had.
+Any text file does. RESULTS.md says where Tiny Shakespeare is to be had, EXPERIMENTS.md what was found.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ KINDS = {
     "non_autoregressive": ["objective.kind=non_autoregressive"],
     "non_autoregressive-3": ["objective.kind=non_autoregressive", "training.zero_stage=3"],
     "block_diffusion": ["objective.kind=block_diffusion", "training.zero_stage=1"],
+    "hybrid": ["objective.kind=hybrid", "objective.block_size=8"],
     "autoregressive": ["objective.kind=autoregressive"],
 }
 NEW = ["objective.kind=non_autoregressive", "objective.self_conditioning=true", "training.zero_stage=3"]
