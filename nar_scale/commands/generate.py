@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from nar_scale.commands.process import Parser
-from nar_scale.text import quoted
+from nar_scale.text import counted, quoted
 
 SCHEMA = Path(__file__).resolve().parents[1] / "configs" / "schema.json"
 TYPES = {"integer": int, "number": float, "string": str}
@@ -98,7 +98,7 @@ def describe(result: dict[str, Any]) -> str:
         return f"--- {result['number']}: {result['error']}"
     prompt, text = result.get("prompt", ""), result.get("generated", " ".join(map(str, result["tokens"])))
     asked = f"class {result['class']}, " if "class" in result else f"after {quoted(prompt, 40)}, " if prompt else ""
-    head = f"--- {result['number']} ({asked}{result['network_calls']} network calls)"
+    head = f"--- {result['number']} ({asked}{counted(result['network_calls'], 'network call')})"
     return f"{head}\n{text if text.startswith(prompt) else prompt + text}"
 
 

@@ -85,12 +85,12 @@ def encode_request(request: Request, model: LoadedModel, length: int) -> list[in
     if request.text is not None:
         if mask_id is None or not fills_gaps:
             raise UserError(
-                f"a model of kind {model.config.objective.kind} cannot fill in gaps, <mask:N>; give it a 'prompt' "
-                "without any instead of a 'text'"
+                f"a model of kind {model.config.objective.kind} cannot fill in gaps, it continues a 'prompt'; leave "
+                f"out the <mask> of {quoted(request.text, 60)}"
             )
         tokens = fill_gaps(request.text, _tokenizer(model), mask_id, length)
         if mask_id not in tokens:
-            raise UserError(f"the text {quoted(request.text, 60)} has no <mask> gap to fill in")
+            raise UserError(f"the text {quoted(request.text, 60)} has no <mask> gap of a token or more to fill in")
         return tokens
     prompt = _tokenizer(model).encode(request.prompt.encode()).tolist() if request.prompt else []
     tokens = model.wrapper.start_from(prompt, length, model.info.decode.end_token)

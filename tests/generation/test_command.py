@@ -57,7 +57,7 @@ def test_gaps_of_a_prompt_are_filled_in(checkpoints, capsys):
     assert text == load(checkpoints["non_autoregressive"]).generate("a<mask:3>z")
     assert (text[0], text[-1]) == ("a", "z")
     assert launch(arguments(checkpoints["autoregressive"], "--prompt", "a<mask:3>z")) == 2
-    assert_names(capsys.readouterr().err.rstrip("\n"), "text", "autoregressive")
+    assert_names(capsys.readouterr().err.rstrip("\n"), "a<mask:3>z", "autoregressive")
 
 
 def test_prompts_on_the_standard_input(checkpoints, capsys, monkeypatch, tmp_path):
