@@ -27,3 +27,10 @@ class CheckpointError(UserError):
 
 class DivergenceError(UserError):
     """Training that has gone astray: losses, gradients or weights that are not finite, or a loss that jumps."""
+
+
+class NumericalError(UserError):
+    """A network that computes NaN or infinity, so that no token can be drawn."""
+
+    def __init__(self) -> None:
+        super().__init__("the network computes NaN or infinity, so that no token can be drawn; look at its weights")

@@ -1,7 +1,8 @@
 """Text for messages and reports."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from reprlib import Repr
+from typing import Any
 
 
 def printable(name: str) -> str:
@@ -21,6 +22,12 @@ def quoted(text: str, longest: int) -> str:
     shortener = Repr()
     shortener.maxstring = longest
     return shortener.repr(text)
+
+
+def message_of(problem: Mapping[str, Any]) -> str:
+    """Return what pydantic says of a value, one of the `errors()` of a `ValidationError`, as a part of a sentence."""
+    message: str = problem["msg"].removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
 
 
 def counted(number: int, noun: str) -> str:

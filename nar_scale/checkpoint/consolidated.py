@@ -38,6 +38,7 @@ from nar_scale.files import write_atomically
 from nar_scale.model.devices import find_device
 from nar_scale.objectives import Objective, build_wrapper
 from nar_scale.progress import with_progress
+from nar_scale.text import message_of
 
 CONFIG_FILE, MODEL_FILE = "config.yaml", "model.json"
 CARD_FILE = "README.md"
@@ -315,7 +316,7 @@ def read_info(directory: Path) -> ModelInfo:
         problem = error.errors()[0]
         key = ".".join(map(str, problem["loc"]))
         raise CheckpointError(
-            f"{path} does not describe a model: {f'{key}: ' if key else ''}{problem['msg']}"
+            f"{path} does not describe a model: {f'{key}: ' if key else ''}{message_of(problem)}"
         ) from None
 
 

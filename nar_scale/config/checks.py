@@ -21,7 +21,7 @@ def check_run(config: Config) -> None:
     Raises:
         ConfigError: all such settings, in one line.
     """
-    checks = (_numbers, _stream, _lengths, _logging, _profile, _faults, _zero)
+    checks = (_numbers, _stream, _lengths, _decoding, _logging, _profile, _faults, _zero)
     problems = [problem for check in checks for problem in check(config)]
     if problems:
         raise ConfigError("; ".join(problems))
@@ -56,6 +56,11 @@ def _lengths(config: Config) -> Iterator[str]:
     steps = steps_of_run(config)
     if config.schedule.warmup_steps >= steps:
         yield f"schedule.warmup_steps {config.schedule.warmup_steps} is not below training.steps {steps}"
+
+
+def _decoding(config: Config) -> Iterator[str]:
+    if "" in config.decoding.stop:
+        yield "decoding.stop has an empty text, which would end every text at once"
 
 
 def _logging(config: Config) -> Iterator[str]:

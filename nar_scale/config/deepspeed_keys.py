@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from nar_scale.errors import ConfigError
+from nar_scale.text import message_of
 
 _DOCUMENTATION = "https://www.deepspeed.ai/docs/config-json"
 _BATCH = ("train_batch_size", "gradient_accumulation_steps")  # which DeepSpeed compares with the number of ranks
@@ -102,8 +103,7 @@ def _explain(title: str, problem: Any, given: Mapping[str, Any]) -> str:
     path = found[0] if len(found) == 1 else location
     if problem["type"] == "extra_forbidden":
         return _unknown(path, _fields(title, location))
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{_name(path)}: {message[:1].lower()}{message[1:]}, got {problem['input']!r:.60}"
+    return f"{_name(path)}: {message_of(problem)}, got {problem['input']!r:.60}"
 
 
 def _settings(given: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

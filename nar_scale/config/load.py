@@ -16,6 +16,7 @@ from nar_scale.config.overrides import COMMAND_LINE, apply_override, overrides_b
 from nar_scale.config.schema import Config
 from nar_scale.config.yaml_text import read_yaml
 from nar_scale.errors import ConfigError
+from nar_scale.text import message_of
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -158,8 +159,7 @@ def _explain(problem: Any) -> str:
         return f"{name}.{tag}: expected one of {problem['ctx']['expected_tags']}, got {found!r:.60}"
     if problem["type"] in ("model_type", "dict_type", "model_attributes_type"):
         return f"{name}: expected a section, with keys of its own, got {problem['input']!r:.60}"
-    message = problem["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+    message = message_of(problem)
     if not name:
         return message
     if problem["type"] == "value_error":

@@ -61,7 +61,8 @@ def answer(
         statistic: what is asked of the token.
 
     Returns:
-        float64 `[rows, 2]`: the token and the statistic, 0 if none is asked for.
+        float64 `[rows, 2]`: the token, the mask token where logits are NaN or infinite, and the statistic, 0 if none is
+        asked for.
     """
     logits = logits.float()
     lowest = logits.amin(dim=-1) if _restricts(filters, logits) else None
@@ -73,6 +74,7 @@ def answer(
     if statistic is not None:
         probabilities = _weights(logits, 1.0, eligible)
     tokens = _draw_tokens(logits, filters, temperature, uniform, eligible, probabilities)
+    tokens = torch.where(tokens < 0, filters.mask_id, tokens)
     if kept is not None:
         tokens = torch.where(kept >= 0, kept, tokens)
     if probabilities is None or statistic is None:
@@ -90,7 +92,7 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
         uniform: float64 `[rows]` in (0, 1).
 
     Returns:
-        int64 `[rows]`; never an index whose weight is 0.
+        int64 `[rows]`; never an index whose weight is 0, and -1 where the weights have no finite sum.
     """
     n = weights.shape[1]
     width = 2 ** math.ceil(math.log2(n) / 2)
@@ -99,7 +101,8 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
     if whole < n:
         sums = torch.cat((sums, weights[:, whole:].sum(dim=-1, keepdim=True)), dim=1)
     ends = sums.double().cumsum(dim=1)
-    target = uniform[:, None] * ends[:, -1:]
+    total = ends[:, -1:]
+    target = uniform[:, None] * total
     block = torch.searchsorted(ends, target).clamp(max=sums.shape[1] - 1)
     start = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0.0)
     inside = ((target - start) / sums.gather(1, block).double()).clamp(max=1.0)
@@ -107,7 +110,8 @@ def draw(weights: Tensor, uniform: Tensor) -> Tensor:
     chosen = weights.gather(1, indices.clamp(max=n - 1)).double().masked_fill_(indices >= n, 0.0)
     ends = chosen.cumsum(dim=1)
     place = torch.searchsorted(ends, inside * ends[:, -1:]).clamp(max=width - 1)
-    return (block * width + place)[:, 0].clamp(max=n - 1)
+    index = (block * width + place)[:, 0].clamp(max=n - 1)
+    return index.masked_fill(~(total[:, 0] < math.inf), -1)
 
 
 def _restricts(filters: Filters, logits: Tensor) -> bool:
@@ -132,7 +136,7 @@ def _draw_tokens(
     probabilities: Tensor | None,
 ) -> Tensor:
     if not isinstance(temperature, Tensor) and temperature < COLDEST:
-        return logits.argmax(dim=-1)
+        return _most_probable(logits)
     if probabilities is not None and not isinstance(temperature, Tensor) and temperature == 1:
         weights = probabilities
     else:
@@ -142,8 +146,14 @@ def _draw_tokens(
         weights = weights * _at_least(logits, _cut(logits, weights, filters.top_p * weights.sum(dim=-1), lowest))
     tokens = draw(weights, uniform)
     if isinstance(temperature, Tensor):
-        tokens = torch.where(temperature < COLDEST, logits.argmax(dim=-1), tokens)
+        tokens = torch.where(temperature < COLDEST, _most_probable(logits), tokens)
     return tokens
+
+
+def _most_probable(logits: Tensor) -> Tensor:
+    """The token of the largest logit in each row, int64 `[rows]`; -1 where that is not finite."""
+    largest, tokens = logits.max(dim=-1)
+    return tokens.masked_fill(~largest.isfinite(), -1)
 
 
 def _statistic(statistic: Statistic, probabilities: Tensor, tokens: Tensor) -> Tensor:

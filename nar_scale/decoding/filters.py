@@ -27,7 +27,7 @@ def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) ->
         k: number of tokens to keep.
 
     Raises:
-        ConfigError: `k` is below 1, or `frac_num_tokens` outside (0, 1].
+        ConfigError: `k` is below 1, or `frac_num_tokens` not above 0.
     """
     k = kept_by_top_k(logits.shape[-1], frac_num_tokens, k)
     if k == logits.shape[-1]:
@@ -39,10 +39,10 @@ def top_k(logits: Tensor, frac_num_tokens: float = 0.1, k: int | None = None) ->
 def kept_by_top_k(num_tokens: int, frac_num_tokens: float = 0.1, k: int | None = None) -> int:
     """How many of the logits `top_k` keeps, at least one; arguments and errors as there."""
     if k is None:
-        _check("frac_num_tokens of top_k", 0 < frac_num_tokens <= 1, frac_num_tokens, "above 0 and at most 1")
-    else:
-        _check("k of top_k", k >= 1, k, "at least 1")
-    return max(1, min(k or math.ceil(frac_num_tokens * num_tokens), num_tokens))
+        _check("frac_num_tokens of top_k", frac_num_tokens > 0, frac_num_tokens, "above 0")
+        k = math.ceil(frac_num_tokens * num_tokens)
+    _check("k of top_k", k >= 1, k, "at least 1")
+    return min(k, num_tokens)
 
 
 def top_p(logits: Tensor, thres: float = 0.9) -> Tensor:
@@ -118,9 +118,9 @@ def eligible(k: int | None, p: float | None) -> list[LogitFilter]:
 
     Args:
         k: number of tokens; None for all.
-        p: probability in (0, 1]; None for all.
+        p: probability in (0, 1]; None or 1 for all.
     """
-    return [*([] if k is None else [partial(top_k, k=k)]), *([] if p is None else [partial(top_p, thres=p)])]
+    return [*([] if k is None else [partial(top_k, k=k)]), *([] if p in (None, 1) else [partial(top_p, thres=p)])]
 
 
 def contrastive(expert_logits: Tensor, amateur_logits: Tensor, alpha: float = 0.1, beta: float = 0.5) -> Tensor:
@@ -131,7 +131,12 @@ def contrastive(expert_logits: Tensor, amateur_logits: Tensor, alpha: float = 0.
         amateur_logits: `[..., num_tokens]`, of a weaker model.
         alpha: excludes tokens that the expert gives less than `alpha` times the probability of its most probable one.
         beta: strength of the contrast; 0 leaves the expert's logits as they are.
+
+    Raises:
+        ConfigError: `alpha` is outside (0, 1], or `beta` not finite.
     """
+    _check("alpha", 0 < alpha <= 1, alpha, "above 0 and at most 1")
+    _check("beta", math.isfinite(beta), beta, "that is finite")
     cutoff = math.log(alpha) + expert_logits.amax(dim=-1, keepdim=True)
     difference = (1 + beta) * expert_logits - beta * amateur_logits
     return difference.masked_fill(expert_logits < cutoff, -math.inf)

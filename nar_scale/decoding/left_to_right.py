@@ -11,7 +11,7 @@ from torch import Tensor
 from nar_scale.decoding.filters import LogitFilter, contrastive, draw, filtered
 from nar_scale.decoding.options import StepCallback
 from nar_scale.decoding.predictor import Predictor
-from nar_scale.decoding.sequences import Prompts, Sequences, check_finite
+from nar_scale.decoding.sequences import Prompts, Sequences
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
 from nar_scale.model import TransformerWrapper
@@ -61,7 +61,7 @@ def continue_prompts(
         int64 `[batch, generated]`, with `generated` at most `seq_len`, without the prompts.
 
     Raises:
-        ValueError: what a network computes is not finite, so that no token can be drawn.
+        NumericalError: a network computes NaN or infinity.
     """
     device = prompts.tokens.device
     sequences = Sequences(prompts, seq_len)
@@ -73,13 +73,11 @@ def continue_prompts(
     rows = torch.arange(len(generated), device=device)
     ended = torch.zeros_like(rows, dtype=torch.bool)
     limits = torch.full_like(rows, seq_len) if seq_lens is None else seq_lens.to(device)
-    finite = torch.ones((), dtype=torch.bool, device=device)
     last_steps = set(limits.tolist())  # after which some sequences leave at once, before they outgrow the network
     for step in range(seq_len):
         logits = expert()
         for rival, settings in rivals:
             logits = contrastive(logits, rival(), **settings)
-        finite &= logits.amax(dim=-1).isfinite().all()
         drawn = draw(logits, temperature, None if temperature == 0 else uniform[step], filters)
         if eos_token is not None:
             drawn = drawn.masked_fill(ended, pad_value)
@@ -99,7 +97,8 @@ def continue_prompts(
                 sequences.select(going_on)
                 for predictor in (expert, *(rival for rival, _ in rivals)):
                     predictor.select(going_on)
-    check_finite(finite)
+    for predictor in (expert, *(rival for rival, _ in rivals)):
+        predictor.check()
     return generated if eos_token is None else generated[:, : _longest(generated, eos_token)]
 
 
@@ -184,6 +183,7 @@ def search_beams(
                 break
     order = scores.argsort(dim=1, descending=True, stable=True)
     continuations = tokens.view(batch, scores.shape[1], -1)
+    predictor.check()
     return continuations.gather(1, order[..., None].expand_as(continuations)), scores.gather(1, order)
 
 

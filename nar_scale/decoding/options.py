@@ -14,6 +14,7 @@ from torch import Tensor
 from nar_scale.config import SAMPLERS, Config, SamplerConfig
 from nar_scale.config.sections.section import Section
 from nar_scale.errors import UserError
+from nar_scale.text import message_of
 
 StepCallback = Callable[[Tensor, int], None]
 """Is called after each network call with the tokens of all sequences, int64 `[batch, n]`, and its number from 1.
@@ -164,6 +165,6 @@ def resolve_decoding(default: SamplerConfig, sampler: str | None, settings: Mapp
     except ValidationError as error:
         problem = error.errors()[0]
         setting = ".".join(map(str, problem["loc"]))
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message[0].lower() + message[1:]
-        raise UserError(f"{setting} of the sampler {name}: {message}, not {problem['input']!r:.60}") from None
+        raise UserError(
+            f"{setting} of the sampler {name}: {message_of(problem)}, not {problem['input']!r:.60}"
+        ) from None

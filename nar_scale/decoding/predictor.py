@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nar_scale.decoding.compiled import cache_of, compiled_step
 from nar_scale.decoding.sequences import Sequences
+from nar_scale.errors import NumericalError
 from nar_scale.model import KeyValueCache, TransformerWrapper
 
 
@@ -66,6 +67,7 @@ class Predictor:
         elif use_cache:
             self.cache = KeyValueCache(capacity)
         self._filled = False
+        self._finite = torch.ones((), dtype=torch.bool, device=sequences.tokens.device)
 
     def __call__(self) -> Tensor:
         """Logits of the token that follows each sequence, float32 `[batch, num_tokens]`.
@@ -75,12 +77,12 @@ class Predictor:
         if self.prefixed + self.sequences.longest > self.net.max_seq_len:
             self.cache = None
         if self.cache is None or not self._filled:
-            return self._begin(self.cache)
+            return self._seen(self._begin(self.cache))
         last = self.sequences.last
         if self.compile:
             torch.compiler.cudagraph_mark_step_begin()
             last = last.clone(memory_format=torch.contiguous_format)  # strides are a part of a graph too
-        return self._step(self.net, last, self.cache, self.conditions)
+        return self._seen(self._step(self.net, last, self.cache, self.conditions))
 
     def followed_by(self, tokens: Tensor) -> Tensor:
         """Logits of what follows each sequence, and it with further tokens that are only tried out.
@@ -94,7 +96,7 @@ class Predictor:
             float32 `[batch, n + 1, num_tokens]`.
         """
         if not self._filled:
-            first = self._begin(self.cache)[:, None]
+            first = self._seen(self._begin(self.cache))[:, None]
             return first if tokens.shape[1] == 0 else torch.cat((first, self.further(tokens)), dim=1)
         return self.further(torch.cat((self.sequences.last, tokens), dim=1))
 
@@ -105,7 +107,20 @@ class Predictor:
         positions = self.cache.positions(tokens.shape[1]).clamp(max=self.net.max_seq_len - 1)
         positions = positions.expand(len(tokens), -1)
         hidden = self.net(tokens, positions=positions, cache=self.cache, return_embeddings=True, **self.conditions)
-        return self.net.to_logits(hidden).float()
+        return self._seen(self.net.to_logits(hidden).float())
+
+    def check(self) -> None:
+        """Refuse what was drawn from logits without a finite largest one; the host waits.
+
+        Raises:
+            NumericalError: the network has computed NaN or infinity.
+        """
+        if not self._finite:
+            raise NumericalError
+
+    def _seen(self, logits: Tensor) -> Tensor:
+        self._finite = self._finite & logits.amax(dim=-1).isfinite().all()
+        return logits
 
     def keep(self) -> None:
         """After `followed_by` and what it led to: keep keys and values of all tokens but the last of each sequence."""

@@ -67,23 +67,14 @@ class Prompts:
             inside = torch.arange(tokens.shape[1], device=tokens.device) < lengths.to(tokens.device)[:, None]
             tokens = tokens.masked_fill(~inside, 0)
             lengths = None if bool((lengths == tokens.shape[1]).all()) else lengths.to(device)
-        low, high = torch.stack(tokens.aminmax()).tolist()
+        gaps = torch.zeros((), device=tokens.device) if mask_id is None else (tokens == mask_id).any()
+        low, high, gap = torch.stack((*tokens.aminmax(), gaps.long())).tolist()  # the host waits once
         if low < 0 or high >= num_tokens:
             wrong = low if low < 0 else high
             raise ValueError(f"token {wrong} of a prompt is outside the vocabulary 0..{num_tokens - 1}")
-        if mask_id is not None and bool((tokens == mask_id).any()):
+        if gap:
             raise ValueError(f"a prompt has the mask token {mask_id}; only texts without gaps can be continued")
         return cls(tokens.to(device), lengths)
-
-
-def check_finite(finite: Tensor) -> None:
-    """Refuse what was drawn if a network has computed NaN or infinity; the host waits.
-
-    Raises:
-        ValueError: `finite`, bool `[]`, is false.
-    """
-    if not finite:
-        raise ValueError("the network computes numbers that are not finite; look for NaN or infinity in its weights")
 
 
 class Sequences:

@@ -13,7 +13,7 @@ from torch import Tensor
 from nar_scale.decoding.categorical import Filters, answer
 from nar_scale.decoding.options import StepCallback
 from nar_scale.decoding.samplers import Call, Sampler
-from nar_scale.decoding.sequences import check_finite
+from nar_scale.errors import NumericalError
 from nar_scale.masking import Noise
 
 _TILE = 16  # rows; matrix products of fewer than 12 rows are rounded in another way on CPUs
@@ -93,13 +93,12 @@ def unmask(
         callback: watches; masked tokens are the mask token.
 
     Raises:
-        ValueError: what the network computes is not finite, so that no token can be drawn.
+        NumericalError: the network computes NaN or infinity.
     """
     tokens, mask_id = tokens.clone(), filters.mask_id
     generated = tokens == mask_id
     masked, calls = generated.clone(), torch.zeros_like(tokens[:, 0])
     active = torch.arange(len(tokens), device=tokens.device)
-    finite = torch.ones((), dtype=torch.bool, device=tokens.device)
     for number in count():
         unfinished = masked[active].any(dim=1)
         left = int(unfinished.sum())
@@ -111,20 +110,20 @@ def unmask(
             active, unfinished = active[rows], unfinished[rows]
         own = Noise(noise.keys[active], noise.strata[active])
         call = Call(number, tokens[active], masked[active], generated[active], own, own.derive(number))
-        embeddings = network.embed(call.tokens, sampler.shadows)
-        finite &= embeddings.isfinite().all()
-        tokens[active], masked[active] = _reveal(network, embeddings, call, sampler, filters, temperature)
+        tokens[active], masked[active] = _reveal(network, call, sampler, filters, temperature)
         calls[active] += unfinished
         if callback is not None:
             callback(tokens, number + 1)
-    check_finite(finite)
+    if bool((tokens == mask_id).any()):  # what is drawn where the logits are not finite
+        raise NumericalError
     return Unmasked(tokens, calls)
 
 
 def _reveal(
-    network: Network, embeddings: Tensor, call: Call, sampler: Sampler, filters: Filters, temperature: float
+    network: Network, call: Call, sampler: Sampler, filters: Filters, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """What a network call shows: the tokens after it, and which of them are masked."""
+    """One network call: the tokens after it, and which of them are masked."""
+    embeddings = network.embed(call.tokens, sampler.shadows)
     decided = sampler.statistic is None and not sampler.uses_critic  # without having seen what the network says
     if decided:
         after = sampler.masked_after(call)

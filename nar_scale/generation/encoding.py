@@ -85,8 +85,8 @@ def encode_request(request: Request, model: LoadedModel, length: int) -> list[in
     if request.text is not None:
         if mask_id is None or not fills_gaps:
             raise UserError(
-                f"a model of kind {model.config.objective.kind} cannot fill in gaps, it continues a 'prompt'; leave "
-                f"out the <mask> of {quoted(request.text, 60)}"
+                f"a model of kind {model.config.objective.kind} cannot fill in gaps; give it a 'prompt' without <mask> "
+                f"instead of the text {quoted(request.text, 60)}"
             )
         tokens = fill_gaps(request.text, _tokenizer(model), mask_id, length)
         if mask_id not in tokens:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -126,9 +126,10 @@ class GenerativeModel(LoadedModel):
         elif num_samples is not None:
             raise UserError("num_samples counts samples from scratch; for several of a prompt, give it several times")
         else:
-            if not isinstance(prompts, Sequence) or not all(isinstance(each, str) for each in prompts):
+            several = isinstance(prompts, Iterable) and not isinstance(prompts, str)
+            texts: list[Any] = list(prompts) if several else [prompts]
+            if not all(isinstance(each, str) for each in texts):
                 raise UserError("prompts are a text or a list of texts; wrapper.generate takes token ids")
-            texts = [prompts] if isinstance(prompts, str) else list(prompts)
             if self.tokenizer is None:
                 raise UserError(
                     f"this model makes {self._tokens_are()} and takes no text prompts; wrapper.generate takes token ids"

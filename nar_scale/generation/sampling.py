@@ -75,6 +75,8 @@ def check_options(options: SamplingOptions, model: LoadedModel) -> SamplerConfig
         raise UserError(f"sampler {decoding.sampler} is not for a model of kind {kind}; use {', '.join(samplers)}")
     if decoding.stop and model.tokenizer is None:
         raise UserError("stop needs texts, but the checkpoint names no tokenizer; set data.tokenizer")
+    if "" in decoding.stop:
+        raise UserError("stop needs a text, not an empty one")
     if decoding.guidance != 1 and not model.wrapper.conditional:
         raise UserError("guidance needs a model with objective.num_classes or objective.prefix_length")
     longest = model.wrapper.max_seq_len

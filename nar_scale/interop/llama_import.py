@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from nar_scale.checkpoint import ModelInfo, run_probe
 from nar_scale.checkpoint.consolidated import write_consolidated
 from nar_scale.checkpoint.model_card import model_card
 from nar_scale.checkpoint.shards import SHARD_BYTES
 from nar_scale.checkpoint.streaming import read_as_it_runs
-from nar_scale.config import Config, validate_config
+from nar_scale.config import Config, LeftToRightDecoding, validate_config
 from nar_scale.data import Tokenizer, load_tokenizer
 from nar_scale.data.tokenizers import TOKENIZER_FILE, SpecialTokens
 from nar_scale.decoding import DecodeManifest
@@ -22,6 +23,7 @@ from nar_scale.errors import CheckpointError, DataError, UserError
 from nar_scale.interop.llama_config import LLAMA_CONFIG_FILE, LlamaConfig, read_llama_config
 from nar_scale.interop.llama_weights import LlamaWeights
 from nar_scale.objectives import build_wrapper
+from nar_scale.text import message_of
 
 _PRECISIONS = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 _FINE_TUNING: dict[str, Any] = {  # where a run may start from; Llama 2 was fine-tuned with this rate (arXiv:2307.09288)
@@ -41,8 +43,8 @@ def import_llama(
 
     It is the inverse of `export_llama`. The weights keep their dtype and their values, and are read, checked and
     written one at a time. `config.yaml` is that of a run that fine-tunes the model; its `data.directory` is still to be
-    made, and its `decoding` is what `generation_config.json` says. The tokenizer is that of `tokenizer.json`, where
-    there is one.
+    made, and its `decoding` has the temperature, `top_k` and `top_p` of `generation_config.json`. The tokenizer is that
+    of `tokenizer.json`, where there is one.
 
     Args:
         directory: with `config.json` and `model.safetensors`, or several files of weights and their index.
@@ -143,25 +145,33 @@ def _end_token_id(tokenizer: Tokenizer | None, llama: LlamaConfig, wanted: str |
 
 
 def _decoding(path: Path) -> dict[str, Any]:
-    """The section `decoding` that says what a file of transformers says, as `export_llama` writes it."""
+    """The section `decoding` with the temperature, `top_k` and `top_p` of a file that transformers reads, too."""
+    described = _read(path)
+    given = {name: described[name] for name in ("temperature", "top_k", "top_p") if described.get(name) is not None}
+    if described.get("do_sample") is False:
+        given = {"temperature": 0.0}
+    none_at = {"top_k": 0, "top_p": 1}
+    values = {name: value for name, value in given.items() if value != none_at.get(name)}
+    try:
+        return LeftToRightDecoding.model_validate({"sampler": "left_to_right", **values}, strict=False).model_dump()
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise DataError(
+            f"{path}: {problem['loc'][0]}: {message_of(problem)}, got {problem['input']!r:.60}; mend or remove the file"
+        ) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """An object of a JSON file; an empty one if there is no such file, or something else in it."""
     try:
         described = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read: {error}; fetch it anew, or remove it") from None
-    if not described.get("do_sample"):
-        return {"temperature": 0.0} if "do_sample" in described else {}
-    filters = {"top_k": described.get("top_k") or None, "top_p": described.get("top_p")}
-    return {"temperature": float(described.get("temperature", 1.0)), **filters}
+    return described if isinstance(described, dict) else {}
 
 
 def _special_tokens(path: Path) -> SpecialTokens:
     """As transformers does: their ids, unless `split_special_tokens` is set."""
-    try:
-        described = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return "ids"
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}; fetch it anew, or remove it") from None
-    return "text" if isinstance(described, dict) and described.get("split_special_tokens") else "ids"
+    return "text" if _read(path).get("split_special_tokens") else "ids"

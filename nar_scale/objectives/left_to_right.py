@@ -220,8 +220,8 @@ class LeftToRightGenerator(Objective):
         return Samples(ended, calls.clamp(max=room).tolist())
 
     def _prompts(self, prompts: Tensor | list[Tensor], lengths: Tensor | None) -> Prompts:
-        net = self.net
-        return Prompts.of(prompts, lengths, net.num_tokens, net.token_emb.weight.device, net.to_logits.excluded)
+        excluded = getattr(self.net.to_logits, "excluded", None)  # which a head of the caller's need not have
+        return Prompts.of(prompts, lengths, self.net.num_tokens, self.net.token_emb.weight.device, excluded)
 
     def _from_drafts(
         self, given: Prompts, seq_len: int, draft: nn.Module | str, draft_tokens: int, settings: dict[str, Any]

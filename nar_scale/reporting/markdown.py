@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from nar_scale.config import UNSCHEDULED_SAMPLERS, SamplerConfig
 from nar_scale.reporting.frontier import FrontierPoint, TextQuality, at_entropy, typical_point
 from nar_scale.reporting.report import ModelReport, Report
 from nar_scale.text import printable
@@ -114,19 +115,21 @@ def _samples(report: Report, text: TextQuality) -> Iterator[str]:
 
 
 def _own_settings(models: Sequence[ModelReport]) -> Iterator[str]:
-    """What the samples have of their checkpoints' own decoding, if it is more than the defaults."""
-    own = {model.name: _filters(model) for model in models}
+    """How the checkpoints' own decoding differs from the defaults, in what a setting need not name."""
+    own = {model.name: _differing(model.decoding) for model in models}
     if not any(own.values()):
         return
-    described = "; ".join(f"{name} {settings or 'nothing'}" for name, settings in own.items())
+    described = "; ".join(f"{name}: {settings or 'none'}" for name, settings in own.items())
     differ = " They differ, so that the samples compare settings too." if len(set(own.values())) > 1 else ""
-    yield from ("", f"From the `decoding` of their checkpoints the samples have: {described}.{differ}")
+    yield from ("", f"What a setting does not name is that of the checkpoint's own `decoding`. {described}.{differ}")
 
 
-def _filters(model: ModelReport) -> str:
-    fields = type(model.decoding).model_fields
-    values = {name: getattr(model.decoding, name) for name in ("top_k", "top_p", "guidance", "stop")}
-    return ", ".join(f"{name} {value!r}" for name, value in values.items() if value != fields[name].default)
+def _differing(decoding: SamplerConfig) -> str:
+    named = ["sampler", "temperature", *(["steps"] if decoding.sampler not in UNSCHEDULED_SAMPLERS else [])]
+    fields = type(decoding).model_fields
+    return ", ".join(
+        f"`{name}` {value!r}" for name, value in decoding if name not in named and value != fields[name].default
+    )
 
 
 def _points(points: Sequence[tuple[ModelReport, FrontierPoint]], text: TextQuality) -> Iterator[str]:

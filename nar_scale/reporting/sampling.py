@@ -68,8 +68,12 @@ def settings_of(
         steps: network calls of samplers that have a schedule; an eighth, a quarter, a half and all tokens if None.
 
     Raises:
-        UserError: a setting is unknown, out of range or not for this model.
+        UserError: the model has no tokenizer, or a setting is unknown, out of range or not for this model.
     """
+    if model.tokenizer is None:
+        raise UserError(
+            "samples are compared as text, but the checkpoint has no tokenizer; leave them out (--samples 0)"
+        )
     grid = _grid(model, temperatures, samplers, steps)
     for setting in grid:
         check_options(_options(setting, 0), model)
@@ -106,14 +110,8 @@ def draw_samples(model: LoadedModel, setting: Setting, count: int, seed: int, ba
         count: number of samples.
         seed: of all randomness.
         batch_size: sequences in a batch.
-
-    Raises:
-        UserError: the model has no tokenizer, or not this setting.
     """
-    if model.tokenizer is None:
-        raise UserError(
-            "samples are compared as text, but the checkpoint has no tokenizer; leave them out (--samples 0)"
-        )
+    assert model.tokenizer is not None, "as `settings_of` sees to"
     options = _options(setting, seed)
     requests = check_requests(samples_from_scratch(count), model, model.wrapper.max_seq_len)
     list(generate_samples(model, requests[:1], options, batch_size))

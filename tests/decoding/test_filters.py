@@ -72,7 +72,9 @@ def test_filters_by_name():
     [
         (lambda: top_k(LOGITS, k=0), ["k of top_k", "0"]),
         (lambda: top_k(LOGITS, frac_num_tokens=-1.0), ["frac_num_tokens", "-1.0"]),
-        (lambda: top_k(LOGITS, frac_num_tokens=1.5), ["frac_num_tokens", "1.5"]),
+        (lambda: contrastive(LOGITS, LOGITS, alpha=2.0), ["alpha", "2.0"]),
+        (lambda: contrastive(LOGITS, LOGITS, alpha=0.0), ["alpha", "0.0"]),
+        (lambda: contrastive(LOGITS, LOGITS, beta=math.nan), ["beta", "nan"]),
         (lambda: top_p(LOGITS, 0.0), ["top_p", "0.0"]),
         (lambda: top_p(LOGITS, 1.5), ["top_p", "1.5"]),
         (lambda: min_p(LOGITS, 2.0), ["min_p", "2.0"]),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from nar_scale.decoding import eligible, predictor, top_k, top_p
-from nar_scale.errors import ConfigError
+from nar_scale.errors import ConfigError, NumericalError
 from nar_scale.model import Decoder
 from nar_scale.objectives import AutoregressiveWrapper
 from tests.errors import refused
@@ -335,13 +335,18 @@ def test_prompts_and_options_that_make_no_sense_are_refused(prompts, options, na
         small_ar().generate(prompts, **{"seq_len": 2, **options})
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_network_without_finite_numbers_draws_no_tokens(value, temperature):
+@pytest.mark.parametrize("weight", ["token_emb", "attn_layers.final_norm", "to_logits"])
+@pytest.mark.parametrize(
+    "options", [{"temperature": 0.0}, {}, {"draft": "prompt_lookup"}, {"filter_logits_fn": "top_k"}]
+)
+def test_a_network_that_is_not_finite_draws_no_tokens(options, weight, value):
     broken = small_ar()
-    broken.net.token_emb.weight.data.fill_(value)
-    with refused(ValueError, "not finite"):
-        broken.generate(torch.tensor([[1]]), 2, temperature=temperature)
+    broken.net.get_submodule(weight).weight.data.fill_(value)
+    with refused(NumericalError, "NaN"):
+        broken.generate(torch.tensor([[1]]), 2, **options)
+    with refused(NumericalError, "NaN"):
+        broken.beam_search(torch.tensor([[1]]), 2)
 
 
 def test_padding_of_prompts_may_be_any_number():

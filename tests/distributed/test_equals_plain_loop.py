@@ -35,6 +35,7 @@ CASES = [
     *itertools.product(("non_autoregressive", "autoregressive"), STAGES, ACCUMULATIONS, ("fp32",)),
     *itertools.product(("non_autoregressive", "autoregressive"), STAGES, (2,), ("bf16",)),
     *itertools.product(("self_conditioning", "self_token_critic"), STAGES, (2,), PRECISIONS),
+    *itertools.product(("self_token_critic",), (2, 3), (1, 4), ("fp32",)),
 ]
 CASES_OF_FOUR = [*itertools.product(("self_token_critic",), STAGES, (2,), ("fp32",)), ("autoregressive", 3, 1, "bf16")]
 GLOBAL_BATCH_SIZE = 8
@@ -56,7 +57,7 @@ FEATURES = {
     "hybrid": ["objective.kind=hybrid", "objective.block_size=8", "model.kv_heads=1"],
 }
 WATCHED = (2, 3)  # stages at which the features are also evaluated and sampled while training
-# compiling takes as long as ten other cases, and does not ask for the stage
+# compiling takes as long as ten other cases
 FEATURE_CASES = [(name, stage) for name in FEATURES for stage in (WATCHED if name == "compiled" else STAGES)]
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 
 import pytest
 import torch
@@ -139,8 +140,11 @@ def test_it_is_the_inverse_of_the_export(tmp_path, settings):
     [
         (None, (1.0, None, None)),
         ({"do_sample": True, "temperature": 0.5, "top_k": 3, "top_p": 0.9}, (0.5, 3, 0.9)),
-        ({"do_sample": True, "temperature": 1, "top_k": 0}, (1.0, None, None)),
+        ({"do_sample": True, "temperature": 1, "top_k": 0, "top_p": 1.0}, (1.0, None, None)),
         ({"do_sample": False, "temperature": 0.5}, (0.0, None, None)),
+        ({"temperature": 0.5, "top_p": None}, (0.5, None, None)),
+        ({"do_sample": True, "temperature": None, "min_p": 0.1}, (1.0, None, None)),
+        ([], (1.0, None, None)),
     ],
 )
 def test_how_samples_are_drawn_comes_along(tmp_path, described, expected):
@@ -152,9 +156,14 @@ def test_how_samples_are_drawn_comes_along(tmp_path, described, expected):
     import_llama(tmp_path / "llama", tmp_path / "ours")
     decoding = load_consolidated(tmp_path / "ours").info.decode.decoding
     assert (decoding.temperature, decoding.top_k, decoding.top_p) == expected
-    file.write_text("{")
-    with refused(DataError, file.name):
-        import_llama(tmp_path / "llama", tmp_path / "damaged")
+
+
+@pytest.mark.parametrize("content", ["{", '{"top_p": 0.0}', '{"top_k": -1}', '{"temperature": "hot"}'])
+def test_a_damaged_description_of_samples_is_named(tmp_path, content):
+    saved(tmp_path / "llama")
+    (tmp_path / "llama" / "generation_config.json").write_text(content)
+    with refused(DataError, "generation_config.json", *re.findall(r'"(\w+)":', content)):
+        import_llama(tmp_path / "llama", tmp_path / "ours")
 
 
 @pytest.mark.parametrize("split", [True, False])

@@ -7,7 +7,7 @@ import torch
 
 from nar_scale.config import LeftToRightDecoding, RandomDecoding, SelfSpeculativeDecoding
 from nar_scale.data import Batch
-from nar_scale.errors import ConfigError
+from nar_scale.errors import ConfigError, NumericalError
 from nar_scale.masking import Noise
 from nar_scale.model import Decoder, Encoder, KeyValueCache
 from nar_scale.objectives import AutoregressiveWrapper, HybridWrapper
@@ -211,3 +211,12 @@ def test_contradictions_are_refused():
     with refused(ValueError, "eos_token 11"):
         hybrid().generate(random_tokens(1, 4), 3, eos_token=11)
     assert math.isfinite(hybrid()(random_tokens(2, N)).loss.item())
+
+
+@pytest.mark.parametrize("shared_calls", [True, False])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_network_that_is_not_finite_draws_no_tokens(temperature, shared_calls):
+    broken = hybrid()
+    broken.net.to_logits.weight.data.fill_(math.nan)
+    with refused(NumericalError, "NaN"):
+        broken.generate(random_tokens(2, 4), 3, temperature=temperature, shared_calls=shared_calls)

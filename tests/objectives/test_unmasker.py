@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nar_scale.config import LeftToRightDecoding, ThresholdDecoding
-from nar_scale.errors import ConfigError, UserError
+from nar_scale.errors import ConfigError, NumericalError, UserError
 from nar_scale.masking import Noise
 from nar_scale.objectives.denoising import GuidedNetwork
 from tests.decoding.tables import settings
@@ -128,12 +128,15 @@ def test_bad_input_is_refused(options, named):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-@pytest.mark.parametrize("sampler", ["random", "confidence", "wino"])
-def test_a_network_without_finite_numbers_draws_no_tokens(sampler, value):
+@pytest.mark.parametrize("weight", ["token_emb", "attn_layers.final_norm", "to_logits"])
+@pytest.mark.parametrize(
+    "options", [{"sampler": "random"}, {"sampler": "confidence"}, {"sampler": "wino"}, {"start_temperature": 0.0}]
+)
+def test_a_network_that_is_not_finite_draws_no_tokens(options, weight, value):
     broken = small_nar()
-    broken.net.token_emb.weight.data.fill_(value)
-    with refused(ValueError, "not finite"):
-        broken.generate(2, sampler=sampler)
+    broken.net.get_submodule(weight).weight.data.fill_(value)
+    with refused(NumericalError, "NaN"):
+        broken.generate(2, **options)
 
 
 @pytest.mark.parametrize("sampler", ["random", "confidence", "first_hitting", "threshold", "wino"])

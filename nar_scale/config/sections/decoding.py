@@ -7,7 +7,6 @@ they are told otherwise.
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
-    AfterValidator,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -20,17 +19,16 @@ from pydantic import (
 from nar_scale.config.sections.section import Section, Unit
 
 Threshold = Annotated[float, Field(gt=0.0, le=1.0)]
-Temperature = Annotated[float, Field(ge=0.0, le=10_000.0)]  # there all tokens are as probable
+_STEPS = (
+    "Network calls for a sequence at most; in blocks at least one for each, not counting another for each but the "
+    "last, which caches it"
+)
+Temperature = Annotated[float, Field(ge=0.0, le=10_000.0)]
+"""At the highest of these temperatures all tokens are about equally probable."""
 
 
 def _as_tuple(values: Any) -> Any:
     return tuple(values) if isinstance(values, list) else values
-
-
-def _not_empty(texts: tuple[str, ...]) -> tuple[str, ...]:
-    if "" in texts:
-        raise ValueError("an empty text would end every text at once; leave it out")
-    return texts
 
 
 class _Decoding(Section):
@@ -56,7 +54,7 @@ class _Decoding(Section):
         default=1.0,
         description="Strength of classifier-free guidance (arXiv:2207.12598); 1 for none.",
     )
-    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple), AfterValidator(_not_empty)] = Field(
+    stop: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = Field(
         default=(),
         description="A text that continues a prompt, or begins from scratch, ends before the first of these.",
     )
@@ -72,8 +70,7 @@ class AutoDecoding(_Decoding):
     )
     steps: Annotated[PositiveInt | None, Unit("network calls")] = Field(
         default=None,
-        description="Network calls for a sequence at most, beside one that caches each finished block; a "
-        "block takes at least one; null for the sampler's own number.",
+        description=f"{_STEPS}; null for the sampler's own number.",
     )
 
 
@@ -82,8 +79,7 @@ class _Unmasking(_Decoding):
 
     steps: Annotated[PositiveInt | None, Unit("network calls")] = Field(
         default=None,
-        description="Network calls for a sequence at most, beside one that caches each finished block; a "
-        "block takes at least one; null for as many as there are tokens to fill in.",
+        description=f"{_STEPS}; null for as many as there are tokens to fill in.",
     )
 
 
@@ -92,8 +88,7 @@ class _FewSteps(_Decoding):
 
     steps: Annotated[PositiveInt | None, Unit("network calls")] = Field(
         default=18,
-        description="Network calls for a sequence at most, beside one that caches each finished block; a "
-        "block takes at least one; null for as many as there are tokens to fill in.",
+        description=f"{_STEPS}; null for as many as there are tokens to fill in.",
     )
 
 

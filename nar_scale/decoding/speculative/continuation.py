@@ -64,6 +64,7 @@ def speculate(
 
     Raises:
         ValueError: the sequences do not fit into `max_seq_len`, past which no window slides here.
+        NumericalError: the network computes NaN or infinity.
     """
     batch, device = len(prompts.tokens), prompts.tokens.device
     sequences = Sequences(prompts, seq_len + draft_tokens)  # of which what is past seq_len is never kept
@@ -107,6 +108,7 @@ def speculate(
         going_on = grown < limits
         if eos_token is not None:
             going_on = going_on & (sequences.last[:, 0] != eos_token)
+    predictor.check()
     return Continued(generated[:, :longest], calls)
 
 

@@ -12,6 +12,7 @@ from nar_scale.decoding.options import StepCallback
 from nar_scale.decoding.sequences import Prompts
 from nar_scale.decoding.speculative.continuation import Continued
 from nar_scale.decoding.speculative.verification import VerificationNoise, propose, verify
+from nar_scale.errors import NumericalError
 from nar_scale.masking import Noise
 from nar_scale.model import KeyValueCache, TransformerWrapper
 
@@ -54,6 +55,9 @@ def self_speculate(
         filters: are applied to the logits one after another, unless the temperature is 0.
         eos_token: ends a sequence, which leaves the batch.
         callback: is called after each call with the tokens so far, int64 `[batch, longest]`, and its number.
+
+    Raises:
+        NumericalError: the network computes NaN or infinity.
     """
     batch, device = len(prompts.tokens), prompts.tokens.device
     limits = torch.full((batch,), seq_len, device=device) if seq_lens is None else seq_lens.to(device)
@@ -64,13 +68,16 @@ def self_speculate(
     known = None if prompts.lengths is None else prompts.lengths[rows]
     trial = _Trial(net, Prompts(prompts.tokens[rows], known), seq_len, mask_id, block_size)
     drafted, proposals = generated[:, :0], None
+    finite = torch.ones((), dtype=torch.bool, device=device)
     while len(rows):
         masked = shared_calls or not drafted.shape[1]
         of_tokens, of_masks = trial.run(drafted, masked)
         drafts, places = drafted.shape[1], lengths[rows, None] + torch.arange(block_size, device=device)
+        logits = net.to_logits(of_tokens).float()
+        finite &= logits.amax(dim=-1).isfinite().all()
         verified = verify(
             drafted,
-            filtered(net.to_logits(of_tokens).float(), () if is_greedy(temperature) else filters),
+            filtered(logits, () if is_greedy(temperature) else filters),
             temperature,
             _noise_at({name: each[rows] for name, each in uniform.items()}, places, drafts),
             proposals=proposals,
@@ -97,6 +104,8 @@ def self_speculate(
             draft_temperature,
             uniform[_PROPOSE][rows].gather(1, places),
         )
+    if not finite:
+        raise NumericalError
     return Continued(_only_first(generated[:, :seq_len], lengths, pad_value), calls)
 
 

@@ -11,6 +11,7 @@ from nar_scale.checkpoint import TrainingState
 from nar_scale.config import Config
 from nar_scale.data import load_tokenizer
 from nar_scale.decoding import DecodeManifest
+from nar_scale.errors import NumericalError
 from nar_scale.evaluation import image_grid
 from nar_scale.masking import Noise
 from nar_scale.training.callbacks.callback import Callback, RunView
@@ -40,7 +41,10 @@ class SampleWriter(Callback):
         net = run.engine.module.net
         with run.metrics.timed("sampling_seconds"), interruptible(), stopping_calls(run.stop, net):
             _logger.debug("generating samples at step %d", run.state.step)
-            tokens = generate_tokens(run.engine, run.config, run.state)
+            try:
+                tokens = generate_tokens(run.engine, run.config, run.state)
+            except NumericalError as error:  # on every rank; whether the run goes on is decided by its losses
+                _logger.warning("no samples at step %d: %s", run.state.step, error)
         if self._writer is None or tokens is None:
             return
         shape = run.config.logging.image_shape
