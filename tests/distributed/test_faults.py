@@ -48,7 +48,12 @@ CASES: dict[str, tuple[list[str], FaultPoints]] = {
     },
     **{
         f"stop-{stage}": (
-            ["faults.max_non_finite_steps=2", f"training.zero_stage={stage}", "logging.every=4"],
+            [
+                "faults.max_non_finite_steps=2",
+                f"training.zero_stage={stage}",
+                "logging.every=4",
+                "logging.sample_every=5",
+            ],
             {"step 5": ("nan moments", 1)},
         )
         for stage in STAGES
@@ -208,6 +213,8 @@ def test_weights_that_are_not_finite_are_never_saved(launch: Launch, stage: int)
     error = launch.error(name)
     assert error.startswith("2 step(s) in a row up to step 7 had no finite gradient; lower optimizer.learning_rate or ")
     assert launch.checkpoints(name).steps() == [4]
+    if stage > 0:  # otherwise the weights of rank 0, which samples, are still finite
+        assert len(launch.lines(name, "no samples at step 5")) == 1  # and the run went on, so that it might roll back
 
 
 def test_roll_backs_come_to_an_end(launch: Launch) -> None:

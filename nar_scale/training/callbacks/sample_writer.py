@@ -44,7 +44,8 @@ class SampleWriter(Callback):
             try:
                 tokens = generate_tokens(run.engine, run.config, run.state)
             except NumericalError as error:  # on every rank; whether the run goes on is decided by its losses
-                _logger.warning("no samples at step %d: %s", run.state.step, error)
+                if self._writer is not None:
+                    _logger.warning("no samples at step %d: %s", run.state.step, error)
         if self._writer is None or tokens is None:
             return
         shape = run.config.logging.image_shape
