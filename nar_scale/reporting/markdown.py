@@ -114,13 +114,17 @@ def _samples(report: Report, text: TextQuality) -> Iterator[str]:
     yield from _points([(model, point) for model in report.models for point in model.points], text)
 
 
+_COMMON = ("top_k", "top_p", "guidance", "stop")  # what all samplers have
+
+
 def _own_settings(models: Sequence[ModelReport]) -> Iterator[str]:
     """How the checkpoints' own decoding differs from the defaults, in what a setting need not name."""
     own = {model.name: _differing(model.decoding) for model in models}
     if not any(own.values()):
         return
     described = "; ".join(f"{name}: {settings or 'none'}" for name, settings in own.items())
-    differ = " They differ, so that the samples compare settings too." if len(set(own.values())) > 1 else ""
+    common = {tuple(getattr(model.decoding, name) for name in _COMMON) for model in models}
+    differ = " What all samplers have differs, so that the samples compare settings too." if len(common) > 1 else ""
     yield from ("", f"What a setting does not name is that of the checkpoint's own `decoding`. {described}.{differ}")
 
 

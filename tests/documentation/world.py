@@ -15,6 +15,7 @@ MADE = (  # by the commands of the README, for the other pages
     "runs/ar",
     "exported/my",
     "exported/ar",
+    "exported/hybrid",
 )
 
 

@@ -183,7 +183,7 @@ def test_what_a_setting_does_not_name_is_that_of_the_checkpoint_and_said(given, 
     assert (point["setting"]["sampler"], point["calls_per_sample"]) == ("threshold", 1)
     assert (wide["decoding"]["top_p"], narrow["decoding"]["top_p"]) == (None, 0.05)
     (line,) = [line for line in (tmp_path / "report" / "report.md").read_text().splitlines() if "`decoding`" in line]
-    assert_names(line, "nar: none", "narrow: `top_p` 0.05, `threshold` 0.0005", "differ")
+    assert_names(line, "nar: none", "narrow: `top_p` 0.05, `threshold` 0.0005", "differs")
 
 
 def test_likelihoods_alone_need_no_samples(given, tmp_path):
