@@ -153,12 +153,13 @@ def _decoding(path: Path) -> dict[str, Any]:
     none_at = {"top_k": 0, "top_p": 1}
     values = {name: value for name, value in given.items() if value != none_at.get(name)}
     try:
-        return LeftToRightDecoding.model_validate({"sampler": "left_to_right", **values}, strict=False).model_dump()
+        decoding = LeftToRightDecoding.model_validate({"sampler": "left_to_right", **values}, strict=False)
     except ValidationError as error:
         problem = error.errors()[0]
         raise DataError(
             f"{path}: {problem['loc'][0]}: {message_of(problem)}, got {problem['input']!r:.60}; mend or remove the file"
         ) from None
+    return decoding.model_dump(include=set(values))  # without the sampler, so that a run of another kind may start here
 
 
 def _read(path: Path) -> dict[str, Any]:
