@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nar_scale.decoding.filters import LogitFilter, contrastive, draw, filtered
 from nar_scale.decoding.options import StepCallback
-from nar_scale.decoding.predictor import Predictor
+from nar_scale.decoding.predictor import Predictor, check_finite
 from nar_scale.decoding.sequences import Prompts, Sequences
 from nar_scale.errors import ConfigError
 from nar_scale.masking import Noise
@@ -97,8 +97,7 @@ def continue_prompts(
                 sequences.select(going_on)
                 for predictor in (expert, *(rival for rival, _ in rivals)):
                     predictor.select(going_on)
-    for predictor in (expert, *(rival for rival, _ in rivals)):
-        predictor.check()
+    check_finite(expert, *(rival for rival, _ in rivals))
     return generated if eos_token is None else generated[:, : _longest(generated, eos_token)]
 
 
@@ -183,7 +182,7 @@ def search_beams(
                 break
     order = scores.argsort(dim=1, descending=True, stable=True)
     continuations = tokens.view(batch, scores.shape[1], -1)
-    predictor.check()
+    check_finite(predictor)
     return continuations.gather(1, order[..., None].expand_as(continuations)), scores.gather(1, order)
 
 

@@ -31,6 +31,9 @@ class Predictor:
         conditions: what the net is given beside the tokens, tensors by name with a batch dimension; `prepend_embeds`
             `[batch, prefix, dim]` stand before each sequence.
 
+    Attributes:
+        finite: whether all rows of logits have had a finite largest one, bool `[]`.
+
     Raises:
         ValueError: the prefix has another batch size or width than the net takes, or leaves no room for a token.
     """
@@ -67,7 +70,7 @@ class Predictor:
         elif use_cache:
             self.cache = KeyValueCache(capacity)
         self._filled = False
-        self._finite = torch.ones((), dtype=torch.bool, device=sequences.tokens.device)
+        self.finite = torch.ones((), dtype=torch.bool, device=sequences.tokens.device)
 
     def __call__(self) -> Tensor:
         """Logits of the token that follows each sequence, float32 `[batch, num_tokens]`.
@@ -109,17 +112,8 @@ class Predictor:
         hidden = self.net(tokens, positions=positions, cache=self.cache, return_embeddings=True, **self.conditions)
         return self._seen(self.net.to_logits(hidden).float())
 
-    def check(self) -> None:
-        """Refuse what was drawn from logits without a finite largest one; the host waits.
-
-        Raises:
-            NumericalError: the network has computed NaN or infinity.
-        """
-        if not self._finite:
-            raise NumericalError
-
     def _seen(self, logits: Tensor) -> Tensor:
-        self._finite = self._finite & logits.amax(dim=-1).isfinite().all()
+        self.finite = self.finite & logits.amax(dim=-1).isfinite().all()
         return logits
 
     def keep(self) -> None:
@@ -146,6 +140,16 @@ class Predictor:
             cache.truncate(self.prefixed + counts)
         last = (self.prefixed + counts - 1)[:, None, None].expand(-1, 1, hidden.shape[2])
         return self.net.to_logits(hidden.gather(1, last)[:, 0]).float()
+
+
+def check_finite(*predictors: Predictor) -> None:
+    """Refuse what was drawn from logits of these; the host waits.
+
+    Raises:
+        NumericalError: a network has computed NaN or infinity.
+    """
+    if not all(predictor.finite for predictor in predictors):
+        raise NumericalError
 
 
 def next_logits(net: TransformerWrapper, tokens: Tensor, cache: KeyValueCache, conditions: dict[str, Tensor]) -> Tensor:

@@ -76,6 +76,10 @@ class Prompts:
             raise ValueError(f"a prompt has the mask token {mask_id}; only texts without gaps can be continued")
         return cls(tokens.to(device), lengths)
 
+    def select(self, rows: Tensor) -> Prompts:
+        """Some of the prompts, int64 `[new_batch]`."""
+        return Prompts(self.tokens[rows], None if self.lengths is None else self.lengths[rows])
+
 
 class Sequences:
     """A batch of sequences of different lengths, in a buffer that is allocated once.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nar_scale.decoding.filters import LogitFilter, draw, filtered, is_greedy
 from nar_scale.decoding.options import StepCallback
-from nar_scale.decoding.predictor import Predictor
+from nar_scale.decoding.predictor import Predictor, check_finite
 from nar_scale.decoding.sequences import Prompts, Sequences
 from nar_scale.decoding.speculative.drafts import Draft, Drafter, ModelDraft, PromptLookup
 from nar_scale.decoding.speculative.verification import VerificationNoise, Verified, match, verify
@@ -108,7 +108,7 @@ def speculate(
         going_on = grown < limits
         if eos_token is not None:
             going_on = going_on & (sequences.last[:, 0] != eos_token)
-    predictor.check()
+    check_finite(predictor)
     return Continued(generated[:, :longest], calls)
 
 

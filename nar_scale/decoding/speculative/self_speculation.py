@@ -49,12 +49,10 @@ def self_speculate(
         seq_len: tokens to generate at most; with the prompt no more than `max_seq_len`.
         mask_id: the mask token, of which the network's logits are -inf.
         block_size: masks in a block.
-        noise, temperature, seq_lens, pad_value: as in `continue_prompts`.
+        noise, temperature, filters, seq_lens, pad_value, callback: as in `continue_prompts`.
         draft_temperature: divides the logits of drafts; 0 for the most probable token at each place.
         shared_calls: whether a call verifies a draft and makes the next one, instead of one after another.
-        filters: are applied to the logits one after another, unless the temperature is 0.
         eos_token: ends a sequence, which leaves the batch.
-        callback: is called after each call with the tokens so far, int64 `[batch, longest]`, and its number.
 
     Raises:
         NumericalError: the network computes NaN or infinity.
@@ -65,19 +63,15 @@ def self_speculate(
     generated = torch.full((batch, seq_len + block_size), pad_value, device=device)
     lengths, calls = torch.zeros(2, batch, dtype=torch.int64, device=device)
     uniform = {stream: noise.derive(stream).uniform(seq_len + block_size) for stream in (_PROPOSE, _DRAW, _ACCEPT)}
-    known = None if prompts.lengths is None else prompts.lengths[rows]
-    trial = _Trial(net, Prompts(prompts.tokens[rows], known), seq_len, mask_id, block_size)
+    trial = _Trial(net, prompts.select(rows), seq_len, mask_id, block_size)
     drafted, proposals = generated[:, :0], None
-    finite = torch.ones((), dtype=torch.bool, device=device)
     while len(rows):
         masked = shared_calls or not drafted.shape[1]
         of_tokens, of_masks = trial.run(drafted, masked)
         drafts, places = drafted.shape[1], lengths[rows, None] + torch.arange(block_size, device=device)
-        logits = net.to_logits(of_tokens).float()
-        finite &= logits.amax(dim=-1).isfinite().all()
         verified = verify(
             drafted,
-            filtered(logits, () if is_greedy(temperature) else filters),
+            filtered(trial.logits(of_tokens), () if is_greedy(temperature) else filters),
             temperature,
             _noise_at({name: each[rows] for name, each in uniform.items()}, places, drafts),
             proposals=proposals,
@@ -100,12 +94,11 @@ def self_speculate(
         masks = of_masks[going_on, verified.accepted[going_on], 1:]
         places = lengths[rows, None] + torch.arange(block_size - 1, device=device)
         drafted, proposals = propose(
-            filtered(net.to_logits(masks).float(), () if is_greedy(draft_temperature) else filters),
+            filtered(trial.logits(masks), () if is_greedy(draft_temperature) else filters),
             draft_temperature,
             uniform[_PROPOSE][rows].gather(1, places),
         )
-    if not finite:
-        raise NumericalError
+    trial.check_finite()
     return Continued(_only_first(generated[:, :seq_len], lengths, pad_value), calls)
 
 
@@ -145,6 +138,7 @@ class _Trial:
         device = prompts.tokens.device
         self._net, self._mask_id, self._block_size = net, mask_id, block_size
         self._cache = KeyValueCache(longest + room + block_size * (block_size + 1))
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._past = torch.zeros(batch, dtype=torch.int64, device=device)  # tokens in the cache
         self._known = prompts.tokens  # those that are not there yet, of each row the first so many
         self._counts = torch.full_like(self._past, longest) if prompts.lengths is None else prompts.lengths
@@ -188,6 +182,21 @@ class _Trial:
         )
         rows = torch.arange(batch, device=device)[:, None]
         return hidden[rows, anchors], hidden[:, width:].unflatten(1, (len(index) // size, size))
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Logits of embeddings `[..., dim]`, float32 `[..., num_tokens]`."""
+        logits: Tensor = self._net.to_logits(embeddings).float()
+        self._finite = self._finite & logits.amax(dim=-1).isfinite().all()
+        return logits
+
+    def check_finite(self) -> None:
+        """Refuse what was drawn from the logits; the host waits.
+
+        Raises:
+            NumericalError: the network has computed NaN or infinity.
+        """
+        if not self._finite:
+            raise NumericalError
 
     def keep(self, tokens: Tensor, accepted: Tensor, rows: Tensor) -> None:
         """Keep what was accepted, and go on with some of the rows.
