@@ -97,7 +97,7 @@ def continue_prompts(
                 sequences.select(going_on)
                 for predictor in (expert, *(rival for rival, _ in rivals)):
                     predictor.select(going_on)
-    check_finite(expert, *(rival for rival, _ in rivals))
+    check_finite(*(predictor.last_logits for predictor in (expert, *(rival for rival, _ in rivals))))
     return generated if eos_token is None else generated[:, : _longest(generated, eos_token)]
 
 
@@ -182,7 +182,7 @@ def search_beams(
                 break
     order = scores.argsort(dim=1, descending=True, stable=True)
     continuations = tokens.view(batch, scores.shape[1], -1)
-    check_finite(predictor)
+    check_finite(predictor.last_logits)
     return continuations.gather(1, order[..., None].expand_as(continuations)), scores.gather(1, order)
 
 

@@ -32,7 +32,7 @@ class Predictor:
             `[batch, prefix, dim]` stand before each sequence.
 
     Attributes:
-        finite: whether all rows of logits have had a finite largest one, bool `[]`.
+        last_logits: what was computed last; None at first.
 
     Raises:
         ValueError: the prefix has another batch size or width than the net takes, or leaves no room for a token.
@@ -70,7 +70,7 @@ class Predictor:
         elif use_cache:
             self.cache = KeyValueCache(capacity)
         self._filled = False
-        self.finite = torch.ones((), dtype=torch.bool, device=sequences.tokens.device)
+        self.last_logits: Tensor | None = None
 
     def __call__(self) -> Tensor:
         """Logits of the token that follows each sequence, float32 `[batch, num_tokens]`.
@@ -113,7 +113,7 @@ class Predictor:
         return self._seen(self.net.to_logits(hidden).float())
 
     def _seen(self, logits: Tensor) -> Tensor:
-        self.finite = self.finite & logits.amax(dim=-1).isfinite().all()
+        self.last_logits = logits
         return logits
 
     def keep(self) -> None:
@@ -142,13 +142,18 @@ class Predictor:
         return self.net.to_logits(hidden.gather(1, last)[:, 0]).float()
 
 
-def check_finite(*predictors: Predictor) -> None:
-    """Refuse what was drawn from logits of these; the host waits.
+def check_finite(*last_logits: Tensor | None) -> None:
+    """Refuse what was drawn from a network whose last logits are not finite, as all are that follow such ones.
+
+    The host waits.
+
+    Args:
+        last_logits: `[..., num_tokens]`, of which excluded tokens may be -inf; None where nothing was computed.
 
     Raises:
-        NumericalError: a network has computed NaN or infinity.
+        NumericalError: the largest logit of a row is NaN or infinite.
     """
-    if not all(predictor.finite for predictor in predictors):
+    if not all(bool(logits.amax(dim=-1).isfinite().all()) for logits in last_logits if logits is not None):
         raise NumericalError
 
 

@@ -108,7 +108,7 @@ def speculate(
         going_on = grown < limits
         if eos_token is not None:
             going_on = going_on & (sequences.last[:, 0] != eos_token)
-    check_finite(predictor)
+    check_finite(predictor.last_logits)
     return Continued(generated[:, :longest], calls)
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from nar_scale.decoding.filters import LogitFilter, filtered, is_greedy
 from nar_scale.decoding.options import StepCallback
+from nar_scale.decoding.predictor import check_finite
 from nar_scale.decoding.sequences import Prompts
 from nar_scale.decoding.speculative.continuation import Continued
 from nar_scale.decoding.speculative.verification import VerificationNoise, propose, verify
-from nar_scale.errors import NumericalError
 from nar_scale.masking import Noise
 from nar_scale.model import KeyValueCache, TransformerWrapper
 
@@ -98,7 +98,7 @@ def self_speculate(
             draft_temperature,
             uniform[_PROPOSE][rows].gather(1, places),
         )
-    trial.check_finite()
+    check_finite(trial.last_logits)
     return Continued(_only_first(generated[:, :seq_len], lengths, pad_value), calls)
 
 
@@ -138,7 +138,7 @@ class _Trial:
         device = prompts.tokens.device
         self._net, self._mask_id, self._block_size = net, mask_id, block_size
         self._cache = KeyValueCache(longest + room + block_size * (block_size + 1))
-        self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self.last_logits: Tensor | None = None
         self._past = torch.zeros(batch, dtype=torch.int64, device=device)  # tokens in the cache
         self._known = prompts.tokens  # those that are not there yet, of each row the first so many
         self._counts = torch.full_like(self._past, longest) if prompts.lengths is None else prompts.lengths
@@ -185,18 +185,8 @@ class _Trial:
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Logits of embeddings `[..., dim]`, float32 `[..., num_tokens]`."""
-        logits: Tensor = self._net.to_logits(embeddings).float()
-        self._finite = self._finite & logits.amax(dim=-1).isfinite().all()
-        return logits
-
-    def check_finite(self) -> None:
-        """Refuse what was drawn from the logits; the host waits.
-
-        Raises:
-            NumericalError: the network has computed NaN or infinity.
-        """
-        if not self._finite:
-            raise NumericalError
+        self.last_logits = self._net.to_logits(embeddings).float()
+        return self.last_logits
 
     def keep(self, tokens: Tensor, accepted: Tensor, rows: Tensor) -> None:
         """Keep what was accepted, and go on with some of the rows.
