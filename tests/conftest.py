@@ -13,10 +13,13 @@ LAUNCHES = ("tests/distributed", "tests/slurm", "tests/generation")  # few tests
 @pytest.fixture(autouse=True)
 def fresh_logging() -> None:
     """Undo what a command that ran in this process has set up, so that no test depends on those before it."""
-    logger = logging.getLogger("nar_scale")
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
-    logger.propagate = True
+    logging.disable(logging.NOTSET)
+    logging.getLogger().setLevel(logging.WARNING)
+    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "nar_scale"]:
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.NOTSET)
+        logger.propagate, logger.disabled = True, False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
