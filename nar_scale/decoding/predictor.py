@@ -143,9 +143,9 @@ class Predictor:
 
 
 def check_finite(*last_logits: Tensor | None) -> None:
-    """Refuse what was drawn from a network whose last logits are not finite, as all are that follow such ones.
+    """Refuse what was drawn from a network whose last logits are not finite; the host waits.
 
-    The host waits.
+    What is not finite in the weights is in the logits of every step, so that the last ones are enough.
 
     Args:
         last_logits: `[..., num_tokens]`, of which excluded tokens may be -inf; None where nothing was computed.
