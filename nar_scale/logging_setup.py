@@ -103,9 +103,7 @@ def silence_libraries() -> None:
     from deepspeed.utils import logger
 
     bf16_optimizer.see_memory_usage = lambda *_, **__: None  # which prints
-    logger.setLevel(logging.ERROR)
-    for handler in logger.handlers:
-        handler.setLevel(logging.ERROR)
+    logger.setLevel(logging.ERROR)  # and not that of its handlers, which others may use for their loggers too
     threading.excepthook = _leave_tensorboard_to_main_thread
 
 

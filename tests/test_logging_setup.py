@@ -48,16 +48,21 @@ def test_importing_sets_nothing_up():
 @pytest.mark.parametrize("silent", [False, True])
 def test_warnings_of_libraries_are_shown_only_on_request(silent):
     code = f"""
-import warnings
+import logging, warnings
 from deepspeed.utils import logger
 from nar_scale.logging_setup import silence_libraries
+handler = logging.StreamHandler()
+for one in (logger, logging.getLogger("program")):
+    one.addHandler(handler)
 if {silent}:
     silence_libraries()
 warnings.warn("a warning of Python")
 logger.warning("a warning of DeepSpeed")
 logger.error("an error of DeepSpeed")
+logging.getLogger("program").warning("a warning of the program")
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     shown = done.stdout + done.stderr
     assert "an error of DeepSpeed" in shown
+    assert "a warning of the program" in shown
     assert [f"a warning of {name}" in shown for name in ("Python", "DeepSpeed")] == [not silent] * 2

@@ -1,5 +1,6 @@
 """docs/python.md is run from top to bottom; the process is then as it was before."""
 
+import logging
 import os
 import re
 import signal
@@ -31,6 +32,7 @@ def state():
         "filters": list(warnings.filters),
         "threads": {thread.name for thread in threading.enumerate()} - {"tqdm_monitor"},
         "groups": dist.is_initialized(),
+        "levels": [logging.getLogger(name).level for name in ("", "nar_scale", "torch", "DeepSpeed")],
     }
 
 

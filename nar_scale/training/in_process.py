@@ -65,7 +65,8 @@ def train_in_process(
 
     To be called in the main thread. Interrupting it, by Ctrl-C or the notebook's stop button, saves and returns;
     the same call goes on from there. Messages go to the standard output, unless the logger `nar_scale` has handlers.
-    Afterwards signals, environment, warnings, random numbers and threads are as before, and there is no process group.
+    Afterwards signals, environment, warnings, levels of loggers, random numbers and threads are as before, and there is
+    no process group.
 
     Args:
         config: the YAML file of the run, or its sections as a dictionary or a `Config`, which name their
@@ -135,7 +136,8 @@ def _process_kept() -> Iterator[None]:
     """A `with` block after which the process is as it was before, and has no process group."""
     environment, hook, threads = dict(os.environ), threading.excepthook, torch.get_num_threads()
     logger = logging.getLogger("nar_scale")
-    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    handlers, propagate = list(logger.handlers), logger.propagate
+    levels = {name: logging.getLogger(name).level for name in ("nar_scale", "torch", "DeepSpeed")}
     devices = list(range(torch.cuda.device_count()))
     try:
         with warnings.catch_warnings(), torch.random.fork_rng(devices):
@@ -147,7 +149,8 @@ def _process_kept() -> Iterator[None]:
         threading.excepthook = hook
         torch.set_num_threads(threads)
         logger.handlers[:], logger.propagate = handlers, propagate
-        logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         gc.collect()  # engines refer to themselves
 
 
