@@ -51,11 +51,12 @@ def find_holder(directory: Path) -> Holder | None:
 class RunLease:
     """Holds a run directory from `acquire` to the end of a `with` block.
 
-    A thread renews the lease. When it finds that another run has taken the lease over, it calls `on_loss`, once.
+    A thread renews the lease. When it finds that another run has taken the lease over, it calls `on_loss`, once. The
+    end of a block that has raised an error looks as well: what that run has changed may be the cause.
 
     Args:
         directory: of the run, which must exist when the lease is acquired.
-        on_loss: called in the thread with a line that names the other run.
+        on_loss: called with a line that names the other run.
         holder: this process.
         heartbeat_seconds: between two renewals.
         expiry_seconds: after which a holder on another machine that has renewed nothing is taken to be gone. Both
@@ -76,6 +77,7 @@ class RunLease:
         self._heartbeat_seconds, self._expiry_seconds = heartbeat_seconds, expiry_seconds
         self._path: Path | None = None
         self._over = threading.Event()
+        self._lost = False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def acquire(self) -> None:
@@ -112,6 +114,8 @@ class RunLease:
         self._over.set()
         self._thread.join()
         with suppress(OSError):
+            if error is not None and not self._lost:
+                self._look_for_loss()
             if _read(self._path) == self._holder:
                 self._path.unlink()
 
@@ -137,15 +141,20 @@ class RunLease:
 
     def _renew(self) -> None:
         assert self._path is not None
-        while not self._over.wait(self._heartbeat_seconds):
+        while not self._lost and not self._over.wait(self._heartbeat_seconds):
             with suppress(OSError):  # the file system may come back
-                other = self._newest()[1]
-                if other is None:  # somebody has removed the file
+                if self._look_for_loss() is None:  # somebody has removed the file
                     create_atomically(self._path, json.dumps(asdict(self._holder)).encode())
-                elif other != self._holder:
-                    self._on_loss(f"{self._directory} has been taken over by {other}; this run ends without saving")
-                    return
-                os.utime(self._path)
+                if not self._lost:
+                    os.utime(self._path)
+
+    def _look_for_loss(self) -> Holder | None:
+        """Call `on_loss` if another run has taken the lease over; returns who holds it now."""
+        holder = self._newest()[1]
+        if holder not in (None, self._holder):
+            self._lost = True
+            self._on_loss(f"{self._directory} has been taken over by {holder}; this run ends without saving")
+        return holder
 
     def _newest(self) -> tuple[int, Holder | None]:
         """The highest number of a lease and who holds it; of one that cannot be read, nobody does."""

@@ -194,6 +194,21 @@ def test_a_requeued_attempt_takes_over_and_the_older_one_ends(tmp_path):
     assert len(lost) == 1
 
 
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_an_error_of_an_attempt_that_has_been_taken_over_from_is_told_as_that(tmp_path, taken_over):
+    second = replace(HERE, job="88", attempt=1)
+    lost: list[str] = []
+    older = RunLease(tmp_path, lost.append, replace(ELSEWHERE, job="88", attempt=0), heartbeat_seconds=3600)
+    with ExitStack() as newer, refused(OSError, "checkpoint"), older:
+        older.acquire()
+        if taken_over:
+            newer.enter_context(lease(tmp_path, second)).acquire()
+        raise OSError("a file of the checkpoint has gone")
+    assert len(lost) == taken_over
+    for problem in lost:
+        assert_names(problem, tmp_path, second.pid, second.host, 88, 1)
+
+
 def test_another_job_on_another_machine_does_not_take_over(tmp_path):
     with lease(tmp_path, replace(ELSEWHERE, job="88")) as theirs:
         theirs.acquire()
