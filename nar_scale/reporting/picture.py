@@ -87,7 +87,7 @@ def import_figure() -> Any:
 
 
 def _add_legend(figure: Figure) -> None:
-    """One legend for all charts, above them: a name means the same in each."""
+    """One legend for all charts, above them, as wide as they are: a name means the same in each."""
     named = {}
     for each in figure.axes:
         handles, labels = each.get_legend_handles_labels()
@@ -96,7 +96,14 @@ def _add_legend(figure: Figure) -> None:
     if named:
         last = named.pop(_EVALUATED_TEXT, None)
         named |= {} if last is None else {_EVALUATED_TEXT: last}
-        figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=4, frameon=False)
+        for columns in range(4, 0, -1):
+            legend = figure.legend(
+                named.values(), named.keys(), loc="outside upper center", ncols=columns, frameon=False
+            )
+            figure.draw_without_rendering()
+            if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+                return
+            legend.remove()
 
 
 def _draw_likelihoods(axes: Axes, report: Report) -> None:
@@ -238,11 +245,15 @@ def _write_beside(axes: Axes, place: tuple[float, float], text: str, colour: str
 
 
 def _part_numbers(figure: Figure) -> None:
-    """Move the numbers of steps upwards, from the lowest on, until none lies over another one."""
+    """Move the numbers of steps upwards, from the lowest on, until none lies over another one; the charts grow."""
+    from matplotlib.text import Annotation
+
     figure.draw_without_rendering()  # gives everything its place
     for axes in figure.axes:
         placed: list[Bbox] = []
-        numbers = [text for text in axes.texts if text.get_text().isdigit()]
+        bottom, height = axes.bbox.y0, axes.bbox.height
+        needed = height  # of the chart, in what a pixel stands for now
+        numbers = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text().isdigit()]
         for text in sorted(numbers, key=lambda text: text.get_window_extent().y0):
             box = text.get_window_extent()
             for other in sorted(placed, key=lambda other: other.y0):
@@ -251,6 +262,10 @@ def _part_numbers(figure: Figure) -> None:
             placed.append(box)
             x, y = text.get_position()
             text.set_position((x, y + (box.y0 - text.get_window_extent().y0) * _POINTS_OF_INCH / figure.dpi))
+            point = axes.transData.transform(text.xy)[1] - bottom
+            needed = max(needed, point * height / (height - (box.y1 - bottom - point)))
+        if needed > height:
+            axes.set_ylim(top=axes.transData.inverted().transform((0, bottom + needed))[1])
 
 
 def _label(model: str, sampler: str | None) -> str:

@@ -305,9 +305,9 @@ def test_the_beginning_of_the_first_sample_is_kept():
 OWN = RandomDecoding(sampler="random")
 
 
-def report_of(*points, known_words=None):
+def report_of(*points, known_words=None, name="mine"):
     likelihood = Likelihood(2.0, 0.1, 10, 1, "bound", 1.0, "", {"masked_0.0_to_0.2": MeanLoss(1.0, 5)})
-    model = ModelReport("mine", "exported/mine", "non_autoregressive", 1, 1, likelihood, {}, False, OWN, list(points))
+    model = ModelReport(name, f"exported/{name}", "non_autoregressive", 1, 1, likelihood, {}, False, OWN, list(points))
     text = point(2.0, known_words=known_words).quality
     return Report({"prose": "data/prose"}, "validation", None, 0, "a machine", [model], text)
 
@@ -334,19 +334,31 @@ def drawn(monkeypatch):
 
 def test_the_numbers_of_steps_do_not_lie_over_each_other(drawn):
     points = [
-        point(entropy, "random", steps, temperature, known_words=0.5 + place / 1000)
+        point(entropy, "random", steps, temperature, known_words=0.9 + place / 1000)
         for place, steps in enumerate((128, 64, 32, 8))
         for entropy, temperature in ((1.0, 0.5), (2.0, 1.0))
     ]
-    picture.draw_picture(report_of(*points, known_words=0.9))
+    picture.draw_picture(report_of(*points, known_words=0.5))
     (figure,) = drawn
     for axes in figure.axes[2:]:
         boxes = [text.get_window_extent() for text in axes.texts if text.get_text().isdigit()]
         assert len(boxes) == 4
         assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+        assert max(box.y1 for box in boxes) < axes.bbox.y1 + 0.5  # of a pixel
     (calls,) = [axes for axes in figure.axes if axes.get_xlabel() == "tokens a network call"]
     low, high = calls.get_xlim()
     assert [tick for tick in calls.get_xticks() if low <= tick <= high] == [0.5, 1, 2, 4, 8]
+
+
+@pytest.mark.parametrize(("name", "rows"), [("mine", 1), ("a_name_of_a_checkpoint_that_is_rather_long", 2)])
+def test_long_names_are_in_the_picture(drawn, name, rows):
+    samplers = (None, "random", "entropy")
+    picture.draw_picture(report_of(*(point(2.0, sampler, sampler and 8) for sampler in samplers), name=name))
+    (figure,) = drawn
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert len({round(text.get_window_extent().y0) for text in legend.get_texts()}) == rows
 
 
 def test_a_chart_that_is_alone_in_its_row_takes_all_of_it(drawn):
