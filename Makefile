@@ -63,7 +63,7 @@ data/python_stdlib/dataset.json: | $(INSTALLED)
 	@echo "== prepare the Python standard library's source"
 	@$(BIN)/python launcher/prepare.py --input "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')" \
 	    --include '*.py' --exclude site-packages --output data/python_stdlib --seq-len 128 --overwrite \
-	    --tokenizer data/python_stdlib.tokenizer.json --train-tokenizer 2048
+	    --tokenizer data/python_stdlib.tokenizer.json --train-tokenizer 4096
 
 test: $(INSTALLED)  ## all tests, on two cores at most 20 minutes
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile

@@ -6,7 +6,7 @@ python -m benchmarks.pictures --checkpoint exported/quickstart_nar --digits expo
 All are of `make demo` and `make demo CONFIG=configs/digits_nar.yaml`, but for the run that was taken over:
 
 python launcher/train.py --config configs/quickstart_nar.yaml training.run_directory=runs/taken_over \
-    --resume runs/quickstart_nar/checkpoints/step-000000600
+    --resume runs/quickstart_nar/checkpoints/step-000000400
 """
 
 from __future__ import annotations

@@ -52,11 +52,11 @@ def draw_checkpoints(unbroken: Path, taken_over: Path) -> Figure:
     figure, axes = chart()
     curves = (
         (unbroken, "unbroken, two processes", COLOURS[0], 5),
-        (taken_over, "from step 600, one process", COLOURS[1], 1.5),
+        (taken_over, "from step 400, one process", COLOURS[1], 1.5),
     )
     for log, label, colour, width in curves:
         lines = [json.loads(line) for line in log.read_text().splitlines()]
-        points = [(line["step"], line["loss"]) for line in lines if "loss" in line and line["step"] > 300]
+        points = [(line["step"], line["loss"]) for line in lines if "loss" in line and line["step"] > 200]
         axes.plot(*zip(*points), label=label, color=colour, linewidth=width, alpha=0.9)
     axes.set_xlabel("step")
     axes.set_ylabel("training loss, nats")
