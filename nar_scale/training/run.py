@@ -23,6 +23,7 @@ from nar_scale.config import (
 )
 from nar_scale.data.shards.shard_comparison import write_shard_list
 from nar_scale.files import removed_if_empty
+from nar_scale.fleet.holder import Holder
 from nar_scale.model.parameters import full_size
 from nar_scale.objectives import build_wrapper
 from nar_scale.training.agreement import check_ranks_alike
@@ -51,7 +52,7 @@ from nar_scale.training.fault_tolerance.activity import Activity
 from nar_scale.training.fault_tolerance.error_reporting import own_store, report_error_once
 from nar_scale.training.fault_tolerance.error_translation import translate_errors
 from nar_scale.training.fault_tolerance.preemption import StopAgreement, StopRequest
-from nar_scale.training.fault_tolerance.run_lease import RunLease
+from nar_scale.training.fault_tolerance.run_lease import RunLease, find_loss
 from nar_scale.training.fault_tolerance.watchdog import Watchdog, timeout_beyond_watchdog
 from nar_scale.training.metrics.events import ATTEMPTS, COMPLETE, RESUMED, STARTED, STOPPED, EventLog
 from nar_scale.training.metrics.writer import MetricsWriter
@@ -148,15 +149,22 @@ def _run_directory(config: Config, world: World) -> Iterator[CheckpointStore]:
     store = CheckpointStore(directory / "checkpoints")
     with ExitStack() as held:
 
-        def hold() -> None:
+        def hold() -> Holder:
             held.enter_context(removed_if_empty(store.directory))
             check_writable(store)
-            held.enter_context(RunLease(directory, on_loss=_end_process)).acquire()
+            holder = Holder.of_this_process()
+            held.enter_context(RunLease(directory, _end_process, holder)).acquire()
+            return holder
 
-        on_main(world, hold)
+        holder = on_main(world, hold)
         check_writable(store)
         check_nodes(world, directory, config.data)
-        yield store
+        try:
+            yield store
+        except Exception:
+            if problem := find_loss(directory, holder):  # the error may come of what the other run has changed
+                _end_process(problem)
+            raise
 
 
 def _end_process(problem: str) -> None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ import torch
 
 import nar_scale.training.run
 from nar_scale.checkpoint import CheckpointStore
+from nar_scale.fleet.holder import Holder
 from nar_scale.logging_setup import silence_libraries
 from nar_scale.training import launch
 from nar_scale.training.callbacks.callback import Callback, RunView
@@ -69,6 +71,10 @@ class Faults:
                 lay_out_in_turn()
             case "stale":  # what is there has not come to this node yet
                 CheckpointStore.steps = lambda store: []  # type: ignore[method-assign]
+            case "taken over":  # by another attempt, which removes what this one is writing
+                holder = replace(Holder.of_this_process(), pid=4711, token="another attempt")
+                (self.run_directory / "lease-9.json").write_text(json.dumps(asdict(holder)))
+                CheckpointStore(self.run_directory / "checkpoints").clean_up(0)
             case "full disk":
                 fill(self.run_directory / "filler")
             case "read-only":

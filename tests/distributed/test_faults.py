@@ -87,6 +87,7 @@ CASES: dict[str, tuple[list[str], FaultPoints]] = {
     "full-disk-metrics": (["logging.every=1"], {"step 3": ("full disk", 0)}),
     "read-only": (OFTEN, {"step 3": ("read-only", 0)}),
     "surprise": ([], {"partitions 1": ("surprise", 1)}),
+    "taken-over": ([], {"partitions 1": ("taken over", 1)}),
     "no-memory-beside": (
         ["checkpoint.asynchronous=true", "faults.long_timeout_seconds=30000"],
         {"partitions 1": ("no memory", 1)},
@@ -337,6 +338,12 @@ def test_the_rank_that_cannot_write_says_why(launch: Launch) -> None:
     assert launch.error("no-memory-beside").startswith("out of host memory in ")
     for name in ("surprise", "no-memory-beside"):
         assert launch.checkpoints(name).steps() == []
+
+
+def test_a_run_that_another_attempt_has_taken_over_from_says_so_whichever_rank_fails_first(launch: Launch) -> None:
+    assert launch.statuses("taken-over") == [2, 2]
+    assert f"{launch.directory / 'taken-over'} has been taken over by process 4711 on " in launch.error("taken-over")
+    assert launch.checkpoints("taken-over").steps() == []
 
 
 def test_who_writes_beside_the_run_waits_as_long_as_all(launch: Launch) -> None:

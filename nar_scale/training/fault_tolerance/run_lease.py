@@ -48,15 +48,23 @@ def find_holder(directory: Path) -> Holder | None:
     return holder if runs_here else None
 
 
+def find_loss(directory: Path, holder: Holder) -> str | None:
+    """The line that says which other run has taken a run directory over from its holder; None if none is known to."""
+    with suppress(OSError):
+        other = _newest(directory)[1]
+        if other not in (None, holder):
+            return f"{directory} has been taken over by {other}; this run ends without saving"
+    return None
+
+
 class RunLease:
     """Holds a run directory from `acquire` to the end of a `with` block.
 
-    A thread renews the lease. When it finds that another run has taken the lease over, it calls `on_loss`, once. The
-    end of a block that has raised an error looks as well: what that run has changed may be the cause.
+    A thread renews the lease. When it finds that another run has taken the lease over, it calls `on_loss`, once.
 
     Args:
         directory: of the run, which must exist when the lease is acquired.
-        on_loss: called with a line that names the other run.
+        on_loss: called in the thread with a line that names the other run.
         holder: this process.
         heartbeat_seconds: between two renewals.
         expiry_seconds: after which a holder on another machine that has renewed nothing is taken to be gone. Both
@@ -77,7 +85,6 @@ class RunLease:
         self._heartbeat_seconds, self._expiry_seconds = heartbeat_seconds, expiry_seconds
         self._path: Path | None = None
         self._over = threading.Event()
-        self._lost = False
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
 
     def acquire(self) -> None:
@@ -99,7 +106,7 @@ class RunLease:
             if self._newest() == (number + 1, self._holder):
                 self._path = path
         self._thread.start()
-        for earlier in self._numbers()[:-1]:
+        for earlier in _numbers(self._directory)[:-1]:
             with suppress(OSError):  # it may be another user's
                 self._file(earlier).unlink()
 
@@ -114,8 +121,6 @@ class RunLease:
         self._over.set()
         self._thread.join()
         with suppress(OSError):
-            if error is not None and not self._lost:
-                self._look_for_loss()
             if _read(self._path) == self._holder:
                 self._path.unlink()
 
@@ -141,32 +146,17 @@ class RunLease:
 
     def _renew(self) -> None:
         assert self._path is not None
-        while not self._lost and not self._over.wait(self._heartbeat_seconds):
+        while not self._over.wait(self._heartbeat_seconds):
             with suppress(OSError):  # the file system may come back
-                if self._look_for_loss() is None:  # somebody has removed the file
+                if problem := find_loss(self._directory, self._holder):
+                    self._on_loss(problem)
+                    return
+                if not self._path.exists():  # somebody has removed the file
                     create_atomically(self._path, json.dumps(asdict(self._holder)).encode())
-                if not self._lost:
-                    os.utime(self._path)
-
-    def _look_for_loss(self) -> Holder | None:
-        """Call `on_loss` if another run has taken the lease over; returns who holds it now."""
-        holder = self._newest()[1]
-        if holder not in (None, self._holder):
-            self._lost = True
-            self._on_loss(f"{self._directory} has been taken over by {holder}; this run ends without saving")
-        return holder
+                os.utime(self._path)
 
     def _newest(self) -> tuple[int, Holder | None]:
-        """The highest number of a lease and who holds it; of one that cannot be read, nobody does."""
-        number = max(self._numbers(), default=0)
-        holder = _read(self._file(number))
-        if number and holder is None:  # where files cannot appear whole, it may be being written
-            time.sleep(_POLL_SECONDS)
-            holder = _read(self._file(number))
-        return number, holder
-
-    def _numbers(self) -> list[int]:
-        return _numbers(self._directory)
+        return _newest(self._directory)
 
     def _renewed(self, number: int) -> int | None:
         """When a lease was renewed, by the clock of the file system; None if it has been given back."""
@@ -178,6 +168,16 @@ class RunLease:
 
     def _file(self, number: int) -> Path:
         return _file(self._directory, number)
+
+
+def _newest(directory: Path) -> tuple[int, Holder | None]:
+    """The highest number of a lease and who holds it; of one that cannot be read, nobody does."""
+    number = max(_numbers(directory), default=0)
+    holder = _read(_file(directory, number))
+    if number and holder is None:  # where files cannot appear whole, it may be being written
+        time.sleep(_POLL_SECONDS)
+        holder = _read(_file(directory, number))
+    return number, holder
 
 
 def _numbers(directory: Path) -> list[int]:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from nar_scale.errors import UserError
-from nar_scale.training.fault_tolerance.run_lease import Holder, RunLease
+from nar_scale.training.fault_tolerance.run_lease import Holder, RunLease, find_loss
 from tests.errors import assert_names, refused
 
 HERE = Holder.of_this_process({})
@@ -194,19 +194,15 @@ def test_a_requeued_attempt_takes_over_and_the_older_one_ends(tmp_path):
     assert len(lost) == 1
 
 
-@pytest.mark.parametrize("taken_over", [False, True])
-def test_an_error_of_an_attempt_that_has_been_taken_over_from_is_told_as_that(tmp_path, taken_over):
-    second = replace(HERE, job="88", attempt=1)
-    lost: list[str] = []
-    older = RunLease(tmp_path, lost.append, replace(ELSEWHERE, job="88", attempt=0), heartbeat_seconds=3600)
-    with ExitStack() as newer, refused(OSError, "checkpoint"), older:
-        older.acquire()
-        if taken_over:
-            newer.enter_context(lease(tmp_path, second)).acquire()
-        raise OSError("a file of the checkpoint has gone")
-    assert len(lost) == taken_over
-    for problem in lost:
-        assert_names(problem, tmp_path, second.pid, second.host, 88, 1)
+def test_a_loss_is_found_at_once(tmp_path):
+    first, second = replace(ELSEWHERE, job="88", attempt=0), replace(HERE, job="88", attempt=1)
+    assert find_loss(tmp_path, first) is None
+    abandon(tmp_path, first)
+    assert find_loss(tmp_path, first) is None
+    abandon(tmp_path, second)
+    assert_names(find_loss(tmp_path, first), tmp_path, second.pid, second.host, 88, 1)
+    assert find_loss(tmp_path, second) is None
+    assert find_loss(tmp_path / "missing", first) is None
 
 
 def test_another_job_on_another_machine_does_not_take_over(tmp_path):
