@@ -15,6 +15,7 @@ from nar_scale.reporting.report import Report
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
     from matplotlib.transforms import Bbox
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink", "tab:gray")
@@ -23,6 +24,7 @@ _ROW = (10.5, 4.3)  # inches
 _SMALL = 10  # points
 _POINTS_OF_INCH = 72
 _LOGARITHMIC_FROM, _DECADE = 3.0, 20.0  # largest over smallest value
+_RISES = 8  # of the limit of a chart; a single one brings the points nearer to each other, so that more is needed
 _EVALUATED_TEXT = "evaluated text"
 _Cost = Callable[[FrontierPoint], float]
 _Quality = Callable[[TextQuality], float]
@@ -87,7 +89,7 @@ def import_figure() -> Any:
 
 
 def _add_legend(figure: Figure) -> None:
-    """One legend for all charts, above them, as wide as they are: a name means the same in each."""
+    """One legend for all charts, above them, in as many columns as fit, at most four: a name means the same in each."""
     named = {}
     for each in figure.axes:
         handles, labels = each.get_legend_handles_labels()
@@ -245,27 +247,35 @@ def _write_beside(axes: Axes, place: tuple[float, float], text: str, colour: str
 
 
 def _part_numbers(figure: Figure) -> None:
-    """Move the numbers of steps upwards, from the lowest on, until none lies over another one; the charts grow."""
-    from matplotlib.text import Annotation
+    """Move the numbers of steps upwards until none lies over another one, and raise the limit of a chart for them."""
+    from matplotlib import text as texts
 
     figure.draw_without_rendering()  # gives everything its place
     for axes in figure.axes:
-        placed: list[Bbox] = []
-        bottom, height = axes.bbox.y0, axes.bbox.height
-        needed = height  # of the chart, in what a pixel stands for now
-        numbers = [text for text in axes.texts if isinstance(text, Annotation) and text.get_text().isdigit()]
-        for text in sorted(numbers, key=lambda text: text.get_window_extent().y0):
-            box = text.get_window_extent()
-            for other in sorted(placed, key=lambda other: other.y0):
-                if box.overlaps(other):
-                    box = box.translated(0, other.y1 - box.y0 + 1)
-            placed.append(box)
-            x, y = text.get_position()
-            text.set_position((x, y + (box.y0 - text.get_window_extent().y0) * _POINTS_OF_INCH / figure.dpi))
-            point = axes.transData.transform(text.xy)[1] - bottom
-            needed = max(needed, point * height / (height - (box.y1 - bottom - point)))
-        if needed > height:
-            axes.set_ylim(top=axes.transData.inverted().transform((0, bottom + needed))[1])
+        numbers = [text for text in axes.texts if isinstance(text, texts.Annotation) and text.get_text().isdigit()]
+        offsets = [text.get_position() for text in numbers]
+        for rise in range(_RISES + 1):
+            for text, offset in zip(numbers, offsets):
+                text.set_position(offset)
+            above = _move_upwards(numbers, figure.dpi) - axes.bbox.y1
+            if above <= 1 or rise == _RISES:  # pixel
+                break
+            top = axes.bbox.y1 + min(above, axes.bbox.height / 4)
+            axes.set_ylim(top=axes.transData.inverted().transform((0, top))[1])
+
+
+def _move_upwards(numbers: Sequence[Annotation], dots_per_inch: float) -> float:
+    """Move texts, from the lowest on, above those that they lie over; returns where the highest ends, in pixels."""
+    placed: list[Bbox] = []
+    for text in sorted(numbers, key=lambda text: text.get_window_extent().y0):
+        box = text.get_window_extent()
+        for other in sorted(placed, key=lambda other: other.y0):
+            if box.overlaps(other):
+                box = box.translated(0, other.y1 - box.y0 + 1)
+        placed.append(box)
+        x, y = text.get_position()
+        text.set_position((x, y + (box.y0 - text.get_window_extent().y0) * _POINTS_OF_INCH / dots_per_inch))
+    return max((box.y1 for box in placed), default=0.0)
 
 
 def _label(model: str, sampler: str | None) -> str:
