@@ -7,6 +7,7 @@ and from what is logged for debugging: `listing`, `start`, `step N` (as attempte
 count), `evaluation N`, `save N` and `partitions N` (in the N-th batch or checkpoint), `after save N` and `sampling 1`.
 """
 
+import errno
 import json
 import logging
 import os
@@ -71,10 +72,10 @@ class Faults:
                 lay_out_in_turn()
             case "stale":  # what is there has not come to this node yet
                 CheckpointStore.steps = lambda store: []  # type: ignore[method-assign]
-            case "taken over":  # by another attempt, which removes what this one is writing
+            case "taken over":  # by another attempt, which has removed what this one is writing
                 holder = replace(Holder.of_this_process(), pid=4711, token="another attempt")
                 (self.run_directory / "lease-9.json").write_text(json.dumps(asdict(holder)))
-                CheckpointStore(self.run_directory / "checkpoints").clean_up(0)
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
             case "full disk":
                 fill(self.run_directory / "filler")
             case "read-only":
